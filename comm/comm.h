@@ -1,0 +1,77 @@
+// Communication between the ranks of one job.
+//
+// One interface, three transports: self (one rank), mpi (host memory), nccl (in the CUDA module). Collective functions must be
+// called by every rank in the same order with matching arguments; each carries a short constant `what` that diagnostics
+// show ("adapter gather"). Every wait has a deadline: when a collective is not complete after the deadline and the
+// progress words of a missing rank (runtime/core/progress.h) have stood still for as long, the watchdog prints which rank
+// is where and ends the job on all ranks with TD_ERR_PEER. Functions are for the thread that bootstrapped unless said
+// otherwise; a communication thread inside owns all MPI calls.
+#ifndef TANDEM_COMM_COMM_H
+#define TANDEM_COMM_COMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "runtime/core/hash.h"
+#include "runtime/core/status.h"
+
+typedef struct td_comm td_comm;
+
+// Collective. Starts MPI when the process was launched by mpirun or srun (their environment says so), else uses `self`. On
+// failure nothing needs to be undone.
+td_status td_comm_bootstrap(td_comm **out);
+void td_comm_set_deadline(td_comm *comm, double seconds);
+// Collective. Finishes outstanding work, stops the communication thread, MPI_Finalize. comm is gone afterwards.
+td_status td_comm_finish(td_comm *comm);
+
+// Local.
+int td_comm_rank(const td_comm *comm);
+int td_comm_size(const td_comm *comm);
+int td_comm_local_rank(const td_comm *comm); // among the ranks of this node
+int td_comm_local_size(const td_comm *comm);
+const char *td_comm_transport_name(const td_comm *comm); // "self", "mpi"
+
+// Collective, blocking, host memory; the buffers are free again on return.
+td_status td_comm_barrier(td_comm *comm, const char *what);
+td_status td_comm_broadcast(td_comm *comm, void *buffer, size_t bytes, int root, const char *what);
+// Among the ranks of each node, from local rank 0.
+td_status td_comm_node_broadcast(td_comm *comm, void *buffer, size_t bytes, const char *what);
+// all: size * bytes_each, in rank order.
+td_status td_comm_allgather(td_comm *comm, const void *mine, void *all, size_t bytes_each,
+                            const char *what);
+// Sum of int64, wrapping never checked here. In place on every rank.
+td_status td_comm_allreduce_i64(td_comm *comm, int64_t *values, size_t count, const char *what);
+
+// Collective. Every rank passes its own status; all return the status of the lowest failing rank, with that rank's
+// message recorded on every rank (as td_error_message(), prefixed with "rank N: " when only some ranks failed). TD_OK
+// only if all are. The place where errors that one rank detects become everybody's, without a hang.
+td_status td_comm_agree(td_comm *comm, td_status mine, const char *what);
+// Collective. TD_ERR_USAGE naming `what` and a differing rank unless the hash is the same on all.
+td_status td_comm_require_same(td_comm *comm, td_hash hash, const char *what);
+
+// Asynchronous collectives on host memory. They are executed in the order in which they were started, while the caller
+// computes. The buffer belongs to comm from start until the matching td_comm_wait(). start never blocks.
+typedef uint64_t td_request;
+// Sum of int64 over the ranks, result on `root` only; the buffer's content elsewhere is undefined afterwards.
+td_status td_comm_reduce_i64_start(td_comm *comm, int64_t *values, size_t count, int root,
+                                   const char *what, td_request *out);
+// The same with fp32 in the order of the MPI library: not exact; for comparison.
+td_status td_comm_reduce_f32_start(td_comm *comm, float *values, size_t count, int root,
+                                   const char *what, td_request *out);
+td_status td_comm_broadcast_start(td_comm *comm, void *buffer, size_t bytes, int root,
+                                  const char *what, td_request *out);
+td_status td_comm_wait(td_comm *comm, td_request request);
+
+// Seconds that the caller has spent waiting in td_comm_wait() and the blocking functions, and bytes it has passed in.
+typedef struct td_comm_counters {
+    double wait_seconds;
+    uint64_t bytes;
+    uint64_t collectives;
+} td_comm_counters;
+td_comm_counters td_comm_read_counters(const td_comm *comm);
+
+// Any thread. Ends the job on all ranks: prints this thread's error message (or `message` if not NULL) once, tells the others,
+// and exits with `status`. Does not return. comm may be NULL (before bootstrap).
+void td_comm_abort(td_comm *comm, td_status status, const char *message) __attribute__((noreturn));
+
+#endif
