@@ -1,0 +1,36 @@
+// Safetensors files: reading a folder of them by tensor name, and writing one.
+//
+// Format: 8 bytes little-endian header length, JSON header {"name": {"dtype", "shape", "data_offsets": [begin, end]}},
+// data. Nothing in a file is trusted: length, offsets, overlaps, gaps, dtype, shape and size are checked before use.
+#ifndef TANDEM_MODEL_SAFETENSORS_H
+#define TANDEM_MODEL_SAFETENSORS_H
+
+#include "runtime/core/tensor.h"
+
+typedef struct td_safetensors td_safetensors;
+
+// A folder with model.safetensors or model.safetensors.index.json (whose files must be plain names in the folder), or the path
+// of one .safetensors file. Files are mapped; views stay valid until close. TD_ERR_DATA names file, tensor and what is wrong.
+td_status td_safetensors_open(const char *path, td_safetensors **out);
+void td_safetensors_close(td_safetensors *files);
+
+int64_t td_safetensors_count(const td_safetensors *files);
+const char *td_safetensors_name(const td_safetensors *files, int64_t index); // sorted by name
+td_tensor td_safetensors_view(const td_safetensors *files, int64_t index);
+// 0 when there is no such tensor.
+int td_safetensors_find(const td_safetensors *files, const char *name, td_tensor *out);
+// As find, but TD_ERR_DATA when missing, when the shape differs, or when the dtype is not F32, F16 or BF16.
+td_status td_safetensors_require(const td_safetensors *files, const char *name, int n_dims,
+                                 const int64_t *shape, td_tensor *out);
+// Lets the system drop the mapped pages of a tensor that will not be read again soon.
+void td_safetensors_forget(const td_safetensors *files, const td_tensor *view);
+
+typedef struct td_named_tensor {
+    const char *name;
+    td_tensor tensor; // host memory
+} td_named_tensor;
+
+// Writes to a temporary, fsync, rename. Metadata {"format": "pt"}. Tensors in the given order; data 8-byte aligned.
+td_status td_safetensors_write(const char *path, const td_named_tensor *tensors, int64_t count);
+
+#endif
