@@ -1,0 +1,160 @@
+// The one list of config keys. See CONTRIBUTING.md for how to add one.
+#include <stddef.h>
+
+#include "runtime/core/config.h"
+
+#define AT(field) offsetof(td_config, field)
+
+static const char *const schedule_names[] = {
+    [TD_SCHEDULE_COSINE] = "cosine",
+    [TD_SCHEDULE_LINEAR] = "linear",
+    [TD_SCHEDULE_CONSTANT] = "constant",
+    NULL,
+};
+static const char *const optimizer_names[] = {
+    [TD_OPTIM_ADAMW] = "adamw",
+    [TD_OPTIM_ADAMW_8BIT] = "adamw_8bit",
+    NULL,
+};
+static const char *const recompute_names[] = {
+    [TD_RECOMPUTE_AUTO] = "auto",
+    [TD_RECOMPUTE_NONE] = "none",
+    [TD_RECOMPUTE_NORMS_MLP] = "norms_mlp",
+    [TD_RECOMPUTE_BLOCK] = "block",
+    NULL,
+};
+static const char *const bad_rows_names[] = {
+    [TD_BAD_ROWS_ERROR] = "error",
+    [TD_BAD_ROWS_SKIP] = "skip",
+    NULL,
+};
+static const char *const too_long_names[] = {
+    [TD_TOO_LONG_DROP] = "drop",
+    [TD_TOO_LONG_TRUNCATE] = "truncate",
+    [TD_TOO_LONG_ERROR] = "error",
+    NULL,
+};
+static const char *const reduce_names[] = {
+    [TD_REDUCE_EXACT] = "exact",
+    [TD_REDUCE_FP32] = "fp32",
+    NULL,
+};
+
+// clang-format off
+const td_key td_config_table[] = {
+    {.name = "model_name_or_path", .section = "model", .type = TD_KEY_STRING, .offset = AT(model_name_or_path),
+     .fallback = "null", .help = "Folder of the base model: config.json, tokenizer.json, safetensors."},
+    {.name = "adapter_name_or_path", .section = "model", .type = TD_KEY_STRING, .offset = AT(adapter_name_or_path),
+     .fallback = "null", .affects_result = 1, .help = "PEFT adapter folder to start from."},
+    {.name = "load_in_4bit", .section = "model", .type = TD_KEY_BOOL, .offset = AT(load_in_4bit),
+     .fallback = "true", .affects_result = 1, .help = "Quantize the linear layers of the blocks to NF4."},
+    {.name = "bnb_4bit_use_double_quant", .section = "model", .type = TD_KEY_BOOL, .offset = AT(bnb_4bit_use_double_quant),
+     .fallback = "true", .affects_result = 1, .help = "Quantize the NF4 block scales to 8 bits too."},
+
+    {.name = "lora_r", .section = "lora", .type = TD_KEY_INT, .offset = AT(lora_r), .minimum = 1, .maximum = 65536,
+     .fallback = "16", .affects_result = 1, .help = "Rank of the adapter."},
+    {.name = "lora_alpha", .section = "lora", .type = TD_KEY_FLOAT, .offset = AT(lora_alpha), .minimum = 0, .maximum = 1e6,
+     .fallback = "32", .affects_result = 1, .help = "The adapter is scaled by lora_alpha / lora_r."},
+    {.name = "lora_dropout", .section = "lora", .type = TD_KEY_FLOAT, .offset = AT(lora_dropout), .minimum = 0, .maximum = 0.99,
+     .fallback = "0.05", .affects_result = 1, .help = "Probability of dropping an input of the adapter."},
+    {.name = "target_modules", .section = "lora", .type = TD_KEY_STRINGS, .offset = AT(target_modules),
+     .fallback = "\"all-linear\"", .affects_result = 1,
+     .help = "List of module names, or one regular expression, or \"all-linear\"."},
+    {.name = "rank_pattern", .section = "lora", .type = TD_KEY_OBJECT, .offset = AT(rank_pattern),
+     .fallback = "null", .affects_result = 1, .help = "Rank for modules that match: {\"pattern\": rank}."},
+    {.name = "alpha_pattern", .section = "lora", .type = TD_KEY_OBJECT, .offset = AT(alpha_pattern),
+     .fallback = "null", .affects_result = 1, .help = "Alpha for modules that match: {\"pattern\": alpha}."},
+    {.name = "use_rslora", .section = "lora", .type = TD_KEY_BOOL, .offset = AT(use_rslora),
+     .fallback = "false", .affects_result = 1, .help = "Scale by lora_alpha / sqrt(lora_r)."},
+
+    {.name = "train_files", .section = "data", .type = TD_KEY_STRINGS, .offset = AT(train_files),
+     .fallback = "[]", .help = "JSON Lines files to train on."},
+    {.name = "eval_files", .section = "data", .type = TD_KEY_STRINGS, .offset = AT(eval_files),
+     .fallback = "[]", .help = "JSON Lines files to evaluate on."},
+    {.name = "eval_split_ratio", .section = "data", .type = TD_KEY_FLOAT, .offset = AT(eval_split_ratio), .minimum = 0, .maximum = 0.9,
+     .fallback = "0", .affects_result = 1, .help = "Share of train_files to hold out for evaluation."},
+    {.name = "max_length", .section = "data", .type = TD_KEY_INT, .offset = AT(max_length), .minimum = 2, .maximum = 1 << 24,
+     .fallback = "1024", .affects_result = 1, .help = "Longest sequence in tokens."},
+    {.name = "packing", .section = "data", .type = TD_KEY_BOOL, .offset = AT(packing),
+     .fallback = "true", .affects_result = 1, .help = "Put several sequences into one micro-batch; they do not see each other."},
+    {.name = "micro_batch_tokens", .section = "data", .type = TD_KEY_INT, .offset = AT(micro_batch_tokens), .minimum = 0, .maximum = 1 << 24,
+     .fallback = "0", .affects_result = 1, .help = "Tokens in a packed micro-batch; 0: max_length."},
+    {.name = "per_device_train_batch_size", .section = "data", .type = TD_KEY_INT, .offset = AT(per_device_train_batch_size),
+     .minimum = 1, .maximum = 1 << 16, .fallback = "1", .affects_result = 1, .help = "Sequences in a micro-batch when not packing."},
+    {.name = "gradient_accumulation_steps", .section = "data", .type = TD_KEY_INT, .offset = AT(gradient_accumulation_steps),
+     .minimum = 1, .maximum = 1 << 20, .fallback = "8", .affects_result = 1, .help = "Micro-batches in a step, all ranks together."},
+    {.name = "shuffle", .section = "data", .type = TD_KEY_BOOL, .offset = AT(shuffle),
+     .fallback = "true", .affects_result = 1, .help = "Shuffle the sequences in every epoch."},
+    {.name = "assistant_only_loss", .section = "data", .type = TD_KEY_BOOL, .offset = AT(assistant_only_loss),
+     .fallback = "true", .affects_result = 1, .help = "In chats, train only on what the assistant says."},
+    {.name = "completion_only_loss", .section = "data", .type = TD_KEY_BOOL, .offset = AT(completion_only_loss),
+     .fallback = "true", .affects_result = 1, .help = "In prompt/completion rows, train only on the completion."},
+    {.name = "bad_rows", .section = "data", .type = TD_KEY_ENUM, .offset = AT(bad_rows), .choices = bad_rows_names,
+     .fallback = "\"error\"", .affects_result = 1, .help = "What a malformed row does: stop, or be skipped and counted."},
+    {.name = "too_long", .section = "data", .type = TD_KEY_ENUM, .offset = AT(too_long), .choices = too_long_names,
+     .fallback = "\"drop\"", .affects_result = 1, .help = "What happens to sequences longer than max_length."},
+
+    {.name = "learning_rate", .section = "optimization", .type = TD_KEY_FLOAT, .offset = AT(learning_rate), .minimum = 0, .maximum = 10,
+     .fallback = "2e-4", .affects_result = 1, .help = "Peak learning rate."},
+    {.name = "lr_scheduler_type", .section = "optimization", .type = TD_KEY_ENUM, .offset = AT(lr_scheduler_type), .choices = schedule_names,
+     .fallback = "\"cosine\"", .affects_result = 1, .help = "Shape of the learning rate after warm-up."},
+    {.name = "warmup_steps", .section = "optimization", .type = TD_KEY_INT, .offset = AT(warmup_steps), .minimum = 0, .maximum = 1e9,
+     .fallback = "0", .affects_result = 1, .help = "Steps of linear warm-up; 0: from warmup_ratio."},
+    {.name = "warmup_ratio", .section = "optimization", .type = TD_KEY_FLOAT, .offset = AT(warmup_ratio), .minimum = 0, .maximum = 1,
+     .fallback = "0.03", .affects_result = 1, .help = "Share of all steps that is warm-up."},
+    {.name = "num_train_epochs", .section = "optimization", .type = TD_KEY_FLOAT, .offset = AT(num_train_epochs), .minimum = 1e-6, .maximum = 1e6,
+     .fallback = "1", .affects_result = 1, .help = "Passes over the training data."},
+    {.name = "max_steps", .section = "optimization", .type = TD_KEY_INT, .offset = AT(max_steps), .minimum = -1, .maximum = 1e9,
+     .fallback = "-1", .affects_result = 1, .help = "Optimizer steps; -1: from num_train_epochs."},
+    {.name = "weight_decay", .section = "optimization", .type = TD_KEY_FLOAT, .offset = AT(weight_decay), .minimum = 0, .maximum = 10,
+     .fallback = "0", .affects_result = 1, .help = "Decoupled weight decay."},
+    {.name = "adam_beta1", .section = "optimization", .type = TD_KEY_FLOAT, .offset = AT(adam_beta1), .minimum = 0, .maximum = 0.999999,
+     .fallback = "0.9", .affects_result = 1, .help = "Decay of the first moment."},
+    {.name = "adam_beta2", .section = "optimization", .type = TD_KEY_FLOAT, .offset = AT(adam_beta2), .minimum = 0, .maximum = 0.999999,
+     .fallback = "0.999", .affects_result = 1, .help = "Decay of the second moment."},
+    {.name = "adam_epsilon", .section = "optimization", .type = TD_KEY_FLOAT, .offset = AT(adam_epsilon), .minimum = 1e-16, .maximum = 1,
+     .fallback = "1e-8", .affects_result = 1, .help = "Added to the root of the second moment."},
+    {.name = "max_grad_norm", .section = "optimization", .type = TD_KEY_FLOAT, .offset = AT(max_grad_norm), .minimum = 0, .maximum = 1e9,
+     .fallback = "1.0", .affects_result = 1, .help = "Clip the gradient to this L2 norm; 0: no clipping."},
+    {.name = "optim", .section = "optimization", .type = TD_KEY_ENUM, .offset = AT(optim), .choices = optimizer_names,
+     .fallback = "\"adamw\"", .affects_result = 1, .help = "Optimizer."},
+    {.name = "seed", .section = "optimization", .type = TD_KEY_INT, .offset = AT(seed), .minimum = 0, .maximum = 0x1p53,
+     .fallback = "42", .affects_result = 1, .help = "Seed of data order, dropout and adapter initialization."},
+
+    {.name = "output_dir", .section = "run", .type = TD_KEY_STRING, .offset = AT(output_dir),
+     .fallback = "\"runs/tandem\"", .help = "Folder of the run: metrics, checkpoints, adapter."},
+    {.name = "resume_from_checkpoint", .section = "run", .type = TD_KEY_STRING, .offset = AT(resume_from_checkpoint),
+     .fallback = "\"never\"", .help = "\"auto\" (newest whole checkpoint in output_dir), \"never\", or a checkpoint folder."},
+    {.name = "logging_steps", .section = "run", .type = TD_KEY_INT, .offset = AT(logging_steps), .minimum = 1, .maximum = 1e9,
+     .fallback = "1", .help = "Steps between lines in metrics.jsonl."},
+    {.name = "eval_steps", .section = "run", .type = TD_KEY_INT, .offset = AT(eval_steps), .minimum = 0, .maximum = 1e9,
+     .fallback = "0", .help = "Steps between evaluations; 0: at the end only."},
+    {.name = "save_steps", .section = "run", .type = TD_KEY_INT, .offset = AT(save_steps), .minimum = 0, .maximum = 1e9,
+     .fallback = "0", .help = "Steps between checkpoints; 0: at the end only."},
+    {.name = "save_total_limit", .section = "run", .type = TD_KEY_INT, .offset = AT(save_total_limit), .minimum = 0, .maximum = 1e6,
+     .fallback = "2", .help = "Checkpoints to keep, besides the best; 0: all."},
+    {.name = "load_best_model_at_end", .section = "run", .type = TD_KEY_BOOL, .offset = AT(load_best_model_at_end),
+     .fallback = "false", .help = "End with the adapter of the lowest evaluation loss."},
+
+    {.name = "gradient_checkpointing", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(gradient_checkpointing), .choices = recompute_names,
+     .fallback = "\"auto\"", .help = "What is computed again in backward to save memory."},
+    {.name = "logits_chunk_tokens", .section = "machine", .type = TD_KEY_INT, .offset = AT(logits_chunk_tokens), .minimum = 1, .maximum = 1 << 20,
+     .fallback = "256", .affects_result = 1, .help = "Trained tokens whose logits exist at once."},
+    {.name = "page_elements", .section = "machine", .type = TD_KEY_INT, .offset = AT(page_elements), .minimum = 1, .maximum = 1 << 28,
+     .fallback = "1048576", .affects_result = 1, .help = "Parameters in a page: the unit of ownership, paging and storage."},
+    {.name = "optimizer_cache_bytes", .section = "machine", .type = TD_KEY_INT, .offset = AT(optimizer_cache_bytes), .minimum = 0, .maximum = 0x1p53,
+     .fallback = "0", .help = "Device memory for optimizer pages; 0: what the plan leaves."},
+    {.name = "memory_limit_bytes", .section = "machine", .type = TD_KEY_INT, .offset = AT(memory_limit_bytes), .minimum = 0, .maximum = 0x1p53,
+     .fallback = "0", .help = "Memory of the device the plan may use, per rank; 0: what is there."},
+    {.name = "reduce", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(reduce), .choices = reduce_names,
+     .fallback = "\"exact\"", .affects_result = 1, .help = "Gradient sums in fixed point (the same on any number of ranks), or fp32."},
+    {.name = "gradient_quantum_log2", .section = "machine", .type = TD_KEY_INT, .offset = AT(gradient_quantum_log2), .minimum = -60, .maximum = -20,
+     .fallback = "-46", .affects_result = 1, .help = "Exponent of the smallest gradient step in exact sums."},
+    {.name = "collective_deadline_seconds", .section = "machine", .type = TD_KEY_FLOAT, .offset = AT(collective_deadline_seconds),
+     .minimum = 0.1, .maximum = 86400, .fallback = "60", .help = "How long a rank may stand still before the job is ended."},
+    {.name = "num_threads", .section = "machine", .type = TD_KEY_INT, .offset = AT(num_threads), .minimum = 0, .maximum = 4096,
+     .fallback = "0", .help = "Threads per rank; 0: OMP_NUM_THREADS, else cores / ranks of the node."},
+};
+// clang-format on
+
+const size_t td_config_table_count = sizeof td_config_table / sizeof td_config_table[0];
