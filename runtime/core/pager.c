@@ -267,7 +267,7 @@ td_status td_pager_acquire(td_pager *pager, int64_t page, td_stream *stream, voi
         *out_state = host_of(pager, page);
         return TD_OK;
     }
-    slot *held;
+    slot *held = NULL;
     TD_TRY(hold(pager, page, stream, &held));
     held->unclaimed = 0;
     held->pins++;
