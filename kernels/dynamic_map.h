@@ -9,7 +9,7 @@
 void td_dynamic_map_signed(float out[256]);
 void td_dynamic_map_unsigned(float out[256]);
 
-// out[i] is the fp32 midpoint of map[i] and map[i + 1]; out[255] is +infinity, so that a search of 256 entries needs no end check.
+// out[i] is the fp32 midpoint of map[i] and map[i + 1]; out[255] is NaN, which no comparison passes.
 void td_dynamic_map_midpoints(const float map[256], float out[256]);
 
 // Code nearest to x. A tie goes to the even code and NaN to code 0, as in bitsandbytes' dQuantize.

@@ -46,5 +46,5 @@ void td_dynamic_map_unsigned(float out[MAP_SIZE]) {
 void td_dynamic_map_midpoints(const float map[MAP_SIZE], float out[MAP_SIZE]) {
     for (int i = 0; i + 1 < MAP_SIZE; i++)
         out[i] = (map[i] + map[i + 1]) * 0.5f;
-    out[MAP_SIZE - 1] = INFINITY;
+    out[MAP_SIZE - 1] = NAN;
 }

@@ -1,0 +1,124 @@
+// The frame of the operation tests: one list of cases that any backend runs.
+//
+// A case file exports void cases_<family>(op_run *run). For each of its shapes it calls op_case_begin(), makes buffers, calls the
+// operation by OP_CALL and compares what came out with a plain double reference that shares no code with the kernels:
+//
+//     if (!op_case_begin(run, "add", "n=%d", n))
+//         return;                                     // not selected
+//     op_buffer *x = op_random(run, run->ops->activation, n, 1.0);
+//     op_buffer *y = op_random(run, run->ops->activation, n, 1.0);
+//     double *expected = op_doubles(run, n);          // computed from x->values and y->values
+//     ...
+//     OP_CALL(run, add, (&(td_add_args){n, x->memory, y->memory}), flops, bytes);
+//     op_expect(run, "y", y, expected, 0.0);
+//     op_case_end(run);
+//
+// Every list runs several times, in "variants": buffers at shifted addresses, other instruction sets, other thread counts. The
+// outputs given to op_expect() must have the same bits in every variant that promises so.
+#ifndef TANDEM_TESTS_OPS_CASE_H
+#define TANDEM_TESTS_OPS_CASE_H
+
+#include <stdint.h>
+
+#include "kernels/ops.h"
+
+typedef struct op_run op_run;
+
+// An array in device memory, and its values as doubles on the host: for inputs what the device holds, exactly.
+typedef struct op_buffer {
+    void *memory;   // device
+    double *values; // (n)
+    int64_t n;
+    td_dtype dtype;
+    void *allocation;
+    struct op_buffer *next;
+} op_buffer;
+
+typedef struct op_variant {
+    const char *name;
+    void (*enter)(void); // or NULL
+    int shift_bytes;     // distance of every buffer from an aligned address; a multiple of 8
+    // Operations whose outputs have the bits of the first variant: "*", or a list such as "rope add"
+    const char *same_bits;
+} op_variant;
+
+struct op_run {
+    const td_ops *ops;
+    td_op_context context;
+    const char *only; // run cases of this operation, NULL: all
+    int timing;       // repeat each call, print rates, compare as well
+    const op_variant *variant;
+    struct op_run_state *state; // of the frame
+};
+
+// Starts a case of `op`; the rest describes the shape for messages and seeds the random numbers. 0: not selected, skip it.
+int op_case_begin(op_run *run, const char *op, const char *shape, ...)
+    __attribute__((format(printf, 3, 4)));
+// Frees the buffers and doubles of the case.
+void op_case_end(op_run *run);
+
+// Gives the context a workspace of what the backend asks for `query`, until the case ends.
+void op_workspace(op_run *run, const td_workspace_query *query);
+
+// Buffers live until op_case_end(). Random: uniform in [-scale, scale], rounded to dtype. Output: filled with NaN or -1.
+// Indices: TD_I32 or TD_U8, uniform in [0, limit).
+op_buffer *op_random(op_run *run, td_dtype dtype, int64_t n, double scale);
+op_buffer *op_indices(op_run *run, td_dtype dtype, int64_t n, int64_t limit);
+op_buffer *op_given(op_run *run, td_dtype dtype, int64_t n, const double *values);
+op_buffer *op_bytes(op_run *run, const void *bytes, int64_t n); // TD_U8
+op_buffer *op_output(op_run *run, td_dtype dtype, int64_t n);
+// n zeros on the host, freed by op_case_end().
+double *op_doubles(op_run *run, int64_t n);
+// The next random number of the case, uniform in [0, 1), and a raw word.
+double op_uniform(op_run *run);
+uint32_t op_word(op_run *run);
+
+// Memory of a buffer that may be absent.
+static inline void *op_memory(const op_buffer *buffer) {
+    return buffer ? buffer->memory : NULL;
+}
+
+// Calls the operation; when timing, repeatedly (in-place operations run on their own output), and prints the rate of the fastest
+// call. flops and bytes are those of one call; give 0 for what does not matter.
+#define OP_CALL(run, op, args, flops, bytes)                                                       \
+    do {                                                                                           \
+        op_call_begin(run);                                                                        \
+        do                                                                                         \
+            op_call_done(run, (run)->ops->op(&(run)->context, (args)));                            \
+        while (op_call_again(run, (double)(flops), (double)(bytes)));                              \
+    } while (0)
+void op_call_begin(op_run *run);
+void op_call_done(op_run *run, td_status status);
+int op_call_again(op_run *run, double flops, double bytes);
+
+// Reads the buffer back into its values (raw copies: fetch into caller's bytes).
+void op_fetch(op_run *run, op_buffer *buffer);
+
+// Reads `actual` back and requires |actual - expected| <= tolerance * max|expected| everywhere (0: equal as numbers). A failure
+// prints operation, shape, variant and the worst element. In timing mode in-place outputs are not compared.
+void op_expect(op_run *run, const char *name, op_buffer *actual, const double *expected,
+               double tolerance);
+// The same for a value on the host.
+void op_expect_value(op_run *run, const char *name, double actual, double expected,
+                     double tolerance);
+void op_expect_true(op_run *run, const char *what, int condition);
+
+// Reads `gradient` back and compares sampled elements with central differences of `loss`, which computes a scalar in double from
+// `parameters` (gradient->n of them; they are changed and restored). tolerance is relative to the largest gradient element.
+void op_expect_gradient(op_run *run, const char *name, op_buffer *gradient, double *parameters,
+                        double (*loss)(void *closure), void *closure, double tolerance);
+
+// The tolerance that ops.h gives for the activation type.
+static inline double op_tolerance(const op_run *run) {
+    return run->ops->activation == TD_F32 ? 1e-5 : 1e-2;
+}
+
+void cases_linear(op_run *run);
+void cases_quantize(op_run *run);
+void cases_elementwise(op_run *run); // embedding, add, swiglu, rope
+void cases_rmsnorm(op_run *run);
+void cases_attention(op_run *run);
+void cases_loss(op_run *run);      // gather, scatter, cross entropy
+void cases_optimizer(op_run *run); // fixed point, sums, adamw
+
+#endif
