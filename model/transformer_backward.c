@@ -1,0 +1,158 @@
+#include "model/transformer_internal.h"
+#include "runtime/core/progress.h"
+
+#define OP(transformer, operation, arguments)                                                      \
+    TD_TRY((transformer)->context.ops->operation(&(transformer)->context, arguments))
+
+// Gradient through one linear layer; A's and B's gradients go to the sink. dx NULL: not needed.
+static td_status project_back(td_transformer *transformer, int64_t layer, td_projection projection,
+                              const void *dy, const void *x, void *dx, int accumulate) {
+    td_lora_weights lora;
+    int adapted = td_transformer_module(transformer, layer, projection, &lora);
+    const td_lora_module *module = td_lora_at(transformer->lora, layer, projection);
+    if (!dx && !adapted)
+        return TD_OK;
+    float *da = transformer->d_module;
+    OP(transformer, linear_backward,
+       (&(td_linear_backward_args){
+           .n_tokens = transformer->n_tokens,
+           .dy = dy,
+           .x = x,
+           .xa = adapted ? transformer->layers[layer].xa[projection] : NULL,
+           .weight = &transformer->base->layers[layer].linear[projection],
+           .lora = adapted ? &lora : NULL,
+           .dx = dx,
+           .accumulate_dx = accumulate,
+           .da = adapted ? da : NULL,
+           .db = adapted ? da + module->rank * module->in : NULL,
+       }));
+    if (!adapted)
+        return TD_OK;
+    return transformer->sink->module_done(transformer->sink->self, module->a_offset,
+                                          module->rank * (module->in + module->out), da);
+}
+
+static td_status norm_back(td_transformer *transformer, int64_t rows, int64_t columns,
+                           const float *weight, const float *rstd, const void *x, const void *dy,
+                           void *dx, int accumulate) {
+    OP(transformer, rmsnorm_backward,
+       (&(td_rmsnorm_backward_args){
+           .n_rows = rows,
+           .n_cols = columns,
+           .dy = dy,
+           .x = x,
+           .weight = weight,
+           .rstd = rstd,
+           .dx = dx,
+           .accumulate = accumulate,
+       }));
+    return TD_OK;
+}
+
+// From d_x at the block's output to d_x at x_mid.
+static td_status mlp_half_back(td_transformer *transformer, int64_t layer) {
+    td_layer_state *state = &transformer->layers[layer];
+    TD_TRY(project_back(transformer, layer, TD_PROJ_DOWN, transformer->d_x, state->product,
+                        transformer->d_wide, 0));
+    OP(transformer, swiglu_backward,
+       (&(td_swiglu_backward_args){
+           .n_elements = transformer->n_tokens * transformer->config->intermediate,
+           .dy = transformer->d_wide,
+           .gate = state->gate,
+           .up = state->up,
+           .dgate = state->gate,
+           .dup = state->up,
+       }));
+    TD_TRY(project_back(transformer, layer, TD_PROJ_UP, state->up, state->norm2,
+                        transformer->d_norm, 0));
+    TD_TRY(project_back(transformer, layer, TD_PROJ_GATE, state->gate, state->norm2,
+                        transformer->d_norm, 1));
+    return norm_back(transformer, transformer->n_tokens, transformer->config->hidden,
+                     transformer->base->layers[layer].post_attention_norm, state->rstd2,
+                     state->x_mid, transformer->d_norm, transformer->d_x, 1);
+}
+
+static td_status rotate_back(td_transformer *transformer, int64_t n_heads, void *x) {
+    OP(transformer, rope,
+       (&(td_rope_args){
+           .n_tokens = transformer->n_tokens,
+           .n_heads = n_heads,
+           .head_dim = transformer->config->head_dim,
+           .x = x,
+           .positions = transformer->positions,
+           .n_positions = transformer->options.max_positions,
+           .cos = transformer->cos,
+           .sin = transformer->sin,
+           .inverse = 1,
+       }));
+    return TD_OK;
+}
+
+// d_q, d_k, d_v at the projections' outputs, from d_attention.
+static td_status attend_back(td_transformer *transformer, int64_t layer) {
+    const td_model_config *config = transformer->config;
+    const td_base_layer *weights = &transformer->base->layers[layer];
+    const td_layer_state *state = &transformer->layers[layer];
+    OP(transformer, attention_backward,
+       (&(td_attention_backward_args){
+           .shape = td_transformer_attention(transformer, layer, transformer->cu),
+           .q = state->q,
+           .k = state->k,
+           .v = state->v,
+           .out = state->attention,
+           .lse = state->lse,
+           .dout = transformer->d_attention,
+           .dq = transformer->d_q,
+           .dk = transformer->d_k,
+           .dv = transformer->d_v,
+       }));
+    if (config->uses_rope[layer]) {
+        TD_TRY(rotate_back(transformer, config->n_heads, transformer->d_q));
+        TD_TRY(rotate_back(transformer, config->n_kv_heads, transformer->d_k));
+    }
+    if (!config->qk_norm)
+        return TD_OK;
+    int64_t tokens = transformer->n_tokens;
+    TD_TRY(norm_back(transformer, tokens * config->n_heads, config->head_dim, weights->q_norm,
+                     state->rstd_q, state->q_raw, transformer->d_q, transformer->d_q, 0));
+    return norm_back(transformer, tokens * config->n_kv_heads, config->head_dim, weights->k_norm,
+                     state->rstd_k, state->k_raw, transformer->d_k, transformer->d_k, 0);
+}
+
+// From d_x at x_mid to d_x at x_in. The lowest layer with an adapter has nobody to hand d_x to.
+static td_status attention_half_back(td_transformer *transformer, int64_t layer, int lowest) {
+    td_layer_state *state = &transformer->layers[layer];
+    void *d_norm = lowest ? NULL : transformer->d_norm;
+    TD_TRY(project_back(transformer, layer, TD_PROJ_O, transformer->d_x, state->attention,
+                        transformer->d_attention, 0));
+    TD_TRY(attend_back(transformer, layer));
+    TD_TRY(project_back(transformer, layer, TD_PROJ_V, transformer->d_v, state->norm1, d_norm, 0));
+    TD_TRY(project_back(transformer, layer, TD_PROJ_K, transformer->d_k, state->norm1, d_norm, 1));
+    TD_TRY(project_back(transformer, layer, TD_PROJ_Q, transformer->d_q, state->norm1, d_norm, 1));
+    if (lowest)
+        return TD_OK;
+    return norm_back(transformer, transformer->n_tokens, transformer->config->hidden,
+                     transformer->base->layers[layer].input_norm, state->rstd1, state->x_in,
+                     transformer->d_norm, transformer->d_x, 1);
+}
+
+static int64_t lowest_adapted_layer(const td_lora *lora) {
+    int64_t layer = 0;
+    while (layer < lora->n_layers && td_lora_layer_begin(lora, layer + 1) == 0)
+        layer++;
+    return layer;
+}
+
+td_status td_transformer_backward(td_transformer *transformer) {
+    const td_gradient_sink *sink = transformer->sink;
+    int64_t lowest = lowest_adapted_layer(transformer->lora);
+    for (int64_t layer = transformer->config->n_layers - 1; layer >= lowest; layer--) {
+        td_progress_layer((uint32_t)layer);
+        TD_TRY(td_transformer_recompute(transformer, layer));
+        TD_TRY(mlp_half_back(transformer, layer));
+        TD_TRY(attention_half_back(transformer, layer, layer == lowest));
+        if (sink->layer_done)
+            TD_TRY(sink->layer_done(sink->self, layer));
+    }
+    return TD_OK;
+}

@@ -1,0 +1,278 @@
+#include <math.h>
+#include <string.h>
+
+#include "model/transformer_internal.h"
+#include "runtime/core/progress.h"
+
+// The op table's entries read as calls: op(transformer, rmsnorm_forward, .x = ..., ...).
+#define OP(transformer, operation, arguments)                                                      \
+    TD_TRY((transformer)->context.ops->operation(&(transformer)->context, arguments))
+
+static td_status check_batch(const td_transformer *transformer, const td_token_batch *batch,
+                             const td_kv_cache *cache) {
+    const td_transformer_options *options = &transformer->options;
+    if (batch->n_tokens < 1 || batch->n_tokens > options->max_tokens || batch->n_sequences < 1 ||
+        batch->n_sequences > options->max_sequences || batch->n_targets < 0 ||
+        batch->n_targets > batch->n_tokens)
+        return td_fail(TD_ERR_INTERNAL,
+                       "a call of %lld tokens, %lld sequences, %lld targets; planned for %lld and %lld",
+                       (long long)batch->n_tokens, (long long)batch->n_sequences,
+                       (long long)batch->n_targets, (long long)options->max_tokens,
+                       (long long)options->max_sequences);
+    for (int64_t i = 0; i < batch->n_tokens; i++)
+        if (batch->ids[i] < 0 || batch->ids[i] >= transformer->config->vocabulary)
+            return td_fail(TD_ERR_DATA, "token id %d is outside the model's vocabulary of %lld",
+                           batch->ids[i], (long long)transformer->config->vocabulary);
+    if (cache && (batch->n_sequences != 1 || cache->length + batch->n_tokens > cache->capacity))
+        return td_fail(TD_ERR_INTERNAL, "key-value cache of %lld tokens cannot take %lld after %lld",
+                       (long long)cache->capacity, (long long)batch->n_tokens,
+                       (long long)cache->length);
+    return TD_OK;
+}
+
+// Positions start again with every sequence, after what a cache holds.
+static td_status fill_positions(td_transformer *transformer, const td_token_batch *batch,
+                                const td_kv_cache *cache) {
+    int32_t first = cache ? (int32_t)cache->length : 0;
+    for (int64_t s = 0; s < batch->n_sequences; s++) {
+        int64_t length = batch->cu[s + 1] - batch->cu[s];
+        if (length < 1 || first + length > transformer->options.max_positions)
+            return td_fail(TD_ERR_INTERNAL, "a sequence of %lld tokens; planned for %lld",
+                           (long long)(first + length), (long long)transformer->options.max_positions);
+        for (int64_t i = 0; i < length; i++)
+            transformer->host_positions[batch->cu[s] + i] = first + (int32_t)i;
+    }
+    return TD_OK;
+}
+
+td_status td_transformer_begin(td_transformer *transformer, const float *parameters,
+                               const td_token_batch *batch, const td_dropout_key *dropout,
+                               td_kv_cache *cache) {
+    TD_TRY(check_batch(transformer, batch, cache));
+    TD_TRY(fill_positions(transformer, batch, cache));
+    transformer->parameters = transformer->lora ? parameters : NULL;
+    transformer->dropout = dropout ? *dropout : (td_dropout_key){0};
+    transformer->n_tokens = batch->n_tokens;
+    transformer->n_sequences = batch->n_sequences;
+    transformer->cache = cache;
+    memcpy(transformer->cu, batch->cu, (size_t)(batch->n_sequences + 1) * sizeof *batch->cu);
+    const td_device_table *device = transformer->context.device->table;
+    td_stream *stream = transformer->context.stream;
+    size_t tokens = (size_t)batch->n_tokens, targets = (size_t)batch->n_targets;
+    TD_TRY(device->copy(stream, transformer->ids, batch->ids, tokens * sizeof(int32_t)));
+    TD_TRY(device->copy(stream, transformer->positions, transformer->host_positions,
+                        tokens * sizeof(int32_t)));
+    TD_TRY(device->copy(stream, transformer->target_rows, batch->target_rows,
+                        targets * sizeof(int32_t)));
+    if (batch->targets)
+        TD_TRY(device->copy(stream, transformer->targets, batch->targets, targets * sizeof(int32_t)));
+    return TD_OK;
+}
+
+static td_dropout module_dropout(const td_dropout_key *key, int64_t layer, td_projection projection) {
+    if (key->probability <= 0)
+        return (td_dropout){.scale = 1.0f};
+    return (td_dropout){
+        .key = td_rng_key(key->seed, TD_RNG_DROPOUT),
+        .step = key->step,
+        .micro_batch = key->micro_batch,
+        .module = (uint32_t)(layer * 8 + projection),
+        .threshold = (uint32_t)fmin(ldexp(key->probability, 32), 4294967295.0),
+        .scale = (float)(1.0 / (1.0 - key->probability)),
+    };
+}
+
+int td_transformer_module(const td_transformer *transformer, int64_t layer, td_projection projection,
+                          td_lora_weights *out) {
+    if (!transformer->parameters)
+        return 0;
+    const td_lora_module *module = td_lora_at(transformer->lora, layer, projection);
+    if (!module->present)
+        return 0;
+    *out = (td_lora_weights){
+        .a = transformer->parameters + module->a_offset,
+        .b = transformer->parameters + module->b_offset,
+        .rank = module->rank,
+        .scaling = module->scaling,
+        .dropout = module_dropout(&transformer->dropout, layer, projection),
+    };
+    return 1;
+}
+
+static td_status project(td_transformer *transformer, int64_t layer, td_projection projection,
+                         const void *x, void *y) {
+    const td_base_layer *weights = &transformer->base->layers[layer];
+    td_lora_weights lora;
+    int adapted = td_transformer_module(transformer, layer, projection, &lora);
+    OP(transformer, linear_forward,
+       (&(td_linear_forward_args){
+           .n_tokens = transformer->n_tokens,
+           .x = x,
+           .weight = &weights->linear[projection],
+           .bias = weights->bias[projection],
+           .lora = adapted ? &lora : NULL,
+           .xa = adapted ? transformer->layers[layer].xa[projection] : NULL,
+           .y = y,
+       }));
+    return TD_OK;
+}
+
+static td_status norm(td_transformer *transformer, int64_t rows, int64_t columns, const float *weight,
+                      const void *x, void *y, float *rstd) {
+    OP(transformer, rmsnorm_forward,
+       (&(td_rmsnorm_forward_args){
+           .n_rows = rows,
+           .n_cols = columns,
+           .x = x,
+           .weight = weight,
+           .eps = (float)transformer->config->rms_eps,
+           .y = y,
+           .rstd = rstd,
+       }));
+    return TD_OK;
+}
+
+static td_status rotate(td_transformer *transformer, int64_t n_heads, void *x) {
+    OP(transformer, rope,
+       (&(td_rope_args){
+           .n_tokens = transformer->n_tokens,
+           .n_heads = n_heads,
+           .head_dim = transformer->config->head_dim,
+           .x = x,
+           .positions = transformer->positions,
+           .n_positions = transformer->options.max_positions,
+           .cos = transformer->cos,
+           .sin = transformer->sin,
+       }));
+    return TD_OK;
+}
+
+// q, k, v of a layer, normalized per head and rotated where the family asks for it.
+static td_status project_qkv(td_transformer *transformer, int64_t layer) {
+    const td_model_config *config = transformer->config;
+    const td_base_layer *weights = &transformer->base->layers[layer];
+    td_layer_state *state = &transformer->layers[layer];
+    TD_TRY(project(transformer, layer, TD_PROJ_Q, state->norm1, state->q_raw));
+    TD_TRY(project(transformer, layer, TD_PROJ_K, state->norm1, state->k_raw));
+    TD_TRY(project(transformer, layer, TD_PROJ_V, state->norm1, state->v));
+    if (config->qk_norm) {
+        int64_t tokens = transformer->n_tokens;
+        TD_TRY(norm(transformer, tokens * config->n_heads, config->head_dim, weights->q_norm,
+                    state->q_raw, state->q, state->rstd_q));
+        TD_TRY(norm(transformer, tokens * config->n_kv_heads, config->head_dim, weights->k_norm,
+                    state->k_raw, state->k, state->rstd_k));
+    }
+    if (config->uses_rope[layer]) {
+        TD_TRY(rotate(transformer, config->n_heads, state->q));
+        TD_TRY(rotate(transformer, config->n_kv_heads, state->k));
+    }
+    return TD_OK;
+}
+
+static td_status append_to_cache(td_transformer *transformer, int64_t layer) {
+    td_kv_cache *cache = transformer->cache;
+    const td_layer_state *state = &transformer->layers[layer];
+    const td_device_table *device = transformer->context.device->table;
+    size_t offset = (size_t)cache->length * cache->row_bytes;
+    size_t bytes = (size_t)transformer->n_tokens * cache->row_bytes;
+    TD_TRY(device->copy(transformer->context.stream, cache->k[layer] + offset, state->k, bytes));
+    return device->copy(transformer->context.stream, cache->v[layer] + offset, state->v, bytes);
+}
+
+static td_status attend(td_transformer *transformer, int64_t layer) {
+    td_layer_state *state = &transformer->layers[layer];
+    td_kv_cache *cache = transformer->cache;
+    const int32_t *cu_k = transformer->cu;
+    int32_t cached[2] = {0, 0};
+    if (cache) {
+        TD_TRY(append_to_cache(transformer, layer));
+        cached[1] = (int32_t)(cache->length + transformer->n_tokens);
+        cu_k = cached;
+    }
+    OP(transformer, attention_forward,
+       (&(td_attention_forward_args){
+           .shape = td_transformer_attention(transformer, layer, cu_k),
+           .q = state->q,
+           .k = cache ? (const void *)cache->k[layer] : state->k,
+           .v = cache ? (const void *)cache->v[layer] : state->v,
+           .out = state->attention,
+           .lse = transformer->options.training ? state->lse : NULL,
+       }));
+    return TD_OK;
+}
+
+static td_status add_to(td_transformer *transformer, const void *x, void *y) {
+    OP(transformer, add,
+       (&(td_add_args){
+           .n_elements = transformer->n_tokens * transformer->config->hidden, .x = x, .y = y}));
+    return TD_OK;
+}
+
+static td_status first_norm(td_transformer *transformer, int64_t layer) {
+    td_layer_state *state = &transformer->layers[layer];
+    return norm(transformer, transformer->n_tokens, transformer->config->hidden,
+                transformer->base->layers[layer].input_norm, state->x_in, state->norm1, state->rstd1);
+}
+
+// x_mid = x_in + o_proj(attention(norm(x_in)))
+static td_status attention_half(td_transformer *transformer, int64_t layer) {
+    td_layer_state *state = &transformer->layers[layer];
+    TD_TRY(first_norm(transformer, layer));
+    TD_TRY(project_qkv(transformer, layer));
+    TD_TRY(attend(transformer, layer));
+    TD_TRY(project(transformer, layer, TD_PROJ_O, state->attention, state->x_mid));
+    return add_to(transformer, state->x_in, state->x_mid);
+}
+
+// product = silu(gate(norm(x_mid))) * up(norm(x_mid))
+static td_status mlp_half(td_transformer *transformer, int64_t layer) {
+    td_layer_state *state = &transformer->layers[layer];
+    TD_TRY(norm(transformer, transformer->n_tokens, transformer->config->hidden,
+                transformer->base->layers[layer].post_attention_norm, state->x_mid, state->norm2,
+                state->rstd2));
+    TD_TRY(project(transformer, layer, TD_PROJ_GATE, state->norm2, state->gate));
+    TD_TRY(project(transformer, layer, TD_PROJ_UP, state->norm2, state->up));
+    OP(transformer, swiglu_forward,
+       (&(td_swiglu_forward_args){
+           .n_elements = transformer->n_tokens * transformer->config->intermediate,
+           .gate = state->gate,
+           .up = state->up,
+           .y = state->product,
+       }));
+    return TD_OK;
+}
+
+td_status td_transformer_recompute(td_transformer *transformer, int64_t layer) {
+    switch (transformer->options.recompute) {
+    case TD_RECOMPUTE_BLOCK:
+        TD_TRY(attention_half(transformer, layer));
+        return mlp_half(transformer, layer);
+    case TD_RECOMPUTE_NORMS_MLP:
+        TD_TRY(first_norm(transformer, layer));
+        return mlp_half(transformer, layer);
+    default:
+        return TD_OK;
+    }
+}
+
+td_status td_transformer_blocks(td_transformer *transformer) {
+    const td_model_config *config = transformer->config;
+    OP(transformer, embedding,
+       (&(td_embedding_args){
+           .n_tokens = transformer->n_tokens,
+           .ids = transformer->ids,
+           .table = &transformer->base->embedding,
+           .y = transformer->layers[0].x_in,
+       }));
+    for (int64_t layer = 0; layer < config->n_layers; layer++) {
+        td_layer_state *state = &transformer->layers[layer];
+        void *x_out = layer + 1 < config->n_layers ? transformer->layers[layer + 1].x_in
+                                                   : transformer->x_out;
+        td_progress_layer((uint32_t)layer);
+        TD_TRY(attention_half(transformer, layer));
+        TD_TRY(mlp_half(transformer, layer));
+        TD_TRY(project(transformer, layer, TD_PROJ_DOWN, state->product, x_out));
+        TD_TRY(add_to(transformer, state->x_mid, x_out));
+    }
+    return TD_OK;
+}

@@ -1,0 +1,197 @@
+#include "model/transformer_internal.h"
+
+#include <stdlib.h>
+
+// Takes a buffer for every layer, or hands out the one that all layers share.
+typedef struct td_layout {
+    td_transformer *transformer;
+    td_layer_state shared;
+    int keep_mlp;   // norms, gate, up and product stay from forward to backward
+    int keep_block; // the rest of the block stays too
+} td_layout;
+
+static void *take(td_transformer *transformer, int64_t columns, size_t item_bytes) {
+    size_t count = td_mul_bytes((size_t)transformer->options.max_tokens, (size_t)columns);
+    return td_arena_take(&transformer->arena, count, item_bytes);
+}
+
+static void *choose(const td_layout *layout, int keep, void *shared, int64_t columns, size_t item_bytes) {
+    return keep ? take(layout->transformer, columns, item_bytes) : shared;
+}
+
+static void take_attention_half(const td_layout *layout, td_layer_state *state, int keep, int keep_norm,
+                                const td_layer_state *shared) {
+    const td_model_config *config = layout->transformer->config;
+    size_t act = td_act_bytes(layout->transformer);
+    int64_t q_columns = config->n_heads * config->head_dim;
+    int64_t k_columns = config->n_kv_heads * config->head_dim;
+    state->norm1 = choose(layout, keep_norm, shared->norm1, config->hidden, act);
+    state->rstd1 = choose(layout, keep, shared->rstd1, 1, sizeof(float));
+    state->q = choose(layout, keep, shared->q, q_columns, act);
+    state->k = choose(layout, keep, shared->k, k_columns, act);
+    state->v = choose(layout, keep, shared->v, k_columns, act);
+    state->q_raw = state->q;
+    state->k_raw = state->k;
+    if (config->qk_norm) {
+        state->q_raw = choose(layout, keep, shared->q_raw, q_columns, act);
+        state->k_raw = choose(layout, keep, shared->k_raw, k_columns, act);
+        state->rstd_q = choose(layout, keep, shared->rstd_q, config->n_heads, sizeof(float));
+        state->rstd_k = choose(layout, keep, shared->rstd_k, config->n_kv_heads, sizeof(float));
+    }
+    state->attention = choose(layout, keep, shared->attention, q_columns, act);
+    state->lse = choose(layout, keep, shared->lse, config->n_heads, sizeof(float));
+    state->x_mid = choose(layout, keep, shared->x_mid, config->hidden, act);
+    state->rstd2 = choose(layout, keep, shared->rstd2, 1, sizeof(float));
+}
+
+static void take_mlp_half(const td_layout *layout, td_layer_state *state, int keep,
+                          const td_layer_state *shared) {
+    const td_model_config *config = layout->transformer->config;
+    size_t act = td_act_bytes(layout->transformer);
+    state->norm2 = choose(layout, keep, shared->norm2, config->hidden, act);
+    state->gate = choose(layout, keep, shared->gate, config->intermediate, act);
+    state->up = choose(layout, keep, shared->up, config->intermediate, act);
+    state->product = choose(layout, keep, shared->product, config->intermediate, act);
+}
+
+// dropout(x) A^T is small, and without it the down projection would have to run again: always kept for training.
+static void take_low_rank(const td_layout *layout, td_layer_state *state, int64_t layer,
+                          const td_layer_state *shared) {
+    const td_transformer *transformer = layout->transformer;
+    size_t act = td_act_bytes(transformer);
+    for (int projection = 0; transformer->lora && projection < TD_PROJ_COUNT; projection++) {
+        const td_lora_module *module = td_lora_at(transformer->lora, layer, (td_projection)projection);
+        if (module->present)
+            state->xa[projection] = choose(layout, transformer->options.training, shared->xa[projection],
+                                           module->rank, act);
+    }
+}
+
+static void take_shared(td_layout *layout) {
+    const td_layer_state nothing = {0};
+    td_transformer *transformer = layout->transformer;
+    take_attention_half(layout, &layout->shared, !layout->keep_block, !layout->keep_mlp, &nothing);
+    take_mlp_half(layout, &layout->shared, !layout->keep_mlp, &nothing);
+    if (transformer->lora && !transformer->options.training)
+        for (int projection = 0; projection < TD_PROJ_COUNT; projection++)
+            layout->shared.xa[projection] =
+                take(transformer, transformer->lora->max_rank, td_act_bytes(transformer));
+}
+
+static void take_layers(td_layout *layout) {
+    td_transformer *transformer = layout->transformer;
+    const td_model_config *config = transformer->config;
+    size_t act = td_act_bytes(transformer);
+    int training = transformer->options.training;
+    void *ping_pong[2] = {NULL, NULL};
+    if (!training)
+        for (int i = 0; i < 2; i++)
+            ping_pong[i] = take(transformer, config->hidden, act);
+    take_shared(layout);
+    for (int64_t layer = 0; layer < config->n_layers; layer++) {
+        td_layer_state *state = &transformer->layers[layer];
+        state->x_in = choose(layout, training, ping_pong[layer & 1], config->hidden, act);
+        take_attention_half(layout, state, layout->keep_block, layout->keep_mlp, &layout->shared);
+        take_mlp_half(layout, state, layout->keep_mlp, &layout->shared);
+        take_low_rank(layout, state, layer, &layout->shared);
+    }
+    transformer->x_out = choose(layout, training, ping_pong[config->n_layers & 1], config->hidden, act);
+}
+
+static void take_tables(td_transformer *transformer) {
+    size_t tokens = (size_t)transformer->options.max_tokens;
+    size_t table = td_mul_bytes((size_t)transformer->options.max_positions,
+                                (size_t)transformer->config->head_dim / 2);
+    td_arena *arena = &transformer->arena;
+    transformer->ids = td_arena_take(arena, tokens, sizeof(int32_t));
+    transformer->positions = td_arena_take(arena, tokens, sizeof(int32_t));
+    transformer->target_rows = td_arena_take(arena, tokens, sizeof(int32_t));
+    transformer->targets = td_arena_take(arena, tokens, sizeof(int32_t));
+    transformer->cos = td_arena_take(arena, table, sizeof(float));
+    transformer->sin = td_arena_take(arena, table, sizeof(float));
+}
+
+static void take_head(td_transformer *transformer) {
+    const td_model_config *config = transformer->config;
+    size_t act = td_act_bytes(transformer);
+    size_t chunk = (size_t)transformer->options.logits_chunk_tokens;
+    transformer->head_in = take(transformer, config->hidden, act);
+    transformer->rstd_final = take(transformer, 1, sizeof(float));
+    transformer->losses = take(transformer, 1, sizeof(float));
+    transformer->head_norm =
+        td_arena_take(&transformer->arena, td_mul_bytes(chunk, (size_t)config->hidden), act);
+    transformer->logits =
+        td_arena_take(&transformer->arena, td_mul_bytes(chunk, (size_t)config->vocabulary), act);
+}
+
+static void take_gradients(td_transformer *transformer) {
+    const td_model_config *config = transformer->config;
+    size_t act = td_act_bytes(transformer);
+    int64_t q_columns = config->n_heads * config->head_dim;
+    int64_t k_columns = config->n_kv_heads * config->head_dim;
+    if (!transformer->options.training)
+        return;
+    transformer->d_x = take(transformer, config->hidden, act);
+    transformer->d_norm = take(transformer, config->hidden, act);
+    transformer->d_wide = take(transformer, config->intermediate, act);
+    transformer->d_attention = take(transformer, q_columns, act);
+    transformer->d_q = take(transformer, q_columns, act);
+    transformer->d_k = take(transformer, k_columns, act);
+    transformer->d_v = take(transformer, k_columns, act);
+    transformer->d_module = td_arena_take(
+        &transformer->arena, (size_t)transformer->lora->max_module_parameters, sizeof(float));
+}
+
+static td_workspace_query workspace_query(const td_transformer *transformer) {
+    const td_model_config *config = transformer->config;
+    td_workspace_query query = {
+        .max_tokens = transformer->options.max_tokens,
+        .max_head_rows = config->vocabulary,
+        .max_head_tokens = transformer->options.logits_chunk_tokens,
+        .max_rank = transformer->lora ? transformer->lora->max_rank : 0,
+        .n_heads = config->n_heads,
+        .n_kv_heads = config->n_kv_heads,
+        .head_dim = config->head_dim,
+    };
+    for (int projection = 0; projection < TD_PROJ_COUNT; projection++) {
+        int64_t out = td_projection_out(config, (td_projection)projection);
+        int64_t in = td_projection_in(config, (td_projection)projection);
+        query.max_out = out > query.max_out ? out : query.max_out;
+        query.max_in = in > query.max_in ? in : query.max_in;
+        if (out * in > query.max_weight_elements)
+            query.max_weight_elements = out * in;
+    }
+    return query;
+}
+
+td_status td_transformer_layout(td_transformer *transformer, td_transformer_sizes *sizes) {
+    td_recompute policy = transformer->options.recompute;
+    int training = transformer->options.training;
+    td_layout layout = {
+        .transformer = transformer,
+        .keep_mlp = training && policy == TD_RECOMPUTE_NONE,
+        .keep_block = training && policy != TD_RECOMPUTE_BLOCK,
+    };
+    td_transformer_sizes parts = {0};
+    const td_arena *arena = &transformer->arena;
+    take_tables(transformer);
+    parts.tables_bytes = arena->used_bytes;
+    take_layers(&layout);
+    parts.activations_bytes = arena->used_bytes - parts.tables_bytes;
+    take_head(transformer);
+    parts.logits_bytes = arena->used_bytes - parts.tables_bytes - parts.activations_bytes;
+    size_t before = arena->used_bytes;
+    take_gradients(transformer);
+    parts.gradients_bytes = arena->used_bytes - before;
+    td_workspace_query query = workspace_query(transformer);
+    parts.workspace_bytes = transformer->context.ops->workspace_bytes(&query);
+    transformer->context.workspace_bytes = parts.workspace_bytes;
+    transformer->context.workspace = td_arena_take(&transformer->arena, parts.workspace_bytes, 1);
+    parts.total_bytes = arena->used_bytes;
+    if (sizes)
+        *sizes = parts;
+    return arena->used_bytes > (size_t)INT64_MAX
+               ? td_fail(TD_ERR_MEMORY, "activations of %lld tokens exceed the address space",
+                         (long long)transformer->options.max_tokens)
+               : TD_OK;
+}
