@@ -207,7 +207,7 @@ static td_status set_named(const char *where, const char *name, td_config *confi
 }
 
 static td_status set_fallback(const td_key *key, td_config *config) {
-    cJSON *value;
+    cJSON *value = NULL;
     TD_TRY(td_json_parse(key->name, key->fallback, strlen(key->fallback), &value));
     td_status status = set_field("default", key, config, value);
     cJSON_Delete(value);
@@ -248,7 +248,7 @@ static td_status refuse_duplicates(const char *path, const cJSON *tree) {
 }
 
 td_status td_config_read(td_config *config, const char *path) {
-    cJSON *tree;
+    cJSON *tree = NULL;
     // Whatever is wrong with this file is a mistake in the use of the program, not in its data.
     if (td_json_read(path, MAX_CONFIG_BYTES, &tree) != TD_OK)
         return TD_ERR_USAGE;
@@ -292,7 +292,7 @@ td_status td_config_set(td_config *config, const char *assignment) {
     const td_key *key = td_key_find(name);
     if (!key)
         return fail_unknown("--set", name);
-    cJSON *value;
+    cJSON *value = NULL;
     TD_TRY(value_of_text(key, equals + 1, &value));
     td_status status = set_field("--set", key, config, value);
     cJSON_Delete(value);

@@ -152,7 +152,7 @@ static td_status fail_type(const char *where, const char *key, const char *expec
 
 td_status td_json_int(const char *where, const cJSON *object, const char *key, int64_t min,
                       int64_t max, int64_t *out) {
-    const cJSON *item;
+    const cJSON *item = NULL;
     TD_TRY(look_up(where, object, key, &item));
     if (!item)
         return TD_OK;
@@ -171,7 +171,7 @@ td_status td_json_int(const char *where, const cJSON *object, const char *key, i
 }
 
 td_status td_json_double(const char *where, const cJSON *object, const char *key, double *out) {
-    const cJSON *item;
+    const cJSON *item = NULL;
     TD_TRY(look_up(where, object, key, &item));
     if (!item)
         return TD_OK;
@@ -184,7 +184,7 @@ td_status td_json_double(const char *where, const cJSON *object, const char *key
 }
 
 td_status td_json_bool(const char *where, const cJSON *object, const char *key, int *out) {
-    const cJSON *item;
+    const cJSON *item = NULL;
     TD_TRY(look_up(where, object, key, &item));
     if (!item)
         return TD_OK;
@@ -196,7 +196,7 @@ td_status td_json_bool(const char *where, const cJSON *object, const char *key, 
 
 td_status td_json_string(const char *where, const cJSON *object, const char *key,
                          const char **out) {
-    const cJSON *item;
+    const cJSON *item = NULL;
     TD_TRY(look_up(where, object, key, &item));
     if (!item)
         return TD_OK;
