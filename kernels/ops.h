@@ -254,7 +254,8 @@ typedef struct td_adamw_args {
     const float *gradient; // (n)
     void *state;           // in place
     float gradient_scale;  // of clipping
-    float learning_rate, beta1, beta2, epsilon, weight_decay;
+    // double, as torch computes with them: 1 - beta2 in fp32 would be off by 1e-5.
+    double learning_rate, beta1, beta2, epsilon, weight_decay;
     int64_t step;          // t, from 1
 } td_adamw_args;
 
