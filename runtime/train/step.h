@@ -1,0 +1,44 @@
+// One optimizer step, as DESIGN has it: batch, forward, backward, reduce, norm, clip, update, gather.
+#ifndef TANDEM_TRAIN_STEP_H
+#define TANDEM_TRAIN_STEP_H
+
+#include "comm/buckets.h"
+#include "runtime/train/optimizer.h"
+#include "runtime/train/schedule.h"
+#include "runtime/train/tokens.h"
+
+typedef struct td_step {
+    const td_config *config;
+    td_comm *comm;
+    td_transformer *transformer;
+    const td_lora *lora;
+    td_sampler *sampler;
+    td_token_loader *loader;
+    td_parameters *parameters;
+    td_optimizer *optimizer;
+    td_buckets *buckets;
+    td_schedule schedule;
+    int *owners;        // (max micro-batches of a step)
+    int64_t *slots;     // the step's table: losses, faults, requests
+    int64_t slot_count;
+    int last_of_mine;   // the running micro-batch is this rank's last: its layers' buckets may start
+    volatile const int *stop_requested; // set by a signal handler on any rank; may be NULL
+} td_step;
+
+typedef struct td_step_result {
+    double loss;      // mean over the step's trained tokens
+    double grad_norm; // before clipping
+    double learning_rate;
+    int64_t tokens, trained_tokens, micro_batches, epoch;
+    int stop; // some rank was asked to stop
+} td_step_result;
+
+// Pointers of the struct except owners, slots and slot_count are filled in by the caller.
+td_status td_step_init(td_step *step);
+void td_step_fini(td_step *step);
+
+// Collective. Update number `index` from 0. TD_ERR_NUMERIC, on every rank and with the parameters untouched, when the loss or a
+// gradient is not finite or a gradient does not fit the fixed-point range.
+td_status td_step_run(td_step *step, int64_t index, td_step_result *out);
+
+#endif
