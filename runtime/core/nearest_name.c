@@ -10,20 +10,29 @@ static int smallest(int a, int b, int c) {
     return least < c ? least : c;
 }
 
-// Levenshtein distance by rows. Both names have at most MAX_NAME_CHARS characters.
+// Insertions, deletions, replacements and swaps of neighbours (optimal string alignment), by rows.
+// Both names have at most MAX_NAME_CHARS characters.
 static int edit_distance(const char *a, const char *b) {
-    int previous[MAX_NAME_CHARS + 1], current[MAX_NAME_CHARS + 1];
+    int rows[3][MAX_NAME_CHARS + 1];
+    int *above2 = rows[0], *above = rows[1], *current = rows[2];
     int length_b = (int)strlen(b);
     for (int j = 0; j <= length_b; j++)
-        previous[j] = j;
+        above[j] = j;
     for (int i = 1; a[i - 1]; i++) {
         current[0] = i;
-        for (int j = 1; j <= length_b; j++)
-            current[j] = smallest(previous[j] + 1, current[j - 1] + 1,
-                                  previous[j - 1] + (a[i - 1] != b[j - 1]));
-        memcpy(previous, current, sizeof(int) * ((size_t)length_b + 1));
+        for (int j = 1; j <= length_b; j++) {
+            current[j] =
+                smallest(above[j] + 1, current[j - 1] + 1, above[j - 1] + (a[i - 1] != b[j - 1]));
+            int swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+            if (swapped && above2[j - 2] + 1 < current[j])
+                current[j] = above2[j - 2] + 1;
+        }
+        int *oldest = above2;
+        above2 = above;
+        above = current;
+        current = oldest;
     }
-    return previous[length_b];
+    return above[length_b];
 }
 
 static int is_near(const char *word, int distance) {
