@@ -63,11 +63,20 @@ static void update(void *memory, int64_t argument) {
         state[i] = state[i] * 31 + (uint64_t)(argument + i);
 }
 
-static void run_update(const td_device *device, td_stream *stream, void *state, int64_t argument) {
+static uint64_t seen[64]; // per page, what the reading work has met
+
+static void look(void *memory, int64_t argument) {
+    const uint64_t *state = memory;
+    for (int i = 0; i < STATE_ITEMS; i++)
+        seen[argument % 64] = seen[argument % 64] * 31 + state[i];
+}
+
+static void run_work(const td_device *device, td_stream *stream, fake_work work, void *state,
+                     int64_t argument) {
     if (device->unified)
-        update(state, argument);
+        work(state, argument);
     else
-        fake_launch(stream, update, state, argument);
+        fake_launch(stream, work, state, argument);
 }
 
 // Steps over the pages that `rank` owns, alternating between two streams, with the next page
@@ -87,8 +96,8 @@ static void run_steps(td_pager *pager, const td_device *device, int64_t n_pages,
             if (next >= 0 && next < owned)
                 REQUIRE(td_pager_prefetch(pager, rank + next * size) == TD_OK);
             int changes = (step * 7 + index) % 3 != 0;
-            if (changes)
-                run_update(device, stream, state, step * 1000 + page);
+            run_work(device, stream, changes ? update : look, state,
+                     changes ? step * 1000 + page : page);
             REQUIRE(td_pager_release(pager, page, stream, changes) == TD_OK);
         }
         if (step == steps / 2)
@@ -111,8 +120,13 @@ static void check_equal_to_unified(int64_t n_pages, int size, int rank, size_t c
     td_pager *paged = make_pager(&fake_device, n_pages, size, rank, cache_pages);
     fill_host(plain, n_pages, size, rank);
     fill_host(paged, n_pages, size, rank);
+    uint64_t seen_plain[64];
+    memset(seen, 0, sizeof seen);
     run_steps(plain, td_device_cpu(), n_pages, size, rank, 9);
+    memcpy(seen_plain, seen, sizeof seen);
+    memset(seen, 0, sizeof seen);
     run_steps(paged, &fake_device, n_pages, size, rank, 9);
+    CHECK(memcmp(seen, seen_plain, sizeof seen) == 0);
     for (int64_t page = rank; page < n_pages; page += size)
         CHECK(memcmp(td_pager_host_state(plain, page), td_pager_host_state(paged, page),
                      STATE_BYTES) == 0);
@@ -237,6 +251,25 @@ static void acquired_pages_stay(void) {
     td_pager_destroy(pager);
 }
 
+// The page leaves only after the work of both streams, whichever released it last.
+static void two_streams_may_hold_one_page(void) {
+    td_pager *pager = make_pager(&fake_device, 6, 1, 0, 2);
+    td_stream *streams[2] = {make_stream(&fake_device), make_stream(&fake_device)};
+    uint64_t expected[STATE_ITEMS] = {0};
+    void *state = NULL;
+    for (int i = 0; i < 2; i++)
+        REQUIRE(td_pager_acquire(pager, 0, streams[i], &state) == TD_OK);
+    fake_launch(streams[0], update, state, 77);
+    for (int i = 0; i < 2; i++)
+        REQUIRE(td_pager_release(pager, 0, streams[i], i == 0) == TD_OK);
+    REQUIRE(td_pager_flush(pager) == TD_OK);
+    update(expected, 77);
+    CHECK(memcmp(td_pager_host_state(pager, 0), expected, sizeof expected) == 0);
+    for (int i = 0; i < 2; i++)
+        fake_stream_destroy(streams[i]);
+    td_pager_destroy(pager);
+}
+
 static void misuse_is_refused(void) {
     td_pager *pager = make_pager(&fake_device, 6, 2, 1, 2);
     td_stream *stream = make_stream(&fake_device);
@@ -271,6 +304,21 @@ static void restored_state_is_seen_after_invalidate(void) {
     REQUIRE(td_pager_release(pager, 2, stream, 0) == TD_OK);
     REQUIRE(td_pager_flush(pager) == TD_OK);
     CHECK_INT(((unsigned char *)td_pager_host_state(pager, 2))[0], 0x55);
+    check_counters(pager, 0, 2, 0);
+    fake_stream_destroy(stream);
+    td_pager_destroy(pager);
+}
+
+static void a_write_back_under_way_does_not_undo_a_restore(void) {
+    td_pager *pager = make_pager(&fake_device, 4, 1, 0, 2);
+    td_stream *stream = make_stream(&fake_device);
+    for (int64_t page = 0; page < 3; page++)
+        touch(pager, stream, page, 1);
+    check_counters(pager, 0, 3, 1);
+    td_pager_invalidate(pager);
+    memset(td_pager_host_state(pager, 0), 0x55, STATE_BYTES);
+    REQUIRE(td_pager_flush(pager) == TD_OK);
+    CHECK_INT(((unsigned char *)td_pager_host_state(pager, 0))[0], 0x55);
     fake_stream_destroy(stream);
     td_pager_destroy(pager);
 }
@@ -337,8 +385,10 @@ int main(void) {
     TEST(only_dirty_pages_are_written_back);
     TEST(a_prefetched_page_is_one_miss_and_no_hit);
     TEST(acquired_pages_stay);
+    TEST(two_streams_may_hold_one_page);
     TEST(misuse_is_refused);
     TEST(restored_state_is_seen_after_invalidate);
+    TEST(a_write_back_under_way_does_not_undo_a_restore);
     TEST(the_plan_says_what_is_taken);
     TEST(a_rank_without_pages_has_a_pager);
     TEST(a_failed_creation_owes_nothing);
