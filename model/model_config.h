@@ -11,16 +11,31 @@
 
 enum { TD_MAX_LAYERS = 512, TD_MAX_EOS = 8 };
 
+// Which layers "sliding_window" of config.json applies to.
+typedef enum td_window_rule {
+    TD_WINDOW_NEVER,
+    TD_WINDOW_EVERY_LAYER,   // whenever "sliding_window" is a number
+    TD_WINDOW_BY_LAYER,      // with use_sliding_window: layer_types, or the layers from max_window_layers on
+    TD_WINDOW_BY_NOPE_LAYER, // with use_sliding_window: layer_types, or the layers without RoPE
+} td_window_rule;
+
 typedef struct td_family {
     const char *name;         // "qwen3"
     const char *architecture; // "Qwen3ForCausalLM", as in config.json "architectures"
     const char *model_type;   // "qwen3"
     int qkv_bias;             // fixed by the family; -1: config.json "attention_bias" decides, for q, k, v and o
+    int mlp_bias;             // 1: config.json "mlp_bias" is honoured
     int qk_norm;              // RMSNorm per head on q and k before RoPE
     int head_dim_default;     // 0: hidden / n_heads
     int nope_layers;          // honours "no_rope_layers"
-    int sliding_window;       // honours "sliding_window" (with use_sliding_window, layer_types, max_window_layers where present)
+    int sliding_window;       // td_window_rule
     double rope_theta_default;
+    // What transformers' configuration class assumes for keys that config.json leaves out.
+    int kv_heads_default;     // 0: n_heads
+    int max_positions_default;
+    int sliding_window_default; // 0: none
+    int tie_word_embeddings_default;
+    int bos_default, eos_default; // -1: none
 } td_family;
 
 extern const td_family td_families[];

@@ -1,0 +1,156 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "model/safetensors.h"
+#include "model/safetensors_internal.h"
+#include "runtime/core/files.h"
+
+enum { LENGTH_BYTES = 8, FILE_MODE = 0644 };
+
+static td_status fail_io(const char *path, const char *verb) {
+    return td_fail(TD_ERR_IO, "%s: cannot %s: %s", path, verb, strerror(errno));
+}
+
+static td_status data_bytes(const td_named_tensor *named, size_t *out) {
+    int64_t elements;
+    TD_TRY(td_tensor_elements(&named->tensor, &elements));
+    *out = td_mul_bytes((size_t)elements, td_dtype_bytes(named->tensor.dtype));
+    if (*out == SIZE_MAX)
+        return td_fail(TD_ERR_INTERNAL, "tensor \"%s\" is too large to be written", named->name);
+    return TD_OK;
+}
+
+static void print_string(FILE *stream, const char *text) {
+    fputc('"', stream);
+    for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
+        if (*c == '"' || *c == '\\')
+            fprintf(stream, "\\%c", *c);
+        else if (*c < 0x20)
+            fprintf(stream, "\\u%04x", *c);
+        else
+            fputc(*c, stream);
+    }
+    fputc('"', stream);
+}
+
+static td_status print_tensor(FILE *stream, const td_named_tensor *named, size_t *offset) {
+    size_t bytes;
+    TD_TRY(data_bytes(named, &bytes));
+    fputc(',', stream);
+    print_string(stream, named->name);
+    fprintf(stream, ":{\"dtype\":\"%s\",\"shape\":[", td_dtype_name(named->tensor.dtype));
+    for (int i = 0; i < named->tensor.n_dims; i++)
+        fprintf(stream, "%s%lld", i ? "," : "", (long long)named->tensor.shape[i]);
+    fprintf(stream, "],\"data_offsets\":[%zu,%zu]}", *offset, *offset + bytes);
+    *offset += bytes;
+    return TD_OK;
+}
+
+// Spaces at the end make the data begin at a multiple of 8.
+static td_status print_header(FILE *stream, const td_named_tensor *tensors, int64_t count) {
+    size_t offset = 0;
+    fputs("{\"__metadata__\":{\"format\":\"pt\"}", stream);
+    for (int64_t i = 0; i < count; i++)
+        TD_TRY(print_tensor(stream, &tensors[i], &offset));
+    fputc('}', stream);
+    while (ftell(stream) % LENGTH_BYTES != 0)
+        fputc(' ', stream);
+    return TD_OK;
+}
+
+// The length and the header; the caller frees.
+static td_status build_header(const char *path, const td_named_tensor *tensors, int64_t count,
+                              char **out, size_t *out_bytes) {
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *stream = open_memstream(&text, &bytes);
+    if (!stream)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for its header", path);
+    td_status status = TD_OK;
+    for (int i = 0; i < LENGTH_BYTES; i++)
+        fputc(0, stream);
+    status = print_header(stream, tensors, count);
+    int failed = ferror(stream);
+    if ((fclose(stream) != 0 || failed) && status == TD_OK)
+        status = td_fail(TD_ERR_MEMORY, "%s: no memory for its header", path);
+    if (status == TD_OK && bytes - LENGTH_BYTES > TD_SAFETENSORS_MAX_HEADER_BYTES)
+        status = td_fail(TD_ERR_INTERNAL, "%s: the header would be too long", path);
+    if (status != TD_OK) {
+        free(text);
+        return status;
+    }
+    for (int i = 0; i < LENGTH_BYTES; i++)
+        text[i] = (char)((uint64_t)(bytes - LENGTH_BYTES) >> (8 * i));
+    *out = text;
+    *out_bytes = bytes;
+    return TD_OK;
+}
+
+static td_status write_all(int file, const char *path, const char *data, size_t bytes) {
+    while (bytes > 0) {
+        ssize_t written = write(file, data, bytes);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written < 0)
+            return fail_io(path, "write");
+        data += written;
+        bytes -= (size_t)written;
+    }
+    return TD_OK;
+}
+
+static td_status write_contents(int file, const char *path, const td_named_tensor *tensors,
+                                int64_t count) {
+    char *header = NULL;
+    size_t bytes = 0;
+    TD_TRY(build_header(path, tensors, count, &header, &bytes));
+    td_status status = write_all(file, path, header, bytes);
+    free(header);
+    for (int64_t i = 0; status == TD_OK && i < count; i++) {
+        status = data_bytes(&tensors[i], &bytes);
+        if (status == TD_OK)
+            status = write_all(file, path, tensors[i].tensor.data, bytes);
+    }
+    if (status == TD_OK && fsync(file) != 0)
+        status = fail_io(path, "flush to disk");
+    return status;
+}
+
+static td_status write_temporary(const char *path, const td_named_tensor *tensors, int64_t count) {
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, FILE_MODE);
+    if (file < 0)
+        return fail_io(path, "create");
+    td_status status = write_contents(file, path, tensors, count);
+    if (close(file) != 0 && status == TD_OK)
+        status = fail_io(path, "close");
+    return status;
+}
+
+static td_status sync_parent(const char *path) {
+    char parent[TD_PATH_MAX];
+    const char *slash = strrchr(path, '/');
+    if (!slash)
+        return td_file_sync(".");
+    snprintf(parent, sizeof parent, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+    return td_file_sync(parent);
+}
+
+td_status td_safetensors_write(const char *path, const td_named_tensor *tensors, int64_t count) {
+    char temporary[TD_PATH_MAX];
+    if (snprintf(temporary, sizeof temporary, "%s.tmp-%ld", path, (long)getpid()) >=
+        (int)sizeof temporary)
+        return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...", TD_PATH_MAX - 1,
+                       path);
+    td_status status = write_temporary(temporary, tensors, count);
+    if (status == TD_OK && rename(temporary, path) != 0)
+        status = fail_io(path, "replace");
+    if (status != TD_OK) {
+        unlink(temporary);
+        return status;
+    }
+    return sync_parent(path);
+}
