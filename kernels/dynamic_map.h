@@ -1,5 +1,6 @@
-// The dynamic 8-bit maps of bitsandbytes (Dettmers et al., ICLR 2022, "8-bit optimizers via block-wise quantization"): 256
-// ascending values in [-1, 1] (signed) or [0, 1] (unsigned), dense near zero. Pure functions; any thread.
+// The dynamic 8-bit maps of bitsandbytes (Dettmers et al., ICLR 2022, "8-bit optimizers via
+// block-wise quantization"): 256 ascending values in [-1, 1] (signed) or [0, 1] (unsigned), dense
+// near zero. Pure functions; any thread.
 #ifndef TANDEM_KERNELS_DYNAMIC_MAP_H
 #define TANDEM_KERNELS_DYNAMIC_MAP_H
 
@@ -9,7 +10,8 @@
 void td_dynamic_map_signed(float out[256]);
 void td_dynamic_map_unsigned(float out[256]);
 
-// out[i] is the fp32 midpoint of map[i] and map[i + 1]; out[255] is NaN, which no comparison passes.
+// out[i] is the fp32 midpoint of map[i] and map[i + 1]; out[255] is NaN, which no comparison
+// passes.
 void td_dynamic_map_midpoints(const float map[256], float out[256]);
 
 // Code nearest to x. A tie goes to the even code and NaN to code 0, as in bitsandbytes' dQuantize.

@@ -1,10 +1,12 @@
 // What the files of the CPU backend share. Not for other folders.
 //
-// Parallel loops are OpenMP with a static schedule and num_threads(td_cpu_threads()); no result may depend on the number
-// of threads or on which thread did what, other than through the BLAS library's own splitting.
+// Parallel loops are OpenMP with a static schedule and num_threads(td_cpu_threads()); no result may
+// depend on the number of threads or on which thread did what, other than through the BLAS
+// library's own splitting.
 //
-// Vector code is chosen at run time: a function with __attribute__((target("..."))) per level, selected by td_cpu_simd(). Where a
-// file promises the same bits on every level, tests/ops compares them.
+// Vector code is chosen at run time: a function with __attribute__((target("..."))) per level,
+// selected by td_cpu_simd(). Where a file promises the same bits on every level, tests/ops compares
+// them.
 #ifndef TANDEM_KERNELS_CPU_INTERNAL_H
 #define TANDEM_KERNELS_CPU_INTERNAL_H
 
@@ -19,7 +21,7 @@ typedef enum td_cpu_simd_level {
     TD_CPU_AVX512 = 2, // avx512f, bw, dq, vl besides
 } td_cpu_simd_level;
 
-#define TD_TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define TD_TARGET_AVX2   __attribute__((target("avx2,fma")))
 #define TD_TARGET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
 
 // Best level of this processor, or less after td_cpu_simd_limit().
@@ -46,8 +48,8 @@ static inline td_cpu_range td_cpu_split(int64_t n, int64_t align, int parts, int
 // Loops of fewer elements than this run on the calling thread: starting a team costs more.
 enum { TD_CPU_PARALLEL_ELEMENTS = 16384 };
 
-// c = alpha * op(a) op(b) + beta * c, row-major; op(a) is (m, k), op(b) (k, n), c (m, n). With beta = 0, c is not read.
-// Extents and strides fit an int (checked by the callers' shape checks).
+// c = alpha * op(a) op(b) + beta * c, row-major; op(a) is (m, k), op(b) (k, n), c (m, n). With beta
+// = 0, c is not read. Extents and strides fit an int (checked by the callers' shape checks).
 typedef struct td_cpu_gemm_args {
     int transpose_a, transpose_b;
     int64_t m, n, k;

@@ -5,8 +5,8 @@
 
 enum { MAP_SIZE = 256, EXPONENTS = 7 };
 
-// Point i of torch.linspace(0.1, 1, n) in fp32: counted from the nearer end, with one rounding per point, as
-// PyTorch's vectorized build computes it.
+// Point i of torch.linspace(0.1, 1, n) in fp32: counted from the nearer end, with one rounding per
+// point, as PyTorch's vectorized build computes it.
 static float edge(int i, int n) {
     float step = (1.0f - 0.1f) / (float)(n - 1);
     return i < n / 2 ? fmaf(step, (float)i, 0.1f) : fmaf(-step, (float)(n - 1 - i), 1.0f);
@@ -17,7 +17,8 @@ static int ascending(const void *left, const void *right) {
     return (a > b) - (a < b);
 }
 
-// For each power of ten the midpoints of `fractions << exponent` equal parts of [0.1, 1], with both signs when asked.
+// For each power of ten the midpoints of `fractions << exponent` equal parts of [0.1, 1], with both
+// signs when asked.
 static void fill(int fractions, int both_signs, float out[MAP_SIZE]) {
     static const float powers[EXPONENTS] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
     int n = 0;

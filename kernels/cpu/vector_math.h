@@ -1,5 +1,6 @@
-// exp in fp32 at every vector width, with the same bits at each: every step is one correctly rounded operation. Error below
-// 1.1 ulp (tests/ops/test_vector_math.c); overflow gives infinity, below -104 gives 0, NaN stays NaN.
+// exp in fp32 at every vector width, with the same bits at each: every step is one correctly
+// rounded operation. Error below 1.1 ulp (tests/ops/test_vector_math.c); overflow gives infinity,
+// below -104 gives 0, NaN stays NaN.
 #ifndef TANDEM_KERNELS_CPU_VECTOR_MATH_H
 #define TANDEM_KERNELS_CPU_VECTOR_MATH_H
 
@@ -9,7 +10,8 @@
 
 #include "kernels/cpu/cpu_internal.h"
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2; exp(r) = 1 + r + r^2 p(r) with the polynomial of Cephes' expf (S. Moshier).
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2; exp(r) = 1 + r + r^2 p(r) with the
+// polynomial of Cephes' expf (S. Moshier).
 #define TD_EXP_LOW     -110.0f
 #define TD_EXP_HIGH    89.0f
 #define TD_EXP_LOG2E   1.44269504088896341f

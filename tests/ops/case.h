@@ -1,7 +1,8 @@
 // The frame of the operation tests: one list of cases that any backend runs.
 //
-// A case file exports void cases_<family>(op_run *run). For each of its shapes it calls op_case_begin(), makes buffers, calls the
-// operation by OP_CALL and compares what came out with a plain double reference that shares no code with the kernels:
+// A case file exports void cases_<family>(op_run *run). For each of its shapes it calls
+// op_case_begin(), makes buffers, calls the operation by OP_CALL and compares what came out with a
+// plain double reference that shares no code with the kernels:
 //
 //     if (!op_case_begin(run, "add", "n=%d", n))
 //         return;                                     // not selected
@@ -13,8 +14,9 @@
 //     op_expect(run, "y", y, expected, 0.0);
 //     op_case_end(run);
 //
-// Every list runs several times, in "variants": buffers at shifted addresses, other instruction sets, other thread counts. The
-// outputs given to op_expect() must have the same bits in every variant that promises so.
+// Every list runs several times, in "variants": buffers at shifted addresses, other instruction
+// sets, other thread counts. The outputs given to op_expect() must have the same bits in every
+// variant that promises so.
 #ifndef TANDEM_TESTS_OPS_CASE_H
 #define TANDEM_TESTS_OPS_CASE_H
 
@@ -24,7 +26,8 @@
 
 typedef struct op_run op_run;
 
-// An array in device memory, and its values as doubles on the host: for inputs what the device holds, exactly.
+// An array in device memory, and its values as doubles on the host: for inputs what the device
+// holds, exactly.
 typedef struct op_buffer {
     void *memory;   // device
     double *values; // (n)
@@ -38,7 +41,8 @@ typedef struct op_variant {
     const char *name;
     void (*enter)(void); // or NULL
     int shift_bytes;     // distance of every buffer from an aligned address; a multiple of 8
-    // Operations whose outputs have the bits of the first variant: "*", or a list such as "rope add"
+    // Operations whose outputs have the bits of the first variant: "*", or a list such as "rope
+    // add"
     const char *same_bits;
 } op_variant;
 
@@ -51,7 +55,8 @@ struct op_run {
     struct op_run_state *state; // of the frame
 };
 
-// Starts a case of `op`; the rest describes the shape for messages and seeds the random numbers. 0: not selected, skip it.
+// Starts a case of `op`; the rest describes the shape for messages and seeds the random numbers. 0:
+// not selected, skip it.
 int op_case_begin(op_run *run, const char *op, const char *shape, ...)
     __attribute__((format(printf, 3, 4)));
 // Frees the buffers and doubles of the case.
@@ -60,8 +65,8 @@ void op_case_end(op_run *run);
 // Gives the context a workspace of what the backend asks for `query`, until the case ends.
 void op_workspace(op_run *run, const td_workspace_query *query);
 
-// Buffers live until op_case_end(). Random: uniform in [-scale, scale], rounded to dtype. Output: filled with NaN or -1.
-// Indices: TD_I32 or TD_U8, uniform in [0, limit).
+// Buffers live until op_case_end(). Random: uniform in [-scale, scale], rounded to dtype. Output:
+// filled with NaN or -1. Indices: TD_I32 or TD_U8, uniform in [0, limit).
 op_buffer *op_random(op_run *run, td_dtype dtype, int64_t n, double scale);
 op_buffer *op_indices(op_run *run, td_dtype dtype, int64_t n, int64_t limit);
 op_buffer *op_given(op_run *run, td_dtype dtype, int64_t n, const double *values);
@@ -78,8 +83,9 @@ static inline void *op_memory(const op_buffer *buffer) {
     return buffer ? buffer->memory : NULL;
 }
 
-// Calls the operation; when timing, repeatedly (in-place operations run on their own output), and prints the rate of the fastest
-// call. flops and bytes are those of one call; give 0 for what does not matter.
+// Calls the operation; when timing, repeatedly (in-place operations run on their own output), and
+// prints the rate of the fastest call. flops and bytes are those of one call; give 0 for what does
+// not matter.
 #define OP_CALL(run, op, args, flops, bytes)                                                       \
     do {                                                                                           \
         op_call_begin(run);                                                                        \
@@ -94,8 +100,9 @@ int op_call_again(op_run *run, double flops, double bytes);
 // Reads the buffer back into its values (raw copies: fetch into caller's bytes).
 void op_fetch(op_run *run, op_buffer *buffer);
 
-// Reads `actual` back and requires |actual - expected| <= tolerance * max|expected| everywhere (0: equal as numbers). A failure
-// prints operation, shape, variant and the worst element. In timing mode in-place outputs are not compared.
+// Reads `actual` back and requires |actual - expected| <= tolerance * max|expected| everywhere (0:
+// equal as numbers). A failure prints operation, shape, variant and the worst element. In timing
+// mode in-place outputs are not compared.
 void op_expect(op_run *run, const char *name, op_buffer *actual, const double *expected,
                double tolerance);
 // The same for a value on the host.
@@ -103,8 +110,9 @@ void op_expect_value(op_run *run, const char *name, double actual, double expect
                      double tolerance);
 void op_expect_true(op_run *run, const char *what, int condition);
 
-// Reads `gradient` back and compares sampled elements with central differences of `loss`, which computes a scalar in double from
-// `parameters` (gradient->n of them; they are changed and restored). tolerance is relative to the largest gradient element.
+// Reads `gradient` back and compares sampled elements with central differences of `loss`, which
+// computes a scalar in double from `parameters` (gradient->n of them; they are changed and
+// restored). tolerance is relative to the largest gradient element.
 void op_expect_gradient(op_run *run, const char *name, op_buffer *gradient, double *parameters,
                         double (*loss)(void *closure), void *closure, double tolerance);
 

@@ -1,0 +1,165 @@
+// NF4 quantization as bitsandbytes does it (Dettmers et al., NeurIPS 2023, "QLoRA"), and double
+// quantization of the block scales. The same bits at every vector width.
+#include <immintrin.h>
+#include <math.h>
+
+#include "kernels/cpu/cpu_internal.h"
+#include "kernels/dynamic_map.h"
+
+// The code of x is the number of thresholds strictly below it. The last one is out of reach: a
+// search of 16 needs no end check.
+static const float threshold[16] = {
+    -0.8480964004993439f,  -0.6106329262256622f,  -0.4599952697753906f,   -0.33967943489551544f,
+    -0.23460740596055984f, -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f,
+    0.1202552504837513f,   0.2035212516784668f,   0.2920137718319893f,    0.3893125355243683f,
+    0.5016634166240692f,   0.6427869200706482f,   0.8614784178118011f,    INFINITY,
+};
+
+// A block of zeros is kept at zero, code 7.
+static inline float inverse_of(float absmax) {
+    return absmax > 0.0f ? 1.0f / absmax : 0.0f;
+}
+
+static float absmax_of(const float *weight, int64_t n) {
+    float absmax = 0.0f;
+    for (int64_t i = 0; i < n; i++)
+        absmax = fabsf(weight[i]) > absmax ? fabsf(weight[i]) : absmax;
+    return absmax;
+}
+
+static inline uint8_t code_of(float x) {
+    int code = 0;
+    for (int step = 8; step > 0; step >>= 1)
+        code += x > threshold[code + step - 1] ? step : 0;
+    return (uint8_t)code;
+}
+
+static float quantize_scalar(const float *weight, int64_t n, uint8_t *codes) {
+    float absmax = absmax_of(weight, n), inverse = inverse_of(absmax);
+    for (int64_t i = 0; i < n; i += 2) {
+        uint8_t second = i + 1 < n ? code_of(weight[i + 1] * inverse) : 7;
+        codes[i / 2] = (uint8_t)(code_of(weight[i] * inverse) << 4 | second);
+    }
+    return absmax;
+}
+
+// Codes of 8 elements, one per 32-bit lane, counted down from zero by comparison masks.
+TD_TARGET_AVX2 static inline __m256i codes_avx2(__m256 x) {
+    __m256i code = _mm256_setzero_si256();
+    for (int i = 0; i < 15; i++) {
+        __m256 above = _mm256_cmp_ps(x, _mm256_set1_ps(threshold[i]), _CMP_GT_OQ);
+        code = _mm256_sub_epi32(code, _mm256_castps_si256(above));
+    }
+    return code;
+}
+
+// Sixteen elements a step: their codes become bytes in order, then pairs of bytes become one.
+TD_TARGET_AVX2 static float quantize_block_avx2(const float *weight, uint8_t *codes) {
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 largest = _mm256_setzero_ps();
+    for (int i = 0; i < TD_NF4_BLOCK; i += 8)
+        largest = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(weight + i), magnitude), largest);
+    float lanes[8], absmax = 0.0f;
+    _mm256_storeu_ps(lanes, largest);
+    for (int i = 0; i < 8; i++)
+        absmax = lanes[i] > absmax ? lanes[i] : absmax;
+    __m256 inverse = _mm256_set1_ps(inverse_of(absmax));
+    for (int i = 0; i < TD_NF4_BLOCK; i += 16) {
+        __m256i a = codes_avx2(_mm256_mul_ps(_mm256_loadu_ps(weight + i), inverse));
+        __m256i b = codes_avx2(_mm256_mul_ps(_mm256_loadu_ps(weight + i + 8), inverse));
+        __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xD8);
+        __m128i bytes =
+            _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        __m128i pairs = _mm_maddubs_epi16(bytes, _mm_set1_epi16(0x0110));
+        _mm_storel_epi64((__m128i *)(codes + i / 2), _mm_packus_epi16(pairs, pairs));
+    }
+    return absmax;
+}
+
+// A binary search of the thresholds in a register.
+TD_TARGET_AVX512 static inline __m128i codes_avx512(__m512 x) {
+    const __m512 table = _mm512_loadu_ps(threshold);
+    __m512i code = _mm512_setzero_si512();
+    for (int step = 8; step > 0; step >>= 1) {
+        __m512i probe = _mm512_add_epi32(code, _mm512_set1_epi32(step - 1));
+        __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_permutexvar_ps(probe, table), _CMP_GT_OQ);
+        code = _mm512_mask_add_epi32(code, above, code, _mm512_set1_epi32(step));
+    }
+    return _mm512_cvtepi32_epi8(code);
+}
+
+TD_TARGET_AVX512 static float quantize_block_avx512(const float *weight, uint8_t *codes) {
+    __m512 largest = _mm512_setzero_ps();
+    for (int i = 0; i < TD_NF4_BLOCK; i += 16)
+        largest = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(weight + i)), largest);
+    float absmax = _mm512_reduce_max_ps(largest);
+    __m512 inverse = _mm512_set1_ps(inverse_of(absmax));
+    for (int i = 0; i < TD_NF4_BLOCK; i += 16) {
+        __m128i bytes = codes_avx512(_mm512_mul_ps(_mm512_loadu_ps(weight + i), inverse));
+        __m128i pairs = _mm_maddubs_epi16(bytes, _mm_set1_epi16(0x0110));
+        _mm_storel_epi64((__m128i *)(codes + i / 2), _mm_packus_epi16(pairs, pairs));
+    }
+    return absmax;
+}
+
+static float quantize_block(const float *weight, int64_t n, uint8_t *codes) {
+    td_cpu_simd_level level = n == TD_NF4_BLOCK ? td_cpu_simd() : TD_CPU_SCALAR;
+    switch (level) {
+    case TD_CPU_AVX512:
+        return quantize_block_avx512(weight, codes);
+    case TD_CPU_AVX2:
+        return quantize_block_avx2(weight, codes);
+    case TD_CPU_SCALAR:
+        break;
+    }
+    return quantize_scalar(weight, n, codes);
+}
+
+td_status td_cpu_nf4_quantize(const td_op_context *context, const td_nf4_quantize_args *args) {
+    (void)context;
+    int64_t blocks = td_nf4_block_count(args->n_elements);
+#pragma omp parallel for schedule(static) num_threads(td_cpu_threads())
+    for (int64_t block = 0; block < blocks; block++) {
+        int64_t begin = block * TD_NF4_BLOCK, left = args->n_elements - begin;
+        args->absmax[block] =
+            quantize_block(args->weight + begin, left < TD_NF4_BLOCK ? left : TD_NF4_BLOCK,
+                           args->codes + begin / 2);
+    }
+    return TD_OK;
+}
+
+// One nested block: codes of values[i] - offset, returns their largest magnitude.
+static float quantize_nested(const float *values, int64_t n, float offset, const float *midpoints,
+                             uint8_t *codes) {
+    float absmax = 0.0f;
+    for (int64_t i = 0; i < n; i++) {
+        float magnitude = fabsf(values[i] - offset);
+        absmax = magnitude > absmax ? magnitude : absmax;
+    }
+    for (int64_t i = 0; i < n; i++)
+        codes[i] = absmax > 0.0f
+                       ? td_dynamic_map_nearest(midpoints, (values[i] - offset) * (1.0f / absmax))
+                       : 0;
+    return absmax;
+}
+
+td_status td_cpu_absmax_quantize(const td_op_context *context,
+                                 const td_absmax_quantize_args *args) {
+    (void)context;
+    double sum = 0.0;
+    for (int64_t i = 0; i < args->n_blocks; i++)
+        sum += (double)args->absmax[i];
+    float offset = (float)(sum / (double)args->n_blocks);
+    float map[256], midpoints[256];
+    td_dynamic_map_signed(map);
+    td_dynamic_map_midpoints(map, midpoints);
+#pragma omp parallel for schedule(static) num_threads(td_cpu_threads())
+    for (int64_t begin = 0; begin < args->n_blocks; begin += TD_NF4_NESTED_BLOCK) {
+        int64_t left = args->n_blocks - begin;
+        args->nested_absmax[begin / TD_NF4_NESTED_BLOCK] = quantize_nested(
+            args->absmax + begin, left < TD_NF4_NESTED_BLOCK ? left : TD_NF4_NESTED_BLOCK, offset,
+            midpoints, args->codes + begin);
+    }
+    *args->offset = offset;
+    return TD_OK;
+}
