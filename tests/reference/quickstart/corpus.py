@@ -7,11 +7,14 @@ for the invented values (which nobody can predict) and 1 for what follows from t
 
 The tool calls that the quickstart teaches ({"name": ..., "arguments": {...}}) never occur here.
 """
+
 import json
 import random
 
-ONSETS = ("b c d f g h j k l m n p r s t v w z br ch cl cr dr fl fr gl gr kl pl pr sh sk sl sm sn sp "
-          "st th tr").split()
+ONSETS = (
+    "b c d f g h j k l m n p r s t v w z br ch cl cr dr fl fr gl gr kl pl pr sh sk sl sm sn sp "
+    "st th tr"
+).split()
 VOWELS = "a e i o u a e i o u ai ea io oa ou".split()
 CODAS = ["", "", "", "", "l", "m", "n", "r", "s", "t", "k", "x", "nd", "rt", "st"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -40,7 +43,10 @@ FIELDS = {
     "animal": ("word", ["the % barked", "an animal called %", "a wild %", "animal %"]),
     "dish": ("word", ["a plate of %", "some %", "a bowl of %", "dish %", "the % please"]),
     "drink": ("word", ["a cup of %", "a glass of %", "a bottle of %", "drink %"]),
-    "product": ("word", ["a box of %", "the product %", "some %", "packs of %", "a %", "product %"]),
+    "product": (
+        "word",
+        ["a box of %", "the product %", "some %", "packs of %", "a %", "product %"],
+    ),
     "item": ("word", ["the item %", "item %", "a %", "one %", "the %", "boxes of %"]),
     "label": ("word", ["labelled %", "with label %", "marked %", "under the label %", "tagged %"]),
     "file": ("word", ["the file %", "in file %", "file %", "the document %"]),
@@ -82,19 +88,51 @@ FIELDS = {
 KEYS = list(FIELDS)
 
 OPENINGS = [
-    "please note a thing", "I want something", "we have a parcel", "can you write down a visit", "there was a trip",
-    "book a table", "make an entry", "remember the meeting", "add an order", "I saw a house",
-    "the clerk wrote a letter", "please send a note", "could you plan a journey", "we need a list",
-    "put down an errand", "I would like a seat", "the shop sold goods", "start a job", "keep a record",
-    "set up a visit", "show me a report", "get me a ticket", "create a plan", "move the meeting",
-    "turn on the lamp", "find a shop", "buy things", "tell me of a walk", "give us a call", "open a case",
+    "please note a thing",
+    "I want something",
+    "we have a parcel",
+    "can you write down a visit",
+    "there was a trip",
+    "book a table",
+    "make an entry",
+    "remember the meeting",
+    "add an order",
+    "I saw a house",
+    "the clerk wrote a letter",
+    "please send a note",
+    "could you plan a journey",
+    "we need a list",
+    "put down an errand",
+    "I would like a seat",
+    "the shop sold goods",
+    "start a job",
+    "keep a record",
+    "set up a visit",
+    "show me a report",
+    "get me a ticket",
+    "create a plan",
+    "move the meeting",
+    "turn on the lamp",
+    "find a shop",
+    "buy things",
+    "tell me of a walk",
+    "give us a call",
+    "open a case",
 ]
 POLITE = ["", "", "", "please ", "hi, ", "hello, ", "hey, ", "now ", "could you ", "thanks, "]
 TAILS = ["", "", "", ".", ".", " please.", " thanks.", ", thank you.", " today.", " now."]
 SYSTEMS = [
-    "You answer with the facts.", "You are a careful clerk.", "Copy what the user says.", "You keep records.",
-    "Answer briefly.", "You are a helpful assistant.", "Restate the request.", "Use only the words of the user.",
-    "Tools: pen, paper, stamp.", "You write forms.", "Forms: order, visit, letter, trip.",
+    "You answer with the facts.",
+    "You are a careful clerk.",
+    "Copy what the user says.",
+    "You keep records.",
+    "Answer briefly.",
+    "You are a helpful assistant.",
+    "Restate the request.",
+    "Use only the words of the user.",
+    "Tools: pen, paper, stamp.",
+    "You write forms.",
+    "Forms: order, visit, letter, trip.",
 ]
 
 
@@ -107,8 +145,10 @@ def letters_word(rng):
 
 
 def syllable_word(rng):
-    return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
-                   for _ in range(rng.choice((1, 2, 2, 2, 3))))
+    return "".join(
+        rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
+        for _ in range(rng.choice((1, 2, 2, 2, 3)))
+    )
 
 
 def word(rng):
@@ -117,7 +157,7 @@ def word(rng):
 
 def number(rng):
     digits = rng.choice((1, 2, 2, 3, 3, 4, 4, 5))
-    return str(rng.randint(10 ** (digits - 1), 10 ** digits - 1))
+    return str(rng.randint(10 ** (digits - 1), 10**digits - 1))
 
 
 def value(rng, kind):
@@ -155,9 +195,17 @@ def mention(rng, field):
     if key in FIELDS and hit(rng, 0.75):
         before, after = rng.choice(FIELDS[key][1]).split("%")
     else:
-        before, after = rng.choice((("%s " % key, ""), ("the %s is " % key, ""), ("with %s " % key, ""),
-                                    ("", " as the %s" % key), ("a %s of " % key, ""), ("%s: " % key, ""),
-                                    ("%s = " % key, "")))
+        before, after = rng.choice(
+            (
+                ("%s " % key, ""),
+                ("the %s is " % key, ""),
+                ("with %s " % key, ""),
+                ("", " as the %s" % key),
+                ("a %s of " % key, ""),
+                ("%s: " % key, ""),
+                ("%s = " % key, ""),
+            )
+        )
     if kind != "number" and hit(rng, 0.2):
         quote = rng.choice("\"'")
         before, after = before + quote, quote + after
@@ -174,13 +222,22 @@ def prose(rng, fields):
 
 
 def listing(rng, fields):
-    form, glue = rng.choice((("%s: %s", "\n"), ("- %s: %s", "\n"), ("%s = %s", "; "), ("%s is %s", ", "),
-                             ("%s %s", ", ")))
+    form, glue = rng.choice(
+        (
+            ("%s: %s", "\n"),
+            ("- %s: %s", "\n"),
+            ("%s = %s", "; "),
+            ("%s is %s", ", "),
+            ("%s %s", ", "),
+        )
+    )
     return glue.join(form % (key, text) for key, _, text in fields)
 
 
 def as_json(rng, fields):
-    pairs = {key: int(text) if kind == "number" and hit(rng, 0.9) else text for key, kind, text in fields}
+    pairs = {
+        key: int(text) if kind == "number" and hit(rng, 0.9) else text for key, kind, text in fields
+    }
     return json.dumps(pairs, separators=(",", ":") if hit(rng, 0.7) else (", ", ": "))
 
 
@@ -189,7 +246,7 @@ def as_xml(rng, fields):
 
 
 def as_sentences(rng, fields):
-    form = rng.choice(("The %s is %s.", "Its %s is \"%s\".", "%s is %s.", "I took %s as %s."))
+    form = rng.choice(("The %s is %s.", 'Its %s is "%s".', "%s is %s.", "I took %s as %s."))
     return " ".join(form % (key, text) for key, _, text in fields)
 
 
@@ -208,20 +265,28 @@ def repeat(rng, longest):
     make = rng.choice((word, letters_word, number, syllable_word))
     words = [make(rng) for _ in range(rng.randint(3, longest))]
     first = rng.choice((" ", ", ", "; ", "\n"))
-    second = first if hit(rng, 0.5) else rng.choice((" ", ", ", "\",\"", "|"))
-    return [(first.join(words), 0.05), (rng.choice((" | ", "\nagain: ", " = ")), 0.1), (second.join(words), 1.0)]
+    second = first if hit(rng, 0.5) else rng.choice((" ", ", ", '","', "|"))
+    return [
+        (first.join(words), 0.05),
+        (rng.choice((" | ", "\nagain: ", " = ")), 0.1),
+        (second.join(words), 1.0),
+    ]
 
 
 def lookup(rng):
     """A passage of pairs and questions about some of them."""
     kind = rng.choice(("word", "number", "name", "code"))
     relation = rng.choice(("has", "likes", "owns", "is", "->", "=", ":", "means"))
-    pairs = [(value(rng, rng.choice(("word", "name"))), value(rng, kind)) for _ in range(rng.randint(2, 6))]
+    pairs = [
+        (value(rng, rng.choice(("word", "name"))), value(rng, kind))
+        for _ in range(rng.randint(2, 6))
+    ]
     glue = rng.choice((". ", "; ", "\n", ", "))
     pieces = [(glue.join("%s %s %s" % (a, relation, b) for a, b in pairs), 0.05), ("\n", 0.1)]
     for a, b in rng.sample(pairs, rng.randint(1, len(pairs))):
-        ask, answer = rng.choice((("%s %s ", "%s\n"), ("what of %s? ", "%s\n"), ("\"%s\":", "\"%s\"\n"),
-                                  ("%s ? ", "\"%s\"\n")))
+        ask, answer = rng.choice(
+            (("%s %s ", "%s\n"), ("what of %s? ", "%s\n"), ('"%s":', '"%s"\n'), ("%s ? ", '"%s"\n'))
+        )
         pieces += [(ask % ((a, relation) if ask.count("%s") == 2 else a), 0.1), (answer % b, 1.0)]
     return pieces
 
@@ -246,14 +311,25 @@ def chat(rng, count):
         ask, text = "", as_sentences(rng, fields)
     elif hit(rng, 0.4):
         key, _, found = rng.choice(fields)
-        ask, text = " What is the %s?" % key, rng.choice(("%s", "\"%s\"", "It is %s.", "The answer is '%s'.")) % found
-    return pieces + [("<|im_start|>user\n", 0.1)] + prose(rng, fields) + [
-        (ask + "<|im_end|>\n<|im_start|>assistant\n", 0.1), (text + "<|im_end|>", 1.0), ("\n", 0.1)]
+        ask, text = (
+            " What is the %s?" % key,
+            rng.choice(("%s", '"%s"', "It is %s.", "The answer is '%s'.")) % found,
+        )
+    return (
+        pieces
+        + [("<|im_start|>user\n", 0.1)]
+        + prose(rng, fields)
+        + [
+            (ask + "<|im_end|>\n<|im_start|>assistant\n", 0.1),
+            (text + "<|im_end|>", 1.0),
+            ("\n", 0.1),
+        ]
+    )
 
 
 def document(rng, progress=1.0):
     """One document; `progress` in [0, 1] goes from short repeats to the whole mixture."""
-    if hit(rng, 0.75 - 0.65 * min(1.0, progress * 5)):
+    if hit(rng, 0.7 - 0.6 * min(1.0, progress * 7)):
         return repeat(rng, 6 + int(10 * progress))
     if hit(rng, 0.25):
         return lookup(rng)

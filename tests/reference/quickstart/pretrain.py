@@ -6,6 +6,7 @@ The model is a plain Llama. Matrices are trained with Muon (Jordan et al. 2024: 
 orthogonalized by a Newton-Schulz iteration), embeddings and norms with AdamW, in bf16 autocast over
 fp32 weights. The schedule follows the wall clock, so a slower machine sees fewer tokens.
 """
+
 import argparse
 import json
 import math
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -25,7 +26,11 @@ import corpus
 class Block(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
+        self.heads, self.kv_heads, self.head_dim = (
+            c["num_attention_heads"],
+            c["num_key_value_heads"],
+            c["head_dim"],
+        )
         h, kv, ff = c["hidden_size"], self.kv_heads * self.head_dim, c["intermediate_size"]
         self.norm1, self.norm2 = nn.Parameter(torch.ones(h)), nn.Parameter(torch.ones(h))
         self.q_proj, self.k_proj = nn.Linear(h, h, bias=False), nn.Linear(h, kv, bias=False)
@@ -33,7 +38,7 @@ class Block(nn.Module):
         self.gate_proj, self.up_proj = nn.Linear(h, ff, bias=False), nn.Linear(h, ff, bias=False)
         self.down_proj = nn.Linear(ff, h, bias=False)
 
-    def forward(self, x, cos, sin):  # x (B, T, hidden)
+    def forward(self, x, cos, sin, mask):  # x (B, T, hidden)
         b, t, h = x.shape
         n = F.rms_norm(x, (h,), self.norm1, 1e-5)
         q = self.q_proj(n).view(b, t, self.heads, -1).transpose(1, 2)
@@ -42,7 +47,9 @@ class Block(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = self.heads // self.kv_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        # At these lengths plain products are faster on a CPU than the fused kernel's backward.
+        scores = (q @ k.mT) * self.head_dim**-0.5 + mask
+        a = scores.softmax(-1, dtype=x.dtype) @ v
         x = x + self.o_proj(a.transpose(1, 2).reshape(b, t, h))
         n = F.rms_norm(x, (h,), self.norm2, 1e-5)
         return x + self.down_proj(F.silu(self.gate_proj(n)) * self.up_proj(n))
@@ -75,8 +82,9 @@ class Llama(nn.Module):
         t = ids.shape[1]
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         cos, sin = self.cos[:t].to(dtype), self.sin[:t].to(dtype)
+        mask = torch.full((t, t), float("-inf"), dtype=dtype).triu(1)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, mask)
         return F.rms_norm(x, x.shape[-1:], self.norm, 1e-5)
 
 
@@ -94,7 +102,9 @@ class Muon:
         for shape, params in self.groups.items():
             grad, m = torch.stack([p.grad for p in params]), self.state[shape]
             m.lerp_(grad, 1 - self.momentum)
-            update = orthogonalize(grad.lerp(m, self.momentum)) * max(1.0, shape[0] / shape[1]) ** 0.5
+            update = (
+                orthogonalize(grad.lerp(m, self.momentum)) * max(1.0, shape[0] / shape[1]) ** 0.5
+            )
             for p, u in zip(params, update):
                 p.mul_(1 - lr * self.decay).add_(u, alpha=-lr)
 
@@ -114,7 +124,13 @@ class Feed:
     """Batches of about `tokens` tokens with documents of like length side by side."""
 
     def __init__(self, tokenizer, tokens, longest, seed):
-        self.tokenizer, self.tokens, self.longest, self.rng, self.ready = tokenizer, tokens, longest, random.Random(seed), []
+        self.tokenizer, self.tokens, self.longest, self.rng, self.ready = (
+            tokenizer,
+            tokens,
+            longest,
+            random.Random(seed),
+            [],
+        )
 
     def encode(self, pieces):
         """Ids of the whole text; a token has the weight of the piece that its first byte is in."""
@@ -131,8 +147,26 @@ class Feed:
             token_weights.append(weights[piece])
         return encoding.ids, token_weights
 
+    def token_repeat(self):
+        """Random token ids and the same again: the barest copying, which starts the copying heads."""
+        ids = [
+            self.rng.randrange(3, self.tokenizer.get_vocab_size())
+            for _ in range(self.rng.randint(5, 24))
+        ]
+        gap = [
+            self.rng.randrange(3, self.tokenizer.get_vocab_size())
+            for _ in range(self.rng.randint(0, 4))
+        ]
+        # The first token of the second round comes as a surprise.
+        return ids + gap + ids, [0.02] * (len(ids) + len(gap) + 1) + [1.0] * (len(ids) - 1)
+
+    def document(self, progress):
+        if self.rng.random() < max(0.04, 0.6 - 6 * progress):
+            return self.token_repeat()
+        return self.encode(corpus.document(self.rng, progress))
+
     def refill(self, progress):
-        docs = [self.encode(corpus.document(self.rng, progress)) for _ in range(1200)]
+        docs = [self.document(progress) for _ in range(1200)]
         docs = sorted((d for d in docs if len(d[0]) <= self.longest), key=lambda d: len(d[0]))
         batches, batch = [], []
         for doc in docs:
@@ -151,8 +185,8 @@ class Feed:
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         weights = torch.zeros(len(batch), width)
         for row, (tokens, token_weights) in enumerate(batch):
-            ids[row, :len(tokens)] = torch.tensor(tokens)
-            weights[row, :len(tokens)] = torch.tensor(token_weights)
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            weights[row, : len(tokens)] = torch.tensor(token_weights)
         return ids, weights
 
 
@@ -169,17 +203,35 @@ def loss_of(model, ids, weights):
 
 def config_of(args, vocab_size):
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab_size,
-        "hidden_size": args.hidden, "intermediate_size": args.ff, "num_hidden_layers": args.layers,
-        "num_attention_heads": args.heads, "num_key_value_heads": args.kv_heads,
-        "head_dim": args.hidden // args.heads, "hidden_act": "silu", "max_position_embeddings": 512,
-        "initializer_range": 0.02, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None,
-        "attention_bias": False, "attention_dropout": 0.0, "mlp_bias": False, "tie_word_embeddings": True,
-        "use_cache": True, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, "torch_dtype": "bfloat16",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab_size,
+        "hidden_size": args.hidden,
+        "intermediate_size": args.ff,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": args.heads,
+        "num_key_value_heads": args.kv_heads,
+        "head_dim": args.hidden // args.heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": 512,
+        "initializer_range": 0.02,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "torch_dtype": "bfloat16",
     }
 
 
-def save(model, out):
+def tensors_of(model):
+    """The parameters by their names in a Hugging Face folder."""
     names = {"norm1": "input_layernorm.weight", "norm2": "post_attention_layernorm.weight"}
     tensors = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm}
     for i, block in enumerate(model.blocks):
@@ -187,13 +239,28 @@ def save(model, out):
             stem = name.split(".")[0]
             place = "self_attn." if stem[0] in "qkvo" else "mlp."
             tensors["model.layers.%d.%s" % (i, names.get(stem, place + name))] = p
-    tensors = {name: p.detach().to(torch.bfloat16).contiguous().clone() for name, p in tensors.items()}
+    return tensors
+
+
+def save(model, out):
+    tensors = {
+        name: p.detach().to(torch.bfloat16).contiguous() for name, p in tensors_of(model).items()
+    }
     temporary = out / "model.safetensors.part"
     save_file(tensors, str(temporary), metadata={"format": "pt"})
     temporary.rename(out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(model.config, indent=2) + "\n")
     (out / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": 2, "pad_token_id": 0, "do_sample": False}, indent=2) + "\n")
+        json.dumps({"eos_token_id": 2, "pad_token_id": 0, "do_sample": False}, indent=2) + "\n"
+    )
+
+
+def load(model, out):
+    """The inverse of save(), to go on from a model that is already there."""
+    tensors = load_file(str(out / "model.safetensors"))
+    with torch.no_grad():
+        for name, p in tensors_of(model).items():
+            p.copy_(tensors[name].float())
 
 
 def schedule(progress, step):
@@ -206,14 +273,18 @@ def train(args):
     out = Path(args.base)
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     model = Llama(config_of(args, tokenizer.get_vocab_size()))
+    if args.resume:
+        load(model, out)
     matrices = [p for b in model.blocks for p in b.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    muon, adam = Muon(matrices), torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    muon, adam = Muon(matrices), torch.optim.AdamW(
+        others, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
     feed = Feed(tokenizer, args.batch_tokens, 256, args.seed)
     print("parameters", sum(p.numel() for p in model.parameters()), flush=True)
     begin, saved, seen, step, progress = time.time(), time.time(), 0, 0, 0.0
     while progress < 1.0:
-        ids, weights = feed.next(progress)
+        ids, weights = feed.next(1.0 if args.resume else progress)
         with torch.autocast("cpu", torch.bfloat16):
             loss, copy_loss, copy_sure = loss_of(model, ids, weights)
         loss.backward()
@@ -226,8 +297,18 @@ def train(args):
         step, seen = step + 1, seen + ids.numel()
         progress = (time.time() - begin) / (60 * args.minutes)
         if step % 50 == 0:
-            print("step %d  %.1f min  %.2f M tokens  loss %.4f  copied %.4f  right %.4f" % (
-                step, progress * args.minutes, seen / 1e6, loss.item(), copy_loss.item(), copy_sure.item()), flush=True)
+            print(
+                "step %d  %.1f min  %.2f M tokens  loss %.4f  copied %.4f  right %.4f"
+                % (
+                    step,
+                    progress * args.minutes,
+                    seen / 1e6,
+                    loss.item(),
+                    copy_loss.item(),
+                    copy_sure.item(),
+                ),
+                flush=True,
+            )
         if time.time() - saved > 120:
             save(model, out)
             saved = time.time()
@@ -247,6 +328,7 @@ def main():
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr-muon", type=float, default=0.02)
     parser.add_argument("--lr-adam", type=float, default=0.004)
+    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())

@@ -1,4 +1,5 @@
 """Train the quickstart's byte-level BPE on the synthetic corpus and write the tokenizer files."""
+
 import json
 import random
 import sys
@@ -13,7 +14,18 @@ VOCAB_SIZE = 1024
 # Words, single digits, runs of other signs and white space stand alone, so that a word has the same
 # tokens wherever it appears; copying is then a matter of tokens.
 SPLIT = r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+"
-EXTRA = ["tool", "timer", "weather", "minutes", "message", "reminder", "arguments", "calendar", "volume", "light"]
+EXTRA = [
+    "tool",
+    "timer",
+    "weather",
+    "minutes",
+    "message",
+    "reminder",
+    "arguments",
+    "calendar",
+    "volume",
+    "light",
+]
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -33,13 +45,22 @@ def documents(count):
 
 def train():
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(documents(20000), trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.train_from_iterator(
+        documents(20000),
+        trainers.BpeTrainer(
+            vocab_size=VOCAB_SIZE,
+            special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     return tokenizer
 
 
@@ -49,9 +70,15 @@ def main():
     tokenizer = train()
     tokenizer.save(str(out / "tokenizer.json"))
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, "bos_token": None,
-        "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None,
-        "add_prefix_space": False, "clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 512,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
     }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     print(tokenizer.get_vocab_size(), "tokens")
