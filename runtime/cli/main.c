@@ -1,0 +1,92 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/cli/cli.h"
+#include "runtime/core/log.h"
+
+static const td_command *const commands[] = {
+    &td_command_train,   &td_command_evaluate, &td_command_generate,
+    &td_command_inspect, &td_command_config,   &td_command_bench,
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static void print_usage(FILE *out) {
+    fprintf(out, "tandem: QLoRA fine-tuning of Hugging Face language models, one process per GPU or CPU slot\n\n"
+                 "usage: tandem COMMAND ...\n"
+                 "       mpirun -n N tandem COMMAND ...\n\ncommands:\n");
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    fprintf(out, "\n\"tandem COMMAND --help\" explains one.\n\n"
+                 "exit codes: 0 done, 2 command line or config, 3 model or data, 4 memory plan, 5 file system,\n"
+                 "6 another rank failed, 7 loss or gradient not finite, 75 stopped after a checkpoint on request\n"
+                 "(start again with --resume auto), 70 internal\n");
+}
+
+static const td_command *find_command(const char *name) {
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (strcmp(commands[i]->name, name) == 0)
+            return commands[i];
+    return NULL;
+}
+
+static td_status unknown_command(const char *name) {
+    const char *names[N_COMMANDS];
+    for (int i = 0; i < N_COMMANDS; i++)
+        names[i] = commands[i]->name;
+    const char *near = td_nearest_name(name, names, N_COMMANDS);
+    return near ? td_fail(TD_ERR_USAGE, "%s: unknown command; did you mean %s?", name, near)
+                : td_fail(TD_ERR_USAGE, "%s: unknown command (tandem --help lists them)", name);
+}
+
+static int wants_help(int argc, char **argv) {
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return 1;
+    return 0;
+}
+
+// Help needs no other rank and must work where MPI does not.
+static int run_alone(const td_command *command, int argc, char **argv) {
+    if (!command || argc < 2) {
+        print_usage(stdout);
+        return 0;
+    }
+    td_status status = command->run(command, NULL, argc - 2, argv + 2);
+    if (status != TD_OK)
+        td_error("%s", td_error_message());
+    return (int)status;
+}
+
+static int run_together(const td_command *command, int argc, char **argv) {
+    td_comm *comm;
+    td_status status = td_comm_bootstrap(&comm);
+    if (status != TD_OK)
+        td_comm_abort(NULL, status, NULL);
+    td_log_init(TD_LOG_INFO, td_comm_rank(comm), td_comm_size(comm));
+    status = command->run(command, comm, argc - 2, argv + 2);
+    // A status that all ranks share was agreed on and they leave together; one rank's own failure ends the job.
+    if (status != TD_OK && status != TD_STOPPED && !td_comm_is_agreed(comm))
+        td_comm_abort(comm, status, NULL);
+    if (status != TD_OK && td_comm_rank(comm) == 0)
+        td_error("%s", td_error_message());
+    td_status finished = td_comm_finish(comm);
+    return (int)(status != TD_OK ? status : finished);
+}
+
+int main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (argc < 2) {
+        print_usage(stderr);
+        return TD_ERR_USAGE;
+    }
+    const td_command *command = find_command(argv[1]);
+    if (wants_help(argc, argv) && (command || argv[1][0] == '-'))
+        return run_alone(command, argc, argv);
+    if (!command) {
+        td_status status = unknown_command(argv[1]);
+        td_error("%s", td_error_message());
+        return (int)status;
+    }
+    return run_together(command, argc, argv);
+}

@@ -1,0 +1,175 @@
+#include "runtime/train/bench_step.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/core/files.h"
+#include "runtime/core/log.h"
+#include "runtime/train/metrics.h"
+#include "runtime/train/run.h"
+
+enum { PEAK_EXTENT = 2048, PEAK_ROUNDS = 5 };
+
+// Best of a few products of square fp32 matrices: the ceiling that a step's GEMMs are measured against.
+static td_status measure_gemm_peak(const td_session *session, double *out) {
+    size_t extent = PEAK_EXTENT, count = extent * extent;
+    td_workspace_query query = {.max_tokens = PEAK_EXTENT,
+                                .max_in = PEAK_EXTENT,
+                                .max_out = PEAK_EXTENT,
+                                .max_weight_elements = (int64_t)count,
+                                .n_heads = 1,
+                                .n_kv_heads = 1,
+                                .head_dim = 64};
+    td_op_context context = session->context;
+    td_arena arena;
+    context.workspace_bytes = context.ops->workspace_bytes(&query);
+    TD_TRY(td_arena_init(&arena, context.device,
+                         3 * count * sizeof(float) + context.workspace_bytes + 4 * TD_ARENA_ALIGN,
+                         "GEMM peak"));
+    float *x = td_arena_take(&arena, count, sizeof(float));
+    float *w = td_arena_take(&arena, count, sizeof(float));
+    float *y = td_arena_take(&arena, count, sizeof(float));
+    context.workspace = td_arena_take(&arena, context.workspace_bytes, 1);
+    for (size_t i = 0; i < count; i++)
+        x[i] = w[i] = (float)(i % 17) * 0.125f - 1.0f;
+    td_matrix weight = {.format = TD_MATRIX_F32, .rows = PEAK_EXTENT, .cols = PEAK_EXTENT, .data = w};
+    td_linear_forward_args args = {.n_tokens = PEAK_EXTENT, .x = x, .weight = &weight, .y = y};
+    double best = INFINITY;
+    td_status status = TD_OK;
+    for (int round = 0; round < PEAK_ROUNDS && status == TD_OK; round++) {
+        double start = td_seconds_now();
+        status = context.ops->linear_forward(&context, &args);
+        double seconds = td_seconds_now() - start;
+        best = seconds < best ? seconds : best;
+    }
+    td_arena_fini(&arena);
+    *out = 2.0 * PEAK_EXTENT * PEAK_EXTENT * PEAK_EXTENT / best;
+    return status;
+}
+
+static td_status write_store(const td_session *session, const td_bench_step_options *options,
+                             const char *path) {
+    int64_t rows = options->sequences * options->micro_batches, length = options->seq_tokens;
+    td_store_writer *writer;
+    int32_t *tokens = malloc((size_t)length * sizeof *tokens);
+    uint8_t *trained = malloc((size_t)length);
+    uint64_t key = td_rng_key(1, TD_RNG_TEST);
+    td_status status = tokens && trained ? td_store_writer_open(path, &writer)
+                                         : td_fail(TD_ERR_MEMORY, "no memory for random tokens");
+    for (int64_t row = 0; status == TD_OK && row < rows; row++) {
+        for (int64_t t = 0; t < length; t++)
+            tokens[t] = (int32_t)(td_rng_word(key, (uint32_t)row, 0, (uint64_t)t) %
+                                  (uint32_t)session->model.vocabulary);
+        memset(trained, 1, (size_t)length);
+        status = td_store_writer_add(writer, tokens, trained, length);
+        if (status != TD_OK)
+            td_store_writer_abandon(writer);
+    }
+    if (status == TD_OK)
+        status = td_store_writer_commit(writer, (td_hash){0}, "{}");
+    free(trained);
+    free(tokens);
+    return status;
+}
+
+// Products with base weights: forward, and dX backward; the LoRA products; the head both ways. Attention apart.
+static double gemm_flops(const td_session *session, const td_bench_step_options *options) {
+    double tokens = (double)(options->seq_tokens * options->sequences * options->micro_batches);
+    double targets = tokens * (double)(options->seq_tokens - 1) / (double)options->seq_tokens;
+    double weights = 0, adapters = (double)session->lora.n_parameters;
+    for (int projection = 0; projection < TD_PROJ_COUNT; projection++)
+        weights += (double)td_projection_out(&session->model, (td_projection)projection) *
+                   (double)td_projection_in(&session->model, (td_projection)projection);
+    weights *= (double)session->model.n_layers;
+    double head = (double)session->model.vocabulary * (double)session->model.hidden;
+    return 2 * tokens * (2 * weights + 3 * adapters) + 2 * targets * 2 * head;
+}
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static td_status time_steps(td_run *run, const td_bench_step_options *options, td_bench_step_result *out) {
+    td_step_result result;
+    double *seconds = calloc((size_t)options->steps, sizeof *seconds);
+    if (!seconds)
+        return td_fail(TD_ERR_MEMORY, "no memory for the timings");
+    td_status status = td_step_run(&run->step, 0, &result);
+    if (status == TD_OK && !(result.loss > 0 && result.grad_norm > 0))
+        status = td_fail(TD_ERR_NUMERIC, "loss %g, gradient norm %g: nothing is learned", result.loss,
+                         result.grad_norm);
+    for (int64_t i = 0; status == TD_OK && i < options->steps; i++) {
+        double start = td_seconds_now();
+        status = td_step_run(&run->step, i + 1, &result);
+        seconds[i] = td_seconds_now() - start;
+    }
+    qsort(seconds, (size_t)options->steps, sizeof *seconds, by_value);
+    out->fastest = seconds[0];
+    out->slowest = seconds[options->steps - 1];
+    out->seconds = seconds[options->steps / 2];
+    out->tokens_per_second = (double)result.tokens / out->seconds;
+    out->loss = result.loss;
+    out->grad_norm = result.grad_norm;
+    free(seconds);
+    return status;
+}
+
+static td_status bench(td_run *run, td_session *session, td_store *store,
+                       const td_bench_step_options *options, td_bench_step_result *out) {
+    td_base_options base = td_session_base_options(session);
+    TD_TRY(td_run_plan(run, session, store, 0, 0));
+    TD_TRY(td_comm_agree(session->comm,
+                         td_base_create_random(&session->model, &base, 1, &session->context, &session->base),
+                         "random weights"));
+    TD_TRY(td_run_allocate(run, store, NULL));
+    TD_TRY(time_steps(run, options, out));
+    out->plan_bytes = run->plan.total_bytes;
+    out->peak_bytes = td_memory_peak_bytes();
+    out->recompute = td_recompute_name(run->plan.recompute);
+    return measure_gemm_peak(session, &out->gemm_peak);
+}
+
+static int64_t count_parameters(const td_session *session) {
+    const td_model_config *model = &session->model;
+    int64_t per_layer = 2 * model->hidden;
+    for (int projection = 0; projection < TD_PROJ_COUNT; projection++)
+        per_layer += td_projection_out(model, (td_projection)projection) *
+                     td_projection_in(model, (td_projection)projection);
+    int64_t tables = model->vocabulary * model->hidden * (model->tie_word_embeddings ? 1 : 2);
+    return model->n_layers * per_layer + tables + model->hidden;
+}
+
+static td_status with_store(td_session *session, const td_bench_step_options *options,
+                            td_bench_step_result *out) {
+    char path[TD_PATH_MAX];
+    td_store *store = NULL;
+    td_run run = {0};
+    td_status status = td_path_join(path, options->scratch, "bench.h5");
+    if (status == TD_OK && td_comm_rank(session->comm) == 0)
+        status = write_store(session, options, path);
+    TD_TRY(td_comm_agree(session->comm, status, "random tokens"));
+    TD_TRY(td_comm_agree(session->comm, td_store_open(path, &store), "random tokens"));
+    status = bench(&run, session, store, options, out);
+    td_run_destroy(&run);
+    td_store_close(store);
+    return status;
+}
+
+td_status td_bench_step(const td_config *config, td_comm *comm, const td_bench_step_options *options,
+                        td_bench_step_result *out) {
+    td_session session = {0};
+    td_status status = td_session_open(&session, config, comm, 1);
+    *out = (td_bench_step_result){0};
+    if (status == TD_OK)
+        status = with_store(&session, options, out);
+    if (status == TD_OK) {
+        out->gemm_flops = gemm_flops(&session, options);
+        out->trainable = session.lora.n_parameters;
+        out->total_parameters = count_parameters(&session);
+        out->n_threads = session.n_threads;
+    }
+    td_session_close(&session);
+    return status;
+}

@@ -1,0 +1,34 @@
+// Timing the training step on random weights and tokens.
+#ifndef TANDEM_TRAIN_BENCH_STEP_H
+#define TANDEM_TRAIN_BENCH_STEP_H
+
+#include "comm/comm.h"
+#include "runtime/core/config.h"
+
+typedef struct td_bench_step_options {
+    int64_t seq_tokens;    // every sequence has this many; all are trained on
+    int64_t sequences;     // per micro-batch
+    int64_t micro_batches; // per step
+    int64_t steps;         // timed, after one that is not
+    const char *scratch;   // folder for the token store
+} td_bench_step_options;
+
+typedef struct td_bench_step_result {
+    double seconds;           // median of the timed steps
+    double fastest, slowest;
+    double tokens_per_second; // tokens of a step / median
+    double gemm_flops;        // of a step on this rank, without recompute: what the model asks for
+    double gemm_peak;         // flop/s of a 2048^3 fp32 product, same threads, same run
+    double loss, grad_norm;   // of the last step
+    size_t plan_bytes, peak_bytes; // per rank
+    int64_t trainable, total_parameters;
+    int n_threads;
+    const char *recompute;
+} td_bench_step_result;
+
+// Collective. config->model_name_or_path names a folder with a config.json; no weights are read. TD_ERR_NUMERIC unless loss and gradient
+// norm of the first step are finite and positive.
+td_status td_bench_step(const td_config *config, td_comm *comm, const td_bench_step_options *options,
+                        td_bench_step_result *out);
+
+#endif

@@ -1,0 +1,167 @@
+#include "runtime/train/run.h"
+
+#include <stdlib.h>
+
+#include "runtime/core/log.h"
+
+// Buckets of about this many bytes: large enough to amortize a collective's latency, small enough to start early.
+enum { BUCKET_BYTES = 8 << 20 };
+
+td_status td_run_page_map(const td_session *session, td_page_map *out) {
+    return td_page_map_init(out, session->lora.n_parameters, session->config->page_elements,
+                            td_comm_size(session->comm));
+}
+
+td_pager_options td_run_pager_options(const td_session *session, const td_page_map *map) {
+    return (td_pager_options){
+        .device = session->context.device,
+        .map = *map,
+        .rank = td_comm_rank(session->comm),
+        .state_bytes = td_optimizer_state_bytes(session->config->optim, map->page_elements),
+        .device_cache_bytes = (size_t)session->config->optimizer_cache_bytes,
+    };
+}
+
+static td_status create_sampler(td_run *run, td_store *store) {
+    const td_config *config = run->session->config;
+    td_sampler_options options = {
+        .n_rows = td_store_rows(store),
+        .offsets = td_store_offsets(store),
+        .row_trained = td_store_row_trained(store),
+        .packing = config->packing,
+        .micro_batch_tokens =
+            config->micro_batch_tokens > 0 ? config->micro_batch_tokens : config->max_length,
+        .sequences = config->per_device_train_batch_size,
+        .accumulation = config->gradient_accumulation_steps,
+        .shuffle = config->shuffle,
+        .seed = (uint64_t)config->seed,
+    };
+    return td_sampler_create(&options, &run->sampler);
+}
+
+static int64_t longest_row(td_store *store) {
+    const int64_t *offsets = td_store_offsets(store);
+    int64_t longest = 1;
+    for (int64_t row = 0; row < td_store_rows(store); row++)
+        if (offsets[row + 1] - offsets[row] > longest)
+            longest = offsets[row + 1] - offsets[row];
+    return longest;
+}
+
+static int64_t at_least(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+static td_status make_plan(td_run *run, td_store *store, int64_t eval_max_rows, size_t checkpoint_bytes) {
+    const td_session *session = run->session;
+    const td_config *config = session->config;
+    td_plan_needs needs = {
+        .max_tokens = td_sampler_max_tokens(run->sampler),
+        .max_sequences = at_least(td_sampler_max_rows(run->sampler), eval_max_rows),
+        .max_positions = at_least(longest_row(store), config->max_length),
+        .checkpoint_bytes = checkpoint_bytes,
+        .embedding_dtype = TD_BF16,
+    };
+    if (eval_max_rows > 0)
+        needs.max_tokens = at_least(needs.max_tokens, config->max_length);
+    td_pager_options pager = td_run_pager_options(session, &run->parameters.map);
+    td_pager_plan(&pager, &needs.optimizer_host_bytes, &needs.optimizer_device_bytes);
+    if (!session->base)
+        TD_TRY(td_base_peek_dtype(config->model_name_or_path, &needs.embedding_dtype));
+    return td_memory_plan_make(session, &needs, &run->plan);
+}
+
+static td_status plan_local(td_run *run, td_store *store, int64_t eval_max_rows, size_t checkpoint_bytes) {
+    TD_TRY(create_sampler(run, store));
+    TD_TRY(td_run_page_map(run->session, &run->parameters.map));
+    return make_plan(run, store, eval_max_rows, checkpoint_bytes);
+}
+
+td_status td_run_plan(td_run *run, td_session *session, td_store *store, int64_t eval_max_rows,
+                      size_t checkpoint_bytes) {
+    run->session = session;
+    td_status status = plan_local(run, store, eval_max_rows, checkpoint_bytes);
+    TD_TRY(td_comm_agree(session->comm, status, "memory plan"));
+    td_memory_plan_print(&run->plan);
+    return TD_OK;
+}
+
+// Runs twice: measuring, then for real.
+static td_status take_vectors(td_run *run, td_arena *arena) {
+    const td_session *session = run->session;
+    td_parameters *parameters = &run->parameters;
+    size_t n = (size_t)parameters->map.n_elements;
+    parameters->values = td_arena_take(arena, n, sizeof(float));
+    if (session->config->reduce == TD_REDUCE_FP32)
+        parameters->floats = td_arena_take(arena, n, sizeof(float));
+    else
+        parameters->fixed = td_arena_take(arena, n, sizeof(int64_t));
+    parameters->faults = td_arena_take(arena, 1, sizeof(int64_t));
+    td_optimizer_fini(&run->optimizer);
+    return td_optimizer_init(&run->optimizer, session->config, &session->context, session->comm,
+                             run->pager, parameters, arena);
+}
+
+static td_status allocate_vectors(td_run *run) {
+    const td_session *session = run->session;
+    td_arena measure;
+    td_arena_init_measure(&measure, "LoRA parameters");
+    TD_TRY(take_vectors(run, &measure));
+    TD_TRY(td_arena_init(&run->arena, session->context.device, measure.used_bytes, "LoRA parameters"));
+    return take_vectors(run, &run->arena);
+}
+
+static td_status create_buckets(td_run *run) {
+    const td_session *session = run->session;
+    int exact = session->config->reduce == TD_REDUCE_EXACT;
+    int64_t page_bytes = run->parameters.map.page_elements * (exact ? 8 : 4);
+    int64_t pages = at_least(1, BUCKET_BYTES / page_bytes);
+    return td_buckets_create(session->comm, &run->parameters.map, exact ? TD_BUCKET_I64 : TD_BUCKET_F32,
+                             exact ? (void *)run->parameters.fixed : run->parameters.floats, pages,
+                             &run->buckets);
+}
+
+static td_status allocate_local(td_run *run, td_store *store, volatile const int *stop_requested) {
+    td_session *session = run->session;
+    const td_transformer_options *options = &run->plan.transformer;
+    td_pager_options pager = td_run_pager_options(session, &run->parameters.map);
+    TD_TRY(td_pager_create(&pager, &run->pager));
+    TD_TRY(allocate_vectors(run));
+    TD_TRY(td_transformer_create(session->base, &session->lora, options, &session->context,
+                                 &run->transformer));
+    TD_TRY(td_token_loader_init(&run->loader, store, options->max_tokens, options->max_sequences));
+    TD_TRY(create_buckets(run));
+    run->step = (td_step){
+        .config = session->config,
+        .comm = session->comm,
+        .transformer = run->transformer,
+        .lora = &session->lora,
+        .sampler = run->sampler,
+        .loader = &run->loader,
+        .parameters = &run->parameters,
+        .optimizer = &run->optimizer,
+        .buckets = run->buckets,
+        .schedule = td_schedule_make(session->config, td_sampler_steps_per_epoch(run->sampler)),
+        .stop_requested = stop_requested,
+    };
+    return td_step_init(&run->step);
+}
+
+td_status td_run_allocate(td_run *run, td_store *store, volatile const int *stop_requested) {
+    td_status status = allocate_local(run, store, stop_requested);
+    TD_TRY(td_comm_agree(run->session->comm, status, "allocate"));
+    return td_session_load_parameters(run->session, run->parameters.values);
+}
+
+void td_run_destroy(td_run *run) {
+    td_step_fini(&run->step);
+    if (run->buckets)
+        td_buckets_destroy(run->buckets);
+    td_token_loader_fini(&run->loader);
+    td_transformer_destroy(run->transformer);
+    td_optimizer_fini(&run->optimizer);
+    td_arena_fini(&run->arena);
+    td_pager_destroy(run->pager);
+    td_sampler_destroy(run->sampler);
+    *run = (td_run){0};
+}
