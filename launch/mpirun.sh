@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# mpirun as tandem wants it: quiet, allowed for root in containers, more ranks than cores permitted, and cores
+# shared out among the ranks. usage: launch/mpirun.sh RANKS PROGRAM [ARGUMENT]...
+set -euo pipefail
+ranks=${1:?usage: launch/mpirun.sh RANKS PROGRAM [ARGUMENT]...}
+shift
+if [ "$(id -u)" -eq 0 ]; then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+exec mpirun --quiet --oversubscribe --bind-to none -n "$ranks" "$@"
