@@ -1,0 +1,219 @@
+#include "model/lora.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/lora_internal.h"
+#include "runtime/core/rng.h"
+
+static const char *const projection_names[TD_PROJ_COUNT] = {
+    [TD_PROJ_Q] = "self_attn.q_proj", [TD_PROJ_K] = "self_attn.k_proj",
+    [TD_PROJ_V] = "self_attn.v_proj", [TD_PROJ_O] = "self_attn.o_proj",
+    [TD_PROJ_GATE] = "mlp.gate_proj", [TD_PROJ_UP] = "mlp.up_proj",
+    [TD_PROJ_DOWN] = "mlp.down_proj",
+};
+
+const char *td_projection_name(td_projection projection) {
+    return projection_names[projection];
+}
+
+int64_t td_projection_out(const td_model_config *config, td_projection projection) {
+    switch (projection) {
+    case TD_PROJ_Q:
+        return config->n_heads * config->head_dim;
+    case TD_PROJ_K:
+    case TD_PROJ_V:
+        return config->n_kv_heads * config->head_dim;
+    case TD_PROJ_GATE:
+    case TD_PROJ_UP:
+        return config->intermediate;
+    default:
+        return config->hidden;
+    }
+}
+
+int64_t td_projection_in(const td_model_config *config, td_projection projection) {
+    switch (projection) {
+    case TD_PROJ_O:
+        return config->n_heads * config->head_dim;
+    case TD_PROJ_DOWN:
+        return config->intermediate;
+    default:
+        return config->hidden;
+    }
+}
+
+void td_lora_module_name(int64_t layer, td_projection projection, char out[TD_MODULE_NAME_CHARS]) {
+    snprintf(out, TD_MODULE_NAME_CHARS, "model.layers.%d.%s", (int)layer,
+             projection_names[projection]);
+}
+
+static td_status check_options(const td_lora_options *options) {
+    if (options->rank < 1 || options->rank > TD_LORA_MAX_RANK)
+        return td_fail(TD_ERR_USAGE, "the LoRA rank must be from 1 to %d, found %lld",
+                       TD_LORA_MAX_RANK, (long long)options->rank);
+    if (!isfinite(options->alpha))
+        return td_fail(TD_ERR_USAGE, "lora_alpha is not a finite number");
+    if (!(options->dropout >= 0.0 && options->dropout < 1.0))
+        return td_fail(TD_ERR_USAGE, "lora_dropout must be at least 0 and below 1, found %g",
+                       options->dropout);
+    return TD_OK;
+}
+
+static td_status fail_unmatched(const char *name) {
+    if (strcmp(name, "lm_head") == 0 || strcmp(name, "embed_tokens") == 0)
+        return td_fail(TD_ERR_USAGE,
+                       "target_modules: \"%s\" cannot carry LoRA; only the linear layers of the "
+                       "blocks can",
+                       name);
+    return td_fail(TD_ERR_USAGE,
+                   "target_modules: \"%s\" matches no module; there are q_proj, k_proj, v_proj, "
+                   "o_proj, gate_proj, up_proj, down_proj (model.layers.0.self_attn.q_proj, ...)",
+                   name);
+}
+
+static td_status fail_nothing(const td_lora_options *options) {
+    return td_fail(TD_ERR_USAGE,
+                   "target_modules: the pattern \"%s\" matches no module as a whole; names look "
+                   "like model.layers.0.self_attn.q_proj (to give names instead of a pattern, "
+                   "write a list)",
+                   options->target_modules->items[0]);
+}
+
+static void place(td_lora *lora, td_lora_module *module) {
+    module->a_offset = lora->n_parameters;
+    module->b_offset = module->a_offset + (module->present ? module->rank * module->in : 0);
+    if (!module->present)
+        return;
+    int64_t parameters = module->rank * (module->in + module->out);
+    lora->n_modules++;
+    lora->n_parameters += parameters;
+    if (module->rank > lora->max_rank)
+        lora->max_rank = module->rank;
+    if (parameters > lora->max_module_parameters)
+        lora->max_module_parameters = parameters;
+}
+
+static td_status select_modules(td_lora *lora, const td_lora_options *options,
+                                td_lora_selector *selector) {
+    for (int64_t i = 0; i < lora->n_layers * TD_PROJ_COUNT; i++) {
+        td_lora_module *module = &lora->modules[i];
+        char name[TD_MODULE_NAME_CHARS];
+        td_lora_module_name(i / TD_PROJ_COUNT, (td_projection)(i % TD_PROJ_COUNT), name);
+        TD_TRY(
+            td_lora_selector_ask(selector, name, &module->present, &module->rank, &module->alpha));
+        if (module->present)
+            module->scaling =
+                (float)(module->alpha /
+                        (options->use_rslora ? sqrt((double)module->rank) : (double)module->rank));
+        place(lora, module);
+    }
+    const char *unmatched = td_lora_selector_unmatched(selector);
+    if (unmatched)
+        return fail_unmatched(unmatched);
+    return lora->n_modules > 0 ? TD_OK : fail_nothing(options);
+}
+
+// lora->modules has the extents; everything else follows from the options.
+static td_status apply(td_lora *lora, const td_lora_options *options, int report) {
+    td_lora_selector *selector;
+    TD_TRY(check_options(options));
+    TD_TRY(td_lora_selector_create(options, &selector));
+    td_status status = select_modules(lora, options, selector);
+    if (status == TD_OK && report)
+        td_lora_selector_report_unused(selector);
+    td_lora_selector_destroy(selector);
+    lora->dropout = options->dropout;
+    lora->use_rslora = options->use_rslora;
+    return status;
+}
+
+static td_status allocate(td_lora *lora, int64_t n_layers) {
+    *lora = (td_lora){.n_layers = n_layers};
+    lora->modules = calloc((size_t)(n_layers * TD_PROJ_COUNT), sizeof *lora->modules);
+    if (!lora->modules)
+        return td_fail(TD_ERR_MEMORY, "no memory for the list of LoRA modules");
+    return TD_OK;
+}
+
+static td_status finish(td_lora *lora, td_status status) {
+    if (status != TD_OK)
+        td_lora_fini(lora);
+    return status;
+}
+
+td_status td_lora_init(td_lora *lora, const td_model_config *config,
+                       const td_lora_options *options) {
+    TD_TRY(allocate(lora, config->n_layers));
+    for (int64_t i = 0; i < config->n_layers * TD_PROJ_COUNT; i++) {
+        td_projection projection = (td_projection)(i % TD_PROJ_COUNT);
+        lora->modules[i].in = td_projection_in(config, projection);
+        lora->modules[i].out = td_projection_out(config, projection);
+    }
+    return finish(lora, apply(lora, options, 1));
+}
+
+td_status td_lora_init_like(td_lora *lora, const td_lora *shapes, const td_lora_options *options) {
+    TD_TRY(allocate(lora, shapes->n_layers));
+    for (int64_t i = 0; i < shapes->n_layers * TD_PROJ_COUNT; i++) {
+        lora->modules[i].in = shapes->modules[i].in;
+        lora->modules[i].out = shapes->modules[i].out;
+    }
+    return finish(lora, apply(lora, options, 0));
+}
+
+void td_lora_fini(td_lora *lora) {
+    free(lora->modules);
+    *lora = (td_lora){0};
+}
+
+int64_t td_lora_layer_begin(const td_lora *lora, int64_t layer) {
+    if (layer >= lora->n_layers)
+        return lora->n_parameters;
+    return lora->modules[layer * TD_PROJ_COUNT].a_offset;
+}
+
+// Element i is td_rng_word(key, number, 0, i); four come from one call.
+static void initialize_a(const td_lora_module *module, uint64_t key, uint32_t number, float *a) {
+    int64_t count = module->rank * module->in;
+    float bound = (float)(1.0 / sqrt((double)module->in));
+    for (int64_t begin = 0; begin < count; begin += 4) {
+        td_philox_words counter = {
+            {(uint32_t)(begin >> 2), (uint32_t)((uint64_t)begin >> 34), number, 0}};
+        td_philox_words words = td_philox(key, counter);
+        for (int64_t i = begin; i < count && i < begin + 4; i++)
+            a[i] = bound * (2.0f * td_rng_uniform(words.word[i - begin]) - 1.0f);
+    }
+}
+
+void td_lora_initialize(const td_lora *lora, uint64_t seed, float *parameters) {
+    uint64_t key = td_rng_key(seed, TD_RNG_LORA_INIT);
+    for (int64_t i = 0; i < lora->n_layers * TD_PROJ_COUNT; i++) {
+        const td_lora_module *module = &lora->modules[i];
+        if (!module->present)
+            continue;
+        uint32_t number = (uint32_t)(i / TD_PROJ_COUNT * 8 + i % TD_PROJ_COUNT);
+        initialize_a(module, key, number, parameters + module->a_offset);
+        memset(parameters + module->b_offset, 0,
+               (size_t)(module->rank * module->out) * sizeof *parameters);
+    }
+}
+
+td_hash td_lora_fingerprint(const td_lora *lora) {
+    char text[256];
+    td_hash hash = td_hash_bytes(&lora->n_layers, sizeof lora->n_layers);
+    for (int64_t i = 0; i < lora->n_layers * TD_PROJ_COUNT; i++) {
+        const td_lora_module *module = &lora->modules[i];
+        if (!module->present)
+            continue;
+        int chars = snprintf(text, sizeof text, "%016llx%016llx %lld %lld %lld %lld %a %lld %lld",
+                             (unsigned long long)hash.high, (unsigned long long)hash.low,
+                             (long long)i, (long long)module->in, (long long)module->out,
+                             (long long)module->rank, (double)module->scaling,
+                             (long long)module->a_offset, (long long)module->b_offset);
+        hash = td_hash_bytes(text, (size_t)chars);
+    }
+    return hash;
+}
