@@ -45,11 +45,12 @@ typedef struct td_base_options {
     td_dtype compute;     // what dequantized weights are rounded to: TD_F32 on the CPU
 } td_base_options;
 
-// Device bytes of the arena and host bytes of the staging buffer (one tensor), from the config alone. `embedding_dtype` is the
-// dtype of embedding and head in the files (td_base_peek_dtype).
+// Device bytes of the arena, and bytes of the buffers that live during loading only (a slice of a tensor in fp32 and the absmax
+// of the largest one), from the config alone. `embedding_dtype` is td_base_peek_dtype().
 void td_base_plan(const td_model_config *config, const td_base_options *options, td_dtype embedding_dtype,
                   size_t *arena_bytes, size_t *staging_bytes);
-// dtype of the embedding tensor in the folder.
+// dtype that the matrices in the folder share, F32 when they differ: with `stored` TD_BF16, what is not quantized stays BF16 only
+// when all of it is BF16, so that nothing is ever rounded.
 td_status td_base_peek_dtype(const char *folder, td_dtype *out);
 
 // Collective among the ranks of a node when share->broadcast is set. On failure nothing is owed.

@@ -1,0 +1,193 @@
+#include "model/base.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/base_internal.h"
+#include "model/safetensors.h"
+#include "runtime/core/progress.h"
+
+enum { DESCRIPTION_BYTES = 32 * 1024 };
+
+// What every rank must know before it can make room.
+typedef struct base_prologue {
+    td_model_config config; // the family as a number beside it: pointers differ between processes
+    int family;
+    td_dtype matrix_dtype;
+} base_prologue;
+
+// The reader's side: open files and the running fingerprint.
+typedef struct base_reader {
+    td_safetensors *files;
+    td_hasher *hasher;
+    const td_model_config *config;
+} base_reader;
+
+static td_status require_item(void *self, const td_base_item *item) {
+    const base_reader *reader = self;
+    td_tensor view;
+    return td_safetensors_require(reader->files, item->name, item->n_dims, item->shape, &view);
+}
+
+// The dtype that all matrices share; F32 when they differ, which holds any of them without loss.
+static td_dtype shared_dtype(const td_safetensors *files, td_dtype dtype) {
+    for (int64_t i = 0; i < td_safetensors_count(files); i++) {
+        td_tensor view = td_safetensors_view(files, i);
+        if (view.n_dims == 2 && view.dtype != dtype)
+            return TD_F32;
+    }
+    return dtype;
+}
+
+static td_status peek(const char *folder, const td_safetensors *files, td_dtype *out) {
+    td_tensor embedding;
+    if (!td_safetensors_find(files, "model.embed_tokens.weight", &embedding))
+        return td_fail(TD_ERR_DATA, "%s: tensor \"model.embed_tokens.weight\" is missing", folder);
+    *out = shared_dtype(files, embedding.dtype);
+    return TD_OK;
+}
+
+td_status td_base_peek_dtype(const char *folder, td_dtype *out) {
+    td_safetensors *files;
+    TD_TRY(td_safetensors_open(folder, &files));
+    td_status status = peek(folder, files, out);
+    td_safetensors_close(files);
+    return status;
+}
+
+static td_status begin_fingerprint(base_reader *reader) {
+    char *text = malloc(DESCRIPTION_BYTES);
+    if (!text)
+        return td_fail(TD_ERR_MEMORY, "no memory for the fingerprint of the base model");
+    td_status status = td_hasher_create(&reader->hasher);
+    if (status == TD_OK) {
+        td_base_describe(reader->config, text, DESCRIPTION_BYTES);
+        td_hasher_add_string(reader->hasher, text);
+    }
+    free(text);
+    return status;
+}
+
+// Everything that can be wrong with the folder is found here, before memory is taken and anybody
+// waits.
+static td_status open_reader(const char *folder, base_reader *reader, base_prologue *out) {
+    TD_TRY(td_model_config_read(folder, &out->config));
+    out->family = (int)(out->config.family - td_families);
+    TD_TRY(td_safetensors_open(folder, &reader->files));
+    TD_TRY(peek(folder, reader->files, &out->matrix_dtype));
+    TD_TRY(td_base_visit(&out->config, require_item, reader));
+    reader->config = &out->config;
+    return begin_fingerprint(reader);
+}
+
+static void close_reader(base_reader *reader) {
+    td_safetensors_close(reader->files);
+    td_hasher_destroy(reader->hasher);
+}
+
+static td_tensor slice_of(const td_tensor *view, int64_t begin, int64_t count) {
+    size_t offset = (size_t)begin * td_dtype_bytes(view->dtype);
+    return (td_tensor){.data = (unsigned char *)view->data + offset,
+                       .dtype = view->dtype,
+                       .n_dims = 1,
+                       .shape = {count}};
+}
+
+static void hash_identity(base_reader *reader, const td_base_item *item, const td_tensor *view) {
+    td_hasher_add_string(reader->hasher, item->name);
+    td_hasher_add_string(reader->hasher, td_dtype_name(view->dtype));
+}
+
+static td_status read_slice(void *self, const td_base_item *item, int64_t begin, int64_t count,
+                            float *out) {
+    base_reader *reader = self;
+    td_tensor view;
+    TD_TRY(td_safetensors_require(reader->files, item->name, item->n_dims, item->shape, &view));
+    if (begin == 0)
+        hash_identity(reader, item, &view);
+    td_tensor slice = slice_of(&view, begin, count);
+    td_hasher_add(reader->hasher, slice.data, (size_t)count * td_dtype_bytes(slice.dtype));
+    td_convert_to_f32(slice.data, slice.dtype, count, out);
+    td_safetensors_forget(reader->files, &slice);
+    return TD_OK;
+}
+
+td_status td_base_create(const td_model_config *config, const td_base_options *options,
+                         td_dtype matrix_dtype, const td_op_context *context, td_base **out) {
+    size_t arena_bytes, staging_bytes;
+    td_base *base = calloc(1, sizeof *base);
+    if (!base)
+        return td_fail(TD_ERR_MEMORY, "no memory for the base model");
+    base->config = *config;
+    base->layers = calloc((size_t)config->n_layers, sizeof *base->layers);
+    td_status status = TD_OK;
+    if (!base->layers)
+        status = td_fail(TD_ERR_MEMORY, "no memory for the base model");
+    td_base_plan(config, options, matrix_dtype, &arena_bytes, &staging_bytes);
+    if (status == TD_OK)
+        status = td_arena_init(&base->arena, context->device, arena_bytes, "base model");
+    if (status != TD_OK) {
+        td_base_destroy(base);
+        return status;
+    }
+    td_base_lay_out(base, options, matrix_dtype);
+    *out = base;
+    return TD_OK;
+}
+
+void td_base_destroy(td_base *base) {
+    if (!base)
+        return;
+    td_arena_fini(&base->arena);
+    free(base->layers);
+    free(base);
+}
+
+static td_status share_prologue(const td_base_share *share, base_prologue *prologue) {
+    if (!td_base_is_shared(share))
+        return TD_OK;
+    TD_TRY(share->broadcast(share->self, prologue, sizeof *prologue, "base config"));
+    prologue->config.family = &td_families[prologue->family];
+    return TD_OK;
+}
+
+// The fingerprint is known when everything has been read.
+static td_status share_fingerprint(td_base *base, const td_base_share *share,
+                                   const base_reader *reader) {
+    if (td_base_is_reader(share))
+        base->fingerprint = td_hasher_value(reader->hasher);
+    if (!td_base_is_shared(share))
+        return TD_OK;
+    return share->broadcast(share->self, &base->fingerprint, sizeof base->fingerprint,
+                            "base fingerprint");
+}
+
+static td_status load(const char *folder, const td_base_options *options,
+                      const td_base_share *share, const td_op_context *context, base_reader *reader,
+                      td_base **out) {
+    base_prologue prologue = {0};
+    td_status status = TD_OK;
+    td_base_source source = {.read = read_slice, .self = reader};
+    if (td_base_is_reader(share))
+        status = open_reader(folder, reader, &prologue);
+    TD_TRY(td_base_agree(share, status, "opening the base model"));
+    TD_TRY(share_prologue(share, &prologue));
+    status = td_base_create(&prologue.config, options, prologue.matrix_dtype, context, out);
+    TD_TRY(td_base_agree(share, status, "memory for the base model"));
+    TD_TRY(td_base_fill(*out, options, &source, share, context));
+    return share_fingerprint(*out, share, reader);
+}
+
+td_status td_base_load(const char *folder, const td_base_options *options,
+                       const td_base_share *share, const td_op_context *context, td_base **out) {
+    base_reader reader = {0};
+    td_base *base = NULL;
+    td_status status = load(folder, options, share, context, &reader, &base);
+    close_reader(&reader);
+    if (status != TD_OK) {
+        td_base_destroy(base);
+        return status;
+    }
+    *out = base;
+    return TD_OK;
+}

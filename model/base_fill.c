@@ -1,0 +1,261 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/dynamic_map.h"
+#include "model/base_internal.h"
+#include "runtime/core/progress.h"
+
+// Bytes of one broadcast, so that a rank that waits for a large tensor sees progress.
+static const size_t max_message_bytes = 64u << 20;
+
+typedef struct base_filler {
+    td_base *base;
+    const td_base_options *options;
+    const td_base_source *source;
+    const td_base_share *share;
+    const td_op_context *context;
+    td_base_staging plan;
+    float *host;    // (slice_elements) pinned
+    float *slice;   // the same on the device
+    float *absmax;  // (n_blocks) on the device
+    float *offsets; // nested offsets in the order of the walk, to be shared at the end
+    int64_t n_offsets;
+} base_filler;
+
+int td_base_is_shared(const td_base_share *share) {
+    return share && share->broadcast;
+}
+
+int td_base_is_reader(const td_base_share *share) {
+    return !td_base_is_shared(share) || share->is_reader;
+}
+
+td_status td_base_agree(const td_base_share *share, td_status mine, const char *what) {
+    return td_base_is_shared(share) ? share->agree(share->self, mine, what) : mine;
+}
+
+static const td_device_table *table_of(const base_filler *filler) {
+    return filler->context->device->table;
+}
+
+static td_status copy_now(const base_filler *filler, void *to, const void *from, size_t bytes) {
+    TD_TRY(table_of(filler)->copy(filler->context->stream, to, from, bytes));
+    return table_of(filler)->stream_synchronize(filler->context->stream);
+}
+
+// The views of the base are read-only for everybody else.
+static void *writable(const void *memory) {
+    return (void *)(uintptr_t)memory;
+}
+
+// In place: element i is written at byte 2i, and what is still to be read begins beyond it at byte
+// 4i.
+static td_status put_bf16(const base_filler *filler, uint16_t *to, int64_t count) {
+    unsigned char *packed = (unsigned char *)filler->host;
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t bits = td_f32_to_bf16(filler->host[i]);
+        memcpy(packed + 2 * i, &bits, sizeof bits);
+    }
+    return copy_now(filler, to, packed, (size_t)count * sizeof *to);
+}
+
+static td_status put_nf4(const base_filler *filler, const td_matrix *matrix, int64_t begin,
+                         int64_t count) {
+    float *absmax = matrix->absmax ? writable(matrix->absmax) : filler->absmax;
+    if (filler->slice != filler->host)
+        TD_TRY(copy_now(filler, filler->slice, filler->host, (size_t)count * sizeof(float)));
+    td_nf4_quantize_args args = {.n_elements = count,
+                                 .weight = filler->slice,
+                                 .codes = (uint8_t *)writable(matrix->data) + begin / 2,
+                                 .absmax = absmax + begin / TD_NF4_BLOCK};
+    TD_TRY(filler->context->ops->nf4_quantize(filler->context, &args));
+    return table_of(filler)->stream_synchronize(filler->context->stream);
+}
+
+static td_status put_slice(const base_filler *filler, const td_base_item *item, int64_t begin,
+                           int64_t count) {
+    if (!td_base_item_is_matrix(item)) {
+        const float *vector = *td_base_vector(filler->base, item);
+        return copy_now(filler, (float *)writable(vector) + begin, filler->host,
+                        (size_t)count * sizeof(float));
+    }
+    const td_matrix *matrix = td_base_matrix(filler->base, item);
+    switch (matrix->format) {
+    case TD_MATRIX_NF4:
+        return put_nf4(filler, matrix, begin, count);
+    case TD_MATRIX_BF16:
+        return put_bf16(filler, (uint16_t *)writable(matrix->data) + begin, count);
+    default:
+        return copy_now(filler, (float *)writable(matrix->data) + begin, filler->host,
+                        (size_t)count * sizeof(float));
+    }
+}
+
+static int is_nested(const base_filler *filler, const td_base_item *item) {
+    return item->kind == TD_BASE_LINEAR && filler->options->quantize &&
+           filler->options->double_quantize;
+}
+
+static td_status nest_absmax(const base_filler *filler, const td_base_item *item) {
+    td_matrix *matrix = td_base_matrix(filler->base, item);
+    td_absmax_quantize_args args = {.n_blocks = td_nf4_block_count(item->n_elements),
+                                    .absmax = filler->absmax,
+                                    .codes = writable(matrix->absmax_codes),
+                                    .nested_absmax = writable(matrix->nested_absmax),
+                                    .offset = &matrix->nested_offset};
+    TD_TRY(filler->context->ops->absmax_quantize(filler->context, &args));
+    return table_of(filler)->stream_synchronize(filler->context->stream);
+}
+
+static td_status store(const base_filler *filler, const td_base_item *item) {
+    int64_t step = filler->plan.slice_elements;
+    for (int64_t begin = 0; begin < item->n_elements; begin += step) {
+        int64_t left = item->n_elements - begin, count = left < step ? left : step;
+        td_progress_tick();
+        TD_TRY(filler->source->read(filler->source->self, item, begin, count, filler->host));
+        TD_TRY(put_slice(filler, item, begin, count));
+    }
+    return is_nested(filler, item) ? nest_absmax(filler, item) : TD_OK;
+}
+
+// Device memory that the host cannot see goes through the staging buffer.
+static td_status share_piece(const base_filler *filler, unsigned char *piece, size_t bytes,
+                             const char *what) {
+    const td_base_share *share = filler->share;
+    if (filler->context->device->unified)
+        return share->broadcast(share->self, piece, bytes, what);
+    if (share->is_reader)
+        TD_TRY(copy_now(filler, filler->host, piece, bytes));
+    TD_TRY(share->broadcast(share->self, filler->host, bytes, what));
+    return share->is_reader ? TD_OK : copy_now(filler, piece, filler->host, bytes);
+}
+
+static td_status share_bytes(const base_filler *filler, const void *memory, size_t bytes,
+                             const char *what) {
+    unsigned char *begin = writable(memory);
+    size_t step = filler->context->device->unified ? max_message_bytes : filler->plan.slice_bytes;
+    for (size_t done = 0; done < bytes; done += step) {
+        size_t left = bytes - done;
+        td_progress_tick();
+        TD_TRY(share_piece(filler, begin + done, left < step ? left : step, what));
+    }
+    return TD_OK;
+}
+
+static td_status share_matrix(const base_filler *filler, const td_matrix *matrix,
+                              int64_t n_elements) {
+    static const char what[] = "base weights";
+    size_t n = (size_t)n_elements, n_blocks = (size_t)td_nf4_block_count(n_elements);
+    if (matrix->format != TD_MATRIX_NF4)
+        return share_bytes(filler, matrix->data, n * (matrix->format == TD_MATRIX_BF16 ? 2 : 4),
+                           what);
+    TD_TRY(share_bytes(filler, matrix->data, (n + 1) / 2, what));
+    if (matrix->absmax)
+        return share_bytes(filler, matrix->absmax, n_blocks * sizeof(float), what);
+    TD_TRY(share_bytes(filler, matrix->absmax_codes, n_blocks, what));
+    return share_bytes(filler, matrix->nested_absmax,
+                       (size_t)td_nf4_nested_count(n_elements) * sizeof(float), what);
+}
+
+static td_status share_item(const base_filler *filler, const td_base_item *item) {
+    if (td_base_item_is_matrix(item))
+        return share_matrix(filler, td_base_matrix(filler->base, item), item->n_elements);
+    return share_bytes(filler, *td_base_vector(filler->base, item),
+                       (size_t)item->n_elements * sizeof(float), "base weights");
+}
+
+// The reader's failure is everybody's before anybody waits for its bytes.
+static td_status fill_item(void *self, const td_base_item *item) {
+    base_filler *filler = self;
+    td_status status = td_base_is_reader(filler->share) ? store(filler, item) : TD_OK;
+    TD_TRY(td_base_agree(filler->share, status, "reading the base"));
+    return td_base_is_shared(filler->share) ? share_item(filler, item) : TD_OK;
+}
+
+static td_status collect_offset(void *self, const td_base_item *item) {
+    base_filler *filler = self;
+    if (is_nested(filler, item))
+        filler->offsets[filler->n_offsets++] = td_base_matrix(filler->base, item)->nested_offset;
+    return TD_OK;
+}
+
+static td_status restore_offset(void *self, const td_base_item *item) {
+    base_filler *filler = self;
+    if (is_nested(filler, item))
+        td_base_matrix(filler->base, item)->nested_offset = filler->offsets[filler->n_offsets++];
+    return TD_OK;
+}
+
+// The offsets are values of the views and not of the arena.
+static td_status share_offsets(base_filler *filler) {
+    if (!td_base_is_shared(filler->share))
+        return TD_OK;
+    const td_model_config *config = &filler->base->config;
+    TD_TRY(td_base_visit(config, collect_offset, filler));
+    TD_TRY(filler->share->broadcast(filler->share->self, filler->offsets,
+                                    (size_t)filler->n_offsets * sizeof(float), "base offsets"));
+    filler->n_offsets = 0;
+    return td_base_visit(config, restore_offset, filler);
+}
+
+static td_status put_nested_map(const base_filler *filler) {
+    const float *on_device = filler->base->layers[0].linear[0].nested_map;
+    if (!on_device)
+        return TD_OK;
+    float map[256];
+    td_dynamic_map_signed(map);
+    return copy_now(filler, writable(on_device), map, sizeof map);
+}
+
+static td_status allocate(base_filler *filler) {
+    const td_device *device = filler->context->device;
+    static const char purpose[] = "reading the base model";
+    void *memory = NULL;
+    size_t n_offsets = (size_t)filler->base->config.n_layers * TD_PROJ_COUNT;
+    filler->offsets = calloc(n_offsets, sizeof *filler->offsets);
+    if (!filler->offsets)
+        return td_fail(TD_ERR_MEMORY, "no memory for %s", purpose);
+    TD_TRY(device->table->alloc_pinned(device, filler->plan.slice_bytes, purpose, &memory));
+    filler->host = filler->slice = memory;
+    if (!device->unified) {
+        filler->slice = NULL;
+        TD_TRY(device->table->alloc(device, filler->plan.slice_bytes, purpose, &memory));
+        filler->slice = memory;
+    }
+    if (filler->plan.absmax_bytes == 0)
+        return TD_OK;
+    TD_TRY(device->table->alloc(device, filler->plan.absmax_bytes, purpose, &memory));
+    filler->absmax = memory;
+    return TD_OK;
+}
+
+static void release(base_filler *filler) {
+    const td_device *device = filler->context->device;
+    if (filler->absmax)
+        device->table->free(device, filler->absmax);
+    if (filler->slice && filler->slice != filler->host)
+        device->table->free(device, filler->slice);
+    if (filler->host)
+        device->table->free_pinned(device, filler->host);
+    free(filler->offsets);
+}
+
+td_status td_base_fill(td_base *base, const td_base_options *options, const td_base_source *source,
+                       const td_base_share *share, const td_op_context *context) {
+    base_filler filler = {.base = base,
+                          .options = options,
+                          .source = source,
+                          .share = share,
+                          .context = context,
+                          .plan = td_base_staging_plan(&base->config, options)};
+    td_status status = allocate(&filler);
+    if (status == TD_OK)
+        status = put_nested_map(&filler);
+    status = td_base_agree(share, status, "memory for reading the base");
+    if (status == TD_OK)
+        status = td_base_visit(&base->config, fill_item, &filler);
+    if (status == TD_OK)
+        status = share_offsets(&filler);
+    release(&filler);
+    return status;
+}

@@ -1,0 +1,87 @@
+// How the base is put together: a walk over its tensors, the layout in the arena, and where the
+// values come from.
+#ifndef TANDEM_MODEL_BASE_INTERNAL_H
+#define TANDEM_MODEL_BASE_INTERNAL_H
+
+#include "model/base.h"
+
+enum { TD_BASE_NAME_CHARS = 96 };
+
+typedef enum td_base_kind {
+    TD_BASE_EMBEDDING,
+    TD_BASE_LINEAR,
+    TD_BASE_BIAS,
+    TD_BASE_INPUT_NORM,
+    TD_BASE_POST_ATTENTION_NORM,
+    TD_BASE_Q_NORM,
+    TD_BASE_K_NORM,
+    TD_BASE_FINAL_NORM,
+    TD_BASE_HEAD,
+} td_base_kind;
+
+// One tensor of the model folder.
+typedef struct td_base_item {
+    td_base_kind kind;
+    int64_t layer;
+    td_projection projection;
+    char name[TD_BASE_NAME_CHARS];
+    int n_dims;
+    int64_t shape[2]; // (rows, cols), or (elements)
+    int64_t n_elements;
+} td_base_item;
+
+static inline int td_base_item_is_matrix(const td_base_item *item) {
+    return item->n_dims == 2;
+}
+
+// Calls `visit` for every tensor in the order of the layers; stops at the first failure. A tied
+// head is not visited.
+typedef td_status (*td_base_visitor)(void *self, const td_base_item *item);
+td_status td_base_visit(const td_model_config *config, td_base_visitor visit, void *self);
+
+// Where the view of an item is in the base.
+td_matrix *td_base_matrix(td_base *base, const td_base_item *item);
+const float **td_base_vector(td_base *base, const td_base_item *item);
+
+// Format of an item; vectors are TD_MATRIX_F32. `matrix_dtype` is that of td_base_peek_dtype().
+td_matrix_format td_base_format(const td_base_options *options, td_dtype matrix_dtype,
+                                const td_base_item *item);
+
+// Takes everything from base->arena, which may be measuring, and sets the views. base->layers may
+// be NULL when measuring.
+void td_base_lay_out(td_base *base, const td_base_options *options, td_dtype matrix_dtype);
+
+// Buffers that live during loading.
+typedef struct td_base_staging {
+    int64_t slice_elements; // a multiple of two NF4 blocks
+    int64_t n_blocks;       // of the largest quantized matrix; 0 unless double quantization
+    size_t slice_bytes, absmax_bytes;
+} td_base_staging;
+td_base_staging td_base_staging_plan(const td_model_config *config, const td_base_options *options);
+
+// Values in fp32. `read` gives elements [begin, begin + count) of an item, in order and each once.
+typedef struct td_base_source {
+    td_status (*read)(void *self, const td_base_item *item, int64_t begin, int64_t count,
+                      float *out);
+    void *self;
+} td_base_source;
+
+// Allocates a base for base->config, laid out and zero. Local.
+td_status td_base_create(const td_model_config *config, const td_base_options *options,
+                         td_dtype matrix_dtype, const td_op_context *context, td_base **out);
+
+// Fills the base from the source, which is asked on the reader only, and shares every item as soon
+// as it is stored. `share` may be NULL. Collective as td_base_load().
+td_status td_base_fill(td_base *base, const td_base_options *options, const td_base_source *source,
+                       const td_base_share *share, const td_op_context *context);
+
+// What the other ranks of the node think of this one's status so far; `mine` itself without a
+// share.
+td_status td_base_agree(const td_base_share *share, td_status mine, const char *what);
+int td_base_is_reader(const td_base_share *share);
+int td_base_is_shared(const td_base_share *share);
+
+// The values of a config that decide what the model computes, as text for the fingerprint.
+void td_base_describe(const td_model_config *config, char *out, size_t room);
+
+#endif

@@ -1,0 +1,110 @@
+#include "model/base_internal.h"
+
+// 4 Mi elements: 16 MiB of fp32, enough for the quantizer's threads and for the disk.
+static const int64_t max_slice_elements = 4 << 20;
+
+td_matrix_format td_base_format(const td_base_options *options, td_dtype matrix_dtype,
+                                const td_base_item *item) {
+    if (!td_base_item_is_matrix(item))
+        return TD_MATRIX_F32;
+    if (item->kind == TD_BASE_LINEAR && options->quantize)
+        return TD_MATRIX_NF4;
+    return options->stored == TD_BF16 && matrix_dtype == TD_BF16 ? TD_MATRIX_BF16 : TD_MATRIX_F32;
+}
+
+typedef struct base_layout {
+    td_base *base;
+    const td_base_options *options;
+    td_dtype matrix_dtype;
+    const float *nested_map;
+} base_layout;
+
+static void take_nf4(const base_layout *layout, int64_t n_elements, td_matrix *out) {
+    td_arena *arena = &layout->base->arena;
+    size_t n_blocks = (size_t)td_nf4_block_count(n_elements);
+    out->data = td_arena_take(arena, (size_t)(n_elements + 1) / 2, 1);
+    if (!layout->options->double_quantize) {
+        out->absmax = td_arena_take(arena, n_blocks, sizeof(float));
+        return;
+    }
+    out->absmax_codes = td_arena_take(arena, n_blocks, 1);
+    out->nested_absmax =
+        td_arena_take(arena, (size_t)td_nf4_nested_count(n_elements), sizeof(float));
+    out->nested_map = layout->nested_map;
+}
+
+static td_matrix take_matrix(const base_layout *layout, const td_base_item *item) {
+    td_arena *arena = &layout->base->arena;
+    td_matrix matrix = {.format = td_base_format(layout->options, layout->matrix_dtype, item),
+                        .rows = item->shape[0],
+                        .cols = item->shape[1],
+                        .compute = layout->options->compute};
+    if (matrix.format == TD_MATRIX_NF4)
+        take_nf4(layout, item->n_elements, &matrix);
+    else
+        matrix.data =
+            td_arena_take(arena, (size_t)item->n_elements, matrix.format == TD_MATRIX_BF16 ? 2 : 4);
+    return matrix;
+}
+
+static td_status place_item(void *self, const td_base_item *item) {
+    base_layout *layout = self;
+    td_base *base = layout->base;
+    if (td_base_item_is_matrix(item)) {
+        td_matrix matrix = take_matrix(layout, item);
+        if (base->layers)
+            *td_base_matrix(base, item) = matrix;
+        return TD_OK;
+    }
+    const float *vector = td_arena_take(&base->arena, (size_t)item->n_elements, sizeof(float));
+    if (base->layers)
+        *td_base_vector(base, item) = vector;
+    return TD_OK;
+}
+
+void td_base_lay_out(td_base *base, const td_base_options *options, td_dtype matrix_dtype) {
+    base_layout layout = {.base = base, .options = options, .matrix_dtype = matrix_dtype};
+    if (options->quantize && options->double_quantize)
+        layout.nested_map = td_arena_take(&base->arena, 256, sizeof(float));
+    td_base_visit(&base->config, place_item, &layout);
+    if (base->config.tie_word_embeddings)
+        base->head = base->embedding;
+}
+
+typedef struct largest_items {
+    int64_t elements, linear_elements;
+} largest_items;
+
+static td_status find_largest(void *self, const td_base_item *item) {
+    largest_items *largest = self;
+    if (item->n_elements > largest->elements)
+        largest->elements = item->n_elements;
+    if (item->kind == TD_BASE_LINEAR && item->n_elements > largest->linear_elements)
+        largest->linear_elements = item->n_elements;
+    return TD_OK;
+}
+
+td_base_staging td_base_staging_plan(const td_model_config *config,
+                                     const td_base_options *options) {
+    largest_items largest = {0};
+    td_base_visit(config, find_largest, &largest);
+    int64_t step = 2 * TD_NF4_BLOCK;
+    td_base_staging plan = {.slice_elements = (largest.elements + step - 1) / step * step};
+    if (plan.slice_elements > max_slice_elements)
+        plan.slice_elements = max_slice_elements;
+    if (options->quantize && options->double_quantize)
+        plan.n_blocks = td_nf4_block_count(largest.linear_elements);
+    plan.slice_bytes = (size_t)plan.slice_elements * sizeof(float);
+    plan.absmax_bytes = (size_t)plan.n_blocks * sizeof(float);
+    return plan;
+}
+
+void td_base_plan(const td_model_config *config, const td_base_options *options,
+                  td_dtype embedding_dtype, size_t *arena_bytes, size_t *staging_bytes) {
+    td_base base = {.config = *config};
+    td_arena_init_measure(&base.arena, "base model");
+    td_base_lay_out(&base, options, embedding_dtype);
+    td_base_staging staging = td_base_staging_plan(config, options);
+    *arena_bytes = base.arena.used_bytes;
+    *staging_bytes = staging.slice_bytes + staging.absmax_bytes;
+}
