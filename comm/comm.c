@@ -162,11 +162,25 @@ static td_status share_failure(td_comm *comm, td_status status, int from, int n_
 td_status td_comm_agree(td_comm *comm, td_status mine, const char *what) {
     int32_t own = mine, *statuses = (int32_t *)comm->gathered;
     int n_failed;
-    if (comm->size == 1)
+    if (comm->size == 1) {
+        comm->is_agreed = mine != TD_OK;
         return mine;
+    }
     TD_TRY(td_comm_allgather(comm, &own, statuses, sizeof own, what));
     int from = first_failed(statuses, comm->size, &n_failed);
-    return from < 0 ? TD_OK : share_failure(comm, (td_status)statuses[from], from, n_failed, what);
+    if (from < 0)
+        return TD_OK;
+    td_status status = share_failure(comm, (td_status)statuses[from], from, n_failed, what);
+    comm->is_agreed = 1;
+    return status;
+}
+
+int td_comm_is_agreed(const td_comm *comm) {
+    return comm->is_agreed;
+}
+
+void td_comm_set_agreed(td_comm *comm) {
+    comm->is_agreed = 1;
 }
 
 // The hash that most ranks have; of equally frequent ones the one of the lowest rank.
@@ -200,7 +214,9 @@ static td_status compare_hashes(const td_hash *hashes, int size, const char *wha
 
 td_status td_comm_require_same(td_comm *comm, td_hash hash, const char *what) {
     TD_TRY(td_comm_allgather(comm, &hash, comm->gathered, sizeof hash, what));
-    return compare_hashes(comm->gathered, comm->size, what);
+    td_status status = compare_hashes(comm->gathered, comm->size, what);
+    comm->is_agreed = status != TD_OK;
+    return status;
 }
 
 int td_abort_claim(void) {

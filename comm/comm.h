@@ -46,6 +46,11 @@ td_status td_comm_allreduce_i64(td_comm *comm, int64_t *values, size_t count, co
 // message recorded on every rank (as td_error_message(), prefixed with "rank N: " when only some ranks failed). TD_OK
 // only if all are. The place where errors that one rank detects become everybody's, without a hang.
 td_status td_comm_agree(td_comm *comm, td_status mine, const char *what);
+// Local. 1 when the last failure is known to every rank: it came out of td_comm_agree() or td_comm_require_same(), or every rank computed
+// it alike and called td_comm_set_agreed(). Such ranks leave together and in order; any other failure ends the job by
+// td_comm_abort().
+int td_comm_is_agreed(const td_comm *comm);
+void td_comm_set_agreed(td_comm *comm);
 // Collective. TD_ERR_USAGE naming `what` and a differing rank unless the hash is the same on all.
 td_status td_comm_require_same(td_comm *comm, td_hash hash, const char *what);
 

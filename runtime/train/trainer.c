@@ -1,0 +1,211 @@
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/core/log.h"
+#include "runtime/core/progress.h"
+#include "runtime/train/trainer_internal.h"
+
+// Data, model and layout are known; nothing large has been allocated.
+static td_status open_inputs(td_trainer *trainer) {
+    td_session *session = &trainer->session;
+    const td_config *config = trainer->config;
+    TD_TRY(td_session_open(session, config, trainer->comm, 1));
+    if (session->has_adapter)
+        td_info("starting from %s: its rank, alpha and target_modules are used", config->adapter_name_or_path);
+    td_info("%s: %lld layers; %lld modules with LoRA, %lld trainable parameters", session->model.family->name,
+            (long long)session->model.n_layers, (long long)session->lora.n_modules,
+            (long long)session->lora.n_parameters);
+    TD_TRY(td_run_data_open(&trainer->data, session, config->output_dir));
+    if (!trainer->data.eval)
+        return TD_OK;
+    int64_t capacity = config->micro_batch_tokens > 0 ? config->micro_batch_tokens : config->max_length;
+    td_status status = td_evaluation_init(&trainer->evaluation, trainer->comm, trainer->data.eval, capacity);
+    return td_comm_agree(trainer->comm, status, "evaluation data");
+}
+
+static void fill_checkpoint_options(td_trainer *trainer) {
+    const td_session *session = &trainer->session;
+    const td_config *config = trainer->config;
+    trainer->checkpoint_options = (td_checkpoint_options){
+        .comm = trainer->comm,
+        .device = session->context.device,
+        .map = trainer->run.parameters.map,
+        .state_bytes = td_optimizer_state_bytes(config->optim, config->page_elements),
+        .run_folder = config->output_dir,
+        .keep_last = config->save_total_limit,
+        .identity = {.base_model = session->base->fingerprint,
+                     .data = td_store_content_hash(trainer->data.train),
+                     .config = td_config_fingerprint(config),
+                     .layout = td_lora_fingerprint(&session->lora)},
+        .config = trainer->config_json,
+        .write_adapter = td_trainer_write_checkpoint_adapter,
+        .write_adapter_context = trainer,
+    };
+}
+
+static td_status plan_run(td_trainer *trainer) {
+    const td_config *config = trainer->config;
+    td_page_map map;
+    td_session *session = &trainer->session;
+    TD_TRY(td_run_page_map(session, &map));
+    size_t state_bytes = td_optimizer_state_bytes(config->optim, config->page_elements);
+    size_t snapshot = td_checkpoint_plan(&map, state_bytes, td_comm_rank(trainer->comm));
+    int64_t eval_rows = trainer->data.eval ? td_evaluation_max_rows(&trainer->evaluation) : 0;
+    return td_run_plan(&trainer->run, session, trainer->data.train, eval_rows, snapshot);
+}
+
+// Parameters, optimizer state and position of the newest checkpoint, when the config asks to go on.
+static td_status resume(td_trainer *trainer) {
+    const char *choice = trainer->config->resume_from_checkpoint;
+    td_checkpoint *checkpoint = NULL;
+    if (strcmp(choice, "never") == 0)
+        return TD_OK;
+    TD_TRY(td_checkpoint_find(&trainer->checkpoint_options, choice, &checkpoint));
+    if (!checkpoint) {
+        td_info("no checkpoint in %s: starting from the first step", trainer->config->output_dir);
+        return TD_OK;
+    }
+    td_status status = td_checkpoint_load(checkpoint, &trainer->checkpoint_options,
+                                          trainer->run.parameters.values, trainer->run.pager);
+    trainer->meta = checkpoint->meta;
+    if (status == TD_OK)
+        td_info("resumed from %s: %lld steps are done", checkpoint->folder, (long long)trainer->meta.step);
+    td_checkpoint_close(checkpoint);
+    return status;
+}
+
+static td_status open_machinery(td_trainer *trainer) {
+    TD_TRY(plan_run(trainer));
+    TD_TRY(td_session_load_base(&trainer->session));
+    TD_TRY(td_run_allocate(&trainer->run, trainer->data.train, &td_stop_requested));
+    fill_checkpoint_options(trainer);
+    trainer->meta.seed = trainer->config->seed;
+    TD_TRY(td_checkpoint_create(&trainer->checkpoint_options, &trainer->checkpoints));
+    TD_TRY(resume(trainer));
+    td_status status = td_metrics_open(&trainer->metrics, trainer->config->output_dir, trainer->meta.step,
+                                       trainer->run.step.schedule.total_steps, td_trainer_is_root(trainer));
+    return td_comm_agree(trainer->comm, status, "metrics");
+}
+
+static td_status evaluate(td_trainer *trainer, int64_t index, td_train_summary *out) {
+    double loss;
+    TD_TRY(td_evaluation_loss(&trainer->evaluation, trainer->run.transformer,
+                              trainer->run.parameters.values, &loss));
+    td_checkpoint_meta *meta = &trainer->meta;
+    int is_best = !meta->has_best || loss < meta->best_loss;
+    td_status status = TD_OK;
+    if (is_best) {
+        meta->has_best = 1;
+        meta->best_loss = loss;
+        meta->best_step = index + 1;
+        if (td_trainer_is_root(trainer))
+            status = td_trainer_write_adapter(trainer, "best_adapter");
+    }
+    out->eval_loss = loss;
+    out->best_eval_loss = meta->best_loss;
+    if (td_trainer_is_root(trainer))
+        td_metrics_evaluation(&trainer->metrics, index, loss, is_best);
+    return td_comm_agree(trainer->comm, status, "best adapter");
+}
+
+static td_status save(td_trainer *trainer) {
+    td_progress_phase(TD_PHASE_CHECKPOINT);
+    return td_checkpoint_save(trainer->checkpoints, &trainer->meta, trainer->run.parameters.values,
+                              trainer->run.pager);
+}
+
+static int is_due(int64_t index, int64_t interval, int last) {
+    return last || (interval > 0 && (index + 1) % interval == 0);
+}
+
+static td_status after_step(td_trainer *trainer, int64_t index, const td_step_result *result,
+                            td_train_summary *out) {
+    const td_config *config = trainer->config;
+    int last = index + 1 == trainer->run.step.schedule.total_steps;
+    int64_t per_epoch = td_sampler_steps_per_epoch(trainer->run.sampler);
+    trainer->meta.step = index + 1;
+    trainer->meta.epoch = result->epoch;
+    trainer->meta.tokens_seen += result->tokens;
+    out->steps = index + 1;
+    out->last_loss = result->loss;
+    if (td_trainer_is_root(trainer))
+        td_metrics_step(&trainer->metrics, index, result, (double)(index + 1) / (double)per_epoch,
+                        is_due(index, config->logging_steps, last));
+    if (trainer->data.eval && !result->stop && is_due(index, config->eval_steps, last))
+        TD_TRY(evaluate(trainer, index, out));
+    if (result->stop || is_due(index, config->save_steps, last))
+        return save(trainer);
+    return td_checkpoint_poll(trainer->checkpoints, NULL);
+}
+
+static td_status finish(td_trainer *trainer, int stopped) {
+    const td_config *config = trainer->config;
+    td_progress_phase(TD_PHASE_FINISH);
+    TD_TRY(td_checkpoint_finish(trainer->checkpoints, NULL));
+    if (stopped) {
+        td_info("stopped on request after step %lld; go on with --resume auto", (long long)trainer->meta.step);
+        return td_fail(TD_STOPPED, "stopped on request after step %lld", (long long)trainer->meta.step);
+    }
+    td_status status = TD_OK;
+    if (td_trainer_is_root(trainer))
+        status = config->load_best_model_at_end && trainer->meta.has_best
+                     ? td_trainer_copy_adapter(trainer, "best_adapter", "adapter")
+                     : td_trainer_write_adapter(trainer, "adapter");
+    return td_comm_agree(trainer->comm, status, "write adapter");
+}
+
+static td_status train(td_trainer *trainer, td_train_summary *out) {
+    int64_t total = trainer->run.step.schedule.total_steps;
+    int stopped = 0;
+    if (trainer->meta.has_best)
+        out->best_eval_loss = trainer->meta.best_loss;
+    out->steps = trainer->meta.step;
+    for (int64_t index = trainer->meta.step; index < total && !stopped; index++) {
+        td_step_result result;
+        td_status status = td_step_run(&trainer->run.step, index, &result);
+        // Every rank has found the same from the same sums.
+        if (status == TD_ERR_NUMERIC)
+            td_comm_set_agreed(trainer->comm);
+        TD_TRY(status);
+        TD_TRY(after_step(trainer, index, &result, out));
+        stopped = result.stop && index + 1 < total;
+    }
+    return finish(trainer, stopped);
+}
+
+static void close_trainer(td_trainer *trainer) {
+    td_metrics_close(&trainer->metrics);
+    if (trainer->checkpoints)
+        td_checkpoint_destroy(trainer->checkpoints);
+    td_run_destroy(&trainer->run);
+    if (trainer->evaluation.sampler)
+        td_evaluation_fini(&trainer->evaluation);
+    td_run_data_close(&trainer->data);
+    td_session_close(&trainer->session);
+    free(trainer->host_parameters);
+    cJSON_Delete(trainer->config_json);
+}
+
+static td_status run(td_trainer *trainer, td_train_summary *out) {
+    TD_TRY(td_comm_require_same(trainer->comm, td_config_fingerprint(trainer->config), "run config"));
+    TD_TRY(td_trainer_open_output(trainer));
+    TD_TRY(open_inputs(trainer));
+    TD_TRY(open_machinery(trainer));
+    return train(trainer, out);
+}
+
+td_status td_train(const td_config *config, td_comm *comm, td_train_summary *out) {
+    td_trainer trainer = {.config = config, .comm = comm};
+    td_train_summary summary = {.eval_loss = NAN, .best_eval_loss = NAN};
+    td_comm_set_deadline(comm, config->collective_deadline_seconds);
+    td_trainer_catch_signals();
+    td_status status = run(&trainer, &summary);
+    close_trainer(&trainer);
+    snprintf(summary.adapter_folder, sizeof summary.adapter_folder, "%s/adapter", config->output_dir);
+    snprintf(summary.checkpoint_folder, sizeof summary.checkpoint_folder, "%s/checkpoints",
+             config->output_dir);
+    *out = summary;
+    return status;
+}
