@@ -1,0 +1,388 @@
+// Attention backward (Dao et al., NeurIPS 2022, algorithm 4): probabilities are computed again from the scores and lse.
+//
+// With p = exp(s - lse), delta = sum(dout * out):  dv = p^T dout,  ds = p (dout v^T - delta),  dq = scale ds k,
+// dk = scale ds^T q. A task owns the dk and dv of one block of keys and walks over the queries that see it. dq is the sum over
+// the blocks of keys: each block of queries takes the contributions in ascending order, a turn counter per block says whose
+// is next. Tasks are handed out in that order too, so the lowest unfinished task never waits and the rest follow it; the sums
+// are the same for any number of threads.
+#include <sched.h>
+
+#include "kernels/cpu/attention_internal.h"
+
+// Of one thread. Rows are those of td_attention_pack_queries().
+typedef struct backward_scratch {
+    td_attention_queries queries;
+    float *q, *dout;                    // (block_rows, packed_stride); q is scaled
+    float *lse, *delta;                 // (block_rows)
+    float *probabilities, *dscores;     // (block_rows, TD_ATTENTION_SCORES)
+    float *keys_across, *values_across; // (head_dim, TD_ATTENTION_SCORES) transposed
+    float *keys;                        // (TD_ATTENTION_KEYS, packed_stride)
+    float *dkeys, *dvalues;             // (TD_ATTENTION_KEYS, packed_stride)
+    float *dq;                          // (TD_ATTENTION_STRIP, packed_stride)
+} backward_scratch;
+
+typedef struct backward_job {
+    td_attention_plan plan;
+    const td_attention_backward_args *args;
+    const td_attention_kernels *kernels;
+    td_attention_queue queue;
+    float *delta;   // (Tq, n_heads) sum of dout * out
+    int32_t *turns; // (Tq, n_kv_heads) contributions to dq so far, at the first token of each block of queries
+} backward_job;
+
+// The block of keys of a task.
+typedef struct key_block {
+    const td_attention_task *task;
+    int64_t first_key, n_keys;
+} key_block;
+
+static backward_scratch scratch_carve(const td_attention_plan *plan, td_attention_carver *carver) {
+    size_t rows = (size_t)plan->block_rows, stride = (size_t)plan->packed_stride;
+    size_t across = (size_t)plan->head_dim * TD_ATTENTION_SCORES;
+    size_t keys = TD_ATTENTION_KEYS * stride, f = sizeof(float);
+    return (backward_scratch){
+        .queries.visible = td_attention_carve(carver, rows, sizeof(td_cpu_range)),
+        .q = td_attention_carve(carver, rows * stride, f),
+        .dout = td_attention_carve(carver, rows * stride, f),
+        .lse = td_attention_carve(carver, rows, f),
+        .delta = td_attention_carve(carver, rows, f),
+        .probabilities = td_attention_carve(carver, rows * TD_ATTENTION_SCORES, f),
+        .dscores = td_attention_carve(carver, rows * TD_ATTENTION_SCORES, f),
+        .keys_across = td_attention_carve(carver, across, f),
+        .values_across = td_attention_carve(carver, across, f),
+        .keys = td_attention_carve(carver, keys, f),
+        .dkeys = td_attention_carve(carver, keys, f),
+        .dvalues = td_attention_carve(carver, keys, f),
+        .dq = td_attention_carve(carver, TD_ATTENTION_STRIP * stride, f),
+    };
+}
+
+size_t td_attention_backward_thread_bytes(const td_attention_plan *plan) {
+    td_attention_carver counter = {0};
+    scratch_carve(plan, &counter);
+    td_attention_carve(&counter, 0, 1);
+    return counter.used;
+}
+
+// What all threads share.
+static void shared_carve(backward_job *job, int64_t n_tokens, td_attention_carver *carver) {
+    size_t tokens = (size_t)n_tokens;
+    job->delta = td_attention_carve(
+        carver, td_mul_bytes(tokens, (size_t)job->plan.n_heads), sizeof(float));
+    job->turns = td_attention_carve(
+        carver, td_mul_bytes(tokens, (size_t)job->plan.n_kv_heads), sizeof(int32_t));
+    td_attention_carve(carver, 0, 1);
+}
+
+static size_t shared_bytes(const td_attention_plan *plan, int64_t n_tokens) {
+    backward_job job = {.plan = *plan};
+    td_attention_carver counter = {0};
+    shared_carve(&job, n_tokens, &counter);
+    return counter.used;
+}
+
+size_t td_cpu_attention_workspace_bytes(const td_workspace_query *query) {
+    if (query->n_heads <= 0 || query->n_kv_heads <= 0 || query->head_dim <= 0)
+        return 0;
+    td_attention_plan plan =
+        td_attention_plan_make(query->n_heads, query->n_kv_heads, query->head_dim);
+    size_t threads = (size_t)td_cpu_threads();
+    size_t forward = td_mul_bytes(threads, td_attention_forward_thread_bytes(&plan));
+    size_t backward = td_mul_bytes(threads, td_attention_backward_thread_bytes(&plan));
+    if (__builtin_add_overflow(backward, shared_bytes(&plan, query->max_tokens), &backward))
+        return SIZE_MAX;
+    return forward > backward ? forward : backward;
+}
+
+static void keys_begin(const backward_job *job, const key_block *block, backward_scratch *scratch) {
+    const td_attention_plan *plan = &job->plan;
+    int64_t offset =
+        td_attention_offset(block->task->sequence.k_begin + block->first_key, plan->n_kv_heads,
+                            block->task->key_head, plan->head_dim);
+    const float *keys = (const float *)job->args->k + offset;
+    const float *values = (const float *)job->args->v + offset;
+    td_attention_pack_transposed(plan, keys, block->n_keys, scratch->keys_across);
+    td_attention_pack_transposed(plan, values, block->n_keys, scratch->values_across);
+    td_attention_pack_keys(plan, keys, block->n_keys, scratch->keys);
+    size_t bytes = (size_t)(TD_ATTENTION_KEYS * plan->packed_stride) * sizeof(float);
+    memset(scratch->dkeys, 0, bytes);
+    memset(scratch->dvalues, 0, bytes);
+}
+
+static void keys_store(const backward_job *job, const key_block *block,
+                       const backward_scratch *scratch) {
+    const td_attention_plan *plan = &job->plan;
+    size_t row_bytes = (size_t)plan->head_dim * sizeof(float);
+    for (int64_t key = 0; key < block->n_keys; key++) {
+        int64_t to =
+            td_attention_offset(block->task->sequence.k_begin + block->first_key + key,
+                                plan->n_kv_heads, block->task->key_head, plan->head_dim);
+        memcpy((float *)job->args->dk + to, scratch->dkeys + key * plan->packed_stride, row_bytes);
+        memcpy((float *)job->args->dv + to, scratch->dvalues + key * plan->packed_stride,
+               row_bytes);
+    }
+}
+
+static void queries_load(const backward_job *job, const td_attention_task *task, int64_t number,
+                         backward_scratch *scratch) {
+    const td_attention_plan *plan = &job->plan;
+    const td_attention_sequence *sequence = &task->sequence;
+    td_attention_queries_fill(plan, sequence, number, &scratch->queries);
+    td_cpu_range tokens = scratch->queries.tokens;
+    td_attention_pack_queries(plan, job->args->q, sequence->q_begin, task->key_head, tokens,
+                              plan->scale, scratch->q);
+    td_attention_pack_queries(plan, job->args->dout, sequence->q_begin, task->key_head, tokens,
+                              1.0f, scratch->dout);
+    int64_t heads = plan->heads_per_key;
+    for (int64_t row = 0; row < scratch->queries.n_rows; row++) {
+        int64_t token = sequence->q_begin + tokens.begin + row / heads;
+        int64_t from = token * plan->n_heads + task->key_head * heads + row % heads;
+        scratch->lse[row] = job->args->lse[from];
+        scratch->delta[row] = job->delta[from];
+    }
+}
+
+// c (rows, columns) of one strip: rows of a against the transposed keys or values.
+static void strip_product(const backward_job *job, const float *rows, const float *across,
+                          const td_attention_strip *strip, float *c) {
+    job->kernels->multiply(&(td_attention_product){
+        .m = strip->n_rows,
+        .n = strip->columns.end - strip->columns.begin,
+        .k = job->plan.head_dim,
+        .a = rows,
+        .a_row = job->plan.packed_stride,
+        .a_step = 1,
+        .b = across + strip->columns.begin,
+        .ldb = TD_ATTENTION_SCORES,
+        .c = c + strip->columns.begin,
+        .ldc = TD_ATTENTION_SCORES,
+    });
+}
+
+static void strip_gradient(const backward_job *job, const backward_scratch *scratch,
+                           const key_block *block, td_cpu_range rows) {
+    td_attention_strip strip = {
+        .n_rows = rows.end - rows.begin,
+        .visible = scratch->queries.visible + rows.begin,
+        .first_key = block->first_key,
+        .columns =
+            td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys),
+        .scores = scratch->probabilities + rows.begin * TD_ATTENTION_SCORES,
+    };
+    td_attention_gradient gradient = {
+        .lse = scratch->lse + rows.begin,
+        .delta = scratch->delta + rows.begin,
+        .dscores = scratch->dscores + rows.begin * TD_ATTENTION_SCORES,
+    };
+    int64_t offset = rows.begin * job->plan.packed_stride;
+    strip_product(job, scratch->q + offset, scratch->keys_across, &strip, strip.scores);
+    strip_product(job, scratch->dout + offset, scratch->values_across, &strip, gradient.dscores);
+    job->kernels->gradient(&strip, &gradient);
+}
+
+// sums (TD_LANES keys, packed_cols) += weights^T rows, over the rows that see any of the keys.
+static void keys_accumulate(const backward_job *job, const float *weights, const float *rows,
+                            td_cpu_range seen, int64_t column, int64_t n_columns, float *sums) {
+    int64_t stride = job->plan.packed_stride;
+    job->kernels->multiply(&(td_attention_product){
+        .m = n_columns,
+        .n = job->plan.packed_cols,
+        .k = seen.end - seen.begin,
+        .a = weights + seen.begin * TD_ATTENTION_SCORES + column,
+        .a_row = 1,
+        .a_step = TD_ATTENTION_SCORES,
+        .b = rows + seen.begin * stride,
+        .ldb = stride,
+        .c = sums + column * stride,
+        .ldc = stride,
+        .accumulate = 1,
+    });
+}
+
+// Columns go by whole lanes, as strip_gradient() wrote them: a row that sees one of them has all of them.
+static void keys_gradient(const backward_job *job, const backward_scratch *scratch,
+                          const key_block *block) {
+    for (int64_t column = 0; column < block->n_keys; column += TD_LANES) {
+        int64_t left = block->n_keys - column;
+        int64_t n_columns = left < TD_LANES ? left : TD_LANES;
+        int64_t key = block->first_key + column;
+        td_cpu_range seen = td_attention_rows_that_see(&scratch->queries,
+                                                       (td_cpu_range){key, key + n_columns});
+        if (seen.begin >= seen.end)
+            continue;
+        keys_accumulate(job, scratch->probabilities, scratch->dout, seen, column, n_columns,
+                        scratch->dvalues);
+        keys_accumulate(job, scratch->dscores, scratch->q, seen, column, n_columns,
+                        scratch->dkeys);
+    }
+}
+
+// Contributions of the blocks of keys to one block of queries: this one's number and whether it is the last.
+typedef struct query_turn {
+    int32_t *counter;
+    int32_t number;
+    int last;
+} query_turn;
+
+static query_turn turn_of(const backward_job *job, const backward_scratch *scratch,
+                          const key_block *block) {
+    const td_attention_queries *queries = &scratch->queries;
+    int64_t token = block->task->sequence.q_begin + queries->tokens.begin;
+    int64_t first = queries->keys.begin / TD_ATTENTION_KEYS;
+    int64_t last = (queries->keys.end - 1) / TD_ATTENTION_KEYS;
+    return (query_turn){
+        .counter = job->turns + token * job->plan.n_kv_heads + block->task->key_head,
+        .number = (int32_t)(block->task->block - first),
+        .last = block->task->block == last,
+    };
+}
+
+static void turn_wait(const query_turn *turn) {
+    for (int spins = 0; __atomic_load_n(turn->counter, __ATOMIC_ACQUIRE) != turn->number; spins++)
+        if (spins < 1000)
+            _mm_pause();
+        else
+            sched_yield();
+}
+
+static float *dq_row(const backward_job *job, const backward_scratch *scratch,
+                     const td_attention_task *task, int64_t row) {
+    int64_t heads = job->plan.heads_per_key;
+    int64_t token = task->sequence.q_begin + scratch->queries.tokens.begin + row / heads;
+    return (float *)job->args->dq +
+           td_attention_offset(token, job->plan.n_heads, task->key_head * heads + row % heads,
+                               job->plan.head_dim);
+}
+
+static void dq_load(const backward_job *job, const backward_scratch *scratch,
+                    const td_attention_task *task, td_cpu_range rows) {
+    const td_attention_plan *plan = &job->plan;
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+        float *to = scratch->dq + (row - rows.begin) * plan->packed_stride;
+        memcpy(to, dq_row(job, scratch, task, row), (size_t)plan->head_dim * sizeof(float));
+        memset(to + plan->head_dim, 0,
+               (size_t)(plan->packed_cols - plan->head_dim) * sizeof(float));
+    }
+}
+
+static void dq_store(const backward_job *job, const backward_scratch *scratch,
+                     const td_attention_task *task, td_cpu_range rows, float factor) {
+    const td_attention_plan *plan = &job->plan;
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+        const float *from = scratch->dq + (row - rows.begin) * plan->packed_stride;
+        float *to = dq_row(job, scratch, task, row);
+        for (int64_t i = 0; i < plan->head_dim; i++)
+            to[i] = from[i] * factor;
+    }
+}
+
+static void strip_dq(const backward_job *job, const backward_scratch *scratch,
+                     const key_block *block, td_cpu_range rows, const query_turn *turn) {
+    const td_attention_plan *plan = &job->plan;
+    td_cpu_range columns =
+        td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys);
+    int64_t end = columns.end < block->n_keys ? columns.end : block->n_keys;
+    if (turn->number > 0)
+        dq_load(job, scratch, block->task, rows);
+    job->kernels->multiply(&(td_attention_product){
+        .m = rows.end - rows.begin,
+        .n = plan->packed_cols,
+        .k = end - columns.begin,
+        .a = scratch->dscores + rows.begin * TD_ATTENTION_SCORES + columns.begin,
+        .a_row = TD_ATTENTION_SCORES,
+        .a_step = 1,
+        .b = scratch->keys + columns.begin * plan->packed_stride,
+        .ldb = plan->packed_stride,
+        .c = scratch->dq,
+        .ldc = plan->packed_stride,
+        .accumulate = turn->number > 0,
+    });
+    dq_store(job, scratch, block->task, rows, turn->last ? plan->scale : 1.0f);
+}
+
+static td_cpu_range strip_rows(const td_attention_queries *queries, int64_t begin) {
+    int64_t end = begin + TD_ATTENTION_STRIP;
+    return (td_cpu_range){begin, end < queries->n_rows ? end : queries->n_rows};
+}
+
+// One block of queries against one block of keys.
+static void tile_process(const backward_job *job, const key_block *block, int64_t query_block,
+                         backward_scratch *scratch) {
+    queries_load(job, block->task, query_block, scratch);
+    const td_attention_queries *queries = &scratch->queries;
+    for (int64_t row = 0; row < queries->n_rows; row += TD_ATTENTION_STRIP)
+        strip_gradient(job, scratch, block, strip_rows(queries, row));
+    keys_gradient(job, scratch, block);
+    query_turn turn = turn_of(job, scratch, block);
+    turn_wait(&turn);
+    for (int64_t row = 0; row < queries->n_rows; row += TD_ATTENTION_STRIP)
+        strip_dq(job, scratch, block, strip_rows(queries, row), &turn);
+    __atomic_store_n(turn.counter, turn.number + 1, __ATOMIC_RELEASE);
+}
+
+// Query tokens that see any key of the block.
+static td_cpu_range tokens_that_see(const td_attention_plan *plan, const key_block *block) {
+    const td_attention_sequence *sequence = &block->task->sequence;
+    int64_t ahead = sequence->n_k - sequence->n_q;
+    int64_t begin = block->first_key - ahead, end = sequence->n_q;
+    if (plan->window > 0) {
+        int64_t last = block->first_key + block->n_keys - 1 - ahead + plan->window;
+        end = last < end ? last : end;
+    }
+    return (td_cpu_range){begin > 0 ? begin : 0, end};
+}
+
+static void keys_process(const backward_job *job, const td_attention_task *task,
+                         backward_scratch *scratch) {
+    key_block block = {.task = task, .first_key = task->block * TD_ATTENTION_KEYS};
+    int64_t left = task->sequence.n_k - block.first_key;
+    block.n_keys = left < TD_ATTENTION_KEYS ? left : TD_ATTENTION_KEYS;
+    keys_begin(job, &block, scratch);
+    td_cpu_range tokens = tokens_that_see(&job->plan, &block);
+    int64_t number = tokens.begin / job->plan.block_tokens;
+    for (; number * job->plan.block_tokens < tokens.end; number++)
+        tile_process(job, &block, number, scratch);
+    keys_store(job, &block, scratch);
+}
+
+static void worker(backward_job *job, void *memory) {
+    td_attention_carver carver = {.base = memory};
+    backward_scratch scratch = scratch_carve(&job->plan, &carver);
+    td_attention_cursor cursor = {0};
+    td_attention_task task;
+    while (td_attention_take(&job->queue, &cursor, &task))
+        keys_process(job, &task, &scratch);
+}
+
+static void delta_compute(const backward_job *job, int64_t n_tokens, int threads) {
+    int64_t n_rows = n_tokens * job->plan.n_heads, d = job->plan.head_dim;
+    const float *out = job->args->out, *dout = job->args->dout;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int i = 0; i < threads; i++) {
+        td_cpu_range rows = td_cpu_split(n_rows, 1, threads, i);
+        job->kernels->row_dots(rows.end - rows.begin, d, out + rows.begin * d,
+                               dout + rows.begin * d, job->delta + rows.begin);
+    }
+}
+
+td_status td_cpu_attention_backward(const td_op_context *context,
+                                    const td_attention_backward_args *args) {
+    backward_job job = {.plan = td_attention_plan_of(&args->shape),
+                        .args = args,
+                        .kernels = td_attention_kernels_find(),
+                        .queue = {.shape = &args->shape, .by_keys = 1, .block = TD_ATTENTION_KEYS}};
+    int64_t n_tokens = args->shape.cu_q[args->shape.n_sequences];
+    size_t thread_bytes = td_attention_backward_thread_bytes(&job.plan);
+    size_t shared = shared_bytes(&job.plan, n_tokens);
+    TD_TRY(td_cpu_need_workspace(context, "attention_backward", shared + thread_bytes));
+    td_attention_carver carver = {.base = context->workspace};
+    shared_carve(&job, n_tokens, &carver);
+    memset(job.turns, 0, (size_t)(n_tokens * job.plan.n_kv_heads) * sizeof(int32_t));
+    int threads = td_attention_team(context, &args->shape, shared, thread_bytes);
+    delta_compute(&job, n_tokens, threads);
+    char *memory = (char *)context->workspace + shared;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int i = 0; i < threads; i++)
+        worker(&job, memory + (size_t)i * thread_bytes);
+    return TD_OK;
+}

@@ -1,0 +1,213 @@
+// Attention forward: blocks of queries, each against its keys block by block with an online softmax (Dao et al., NeurIPS 2022,
+// "FlashAttention"), so that memory does not grow with the square of the sequence.
+//
+// A row's result depends on its own keys only, never on the block or batch it was computed in: one token after a cache of keys
+// gets the bits that it has as a row of the whole sequence.
+#include <math.h>
+
+#include "kernels/cpu/attention_internal.h"
+
+// Of one thread.
+typedef struct forward_scratch {
+    td_attention_queries queries;
+    float *q;            // (block_rows, packed_stride), scaled
+    float *out;          // (block_rows, packed_stride)
+    float *largest, *sum; // (block_rows)
+    float *keys;         // (head_dim, TD_ATTENTION_SCORES) transposed
+    float *values;       // (TD_ATTENTION_KEYS, packed_stride)
+    float *scores;       // (TD_ATTENTION_STRIP, TD_ATTENTION_SCORES)
+} forward_scratch;
+
+typedef struct forward_job {
+    td_attention_plan plan;
+    const td_attention_forward_args *args;
+    const td_attention_kernels *kernels;
+    td_attention_queue queue;
+} forward_job;
+
+static forward_scratch scratch_carve(const td_attention_plan *plan, td_attention_carver *carver) {
+    size_t rows = (size_t)plan->block_rows, stride = (size_t)plan->packed_stride;
+    size_t f = sizeof(float);
+    return (forward_scratch){
+        .queries.visible = td_attention_carve(carver, rows, sizeof(td_cpu_range)),
+        .q = td_attention_carve(carver, rows * stride, f),
+        .out = td_attention_carve(carver, rows * stride, f),
+        .largest = td_attention_carve(carver, rows, f),
+        .sum = td_attention_carve(carver, rows, f),
+        .keys = td_attention_carve(carver, (size_t)plan->head_dim * TD_ATTENTION_SCORES, f),
+        .values = td_attention_carve(carver, TD_ATTENTION_KEYS * stride, f),
+        .scores = td_attention_carve(carver, TD_ATTENTION_STRIP * TD_ATTENTION_SCORES, f),
+    };
+}
+
+size_t td_attention_forward_thread_bytes(const td_attention_plan *plan) {
+    td_attention_carver counter = {0};
+    scratch_carve(plan, &counter);
+    td_attention_carve(&counter, 0, 1);
+    return counter.used;
+}
+
+static void block_begin(const forward_job *job, const td_attention_task *task,
+                        forward_scratch *scratch) {
+    const td_attention_plan *plan = &job->plan;
+    // The last blocks see the most keys: started first, they do not leave one thread working alone at the end.
+    td_attention_queries_fill(plan, &task->sequence, task->n_blocks - 1 - task->block,
+                              &scratch->queries);
+    td_attention_pack_queries(plan, job->args->q, task->sequence.q_begin, task->key_head,
+                              scratch->queries.tokens, plan->scale, scratch->q);
+    for (int64_t row = 0; row < scratch->queries.n_rows; row++) {
+        scratch->largest[row] = -INFINITY;
+        scratch->sum[row] = 0.0f;
+    }
+    memset(scratch->out, 0,
+           (size_t)(scratch->queries.n_rows * plan->packed_stride) * sizeof(float));
+}
+
+// Keys [first_key, first_key + n_keys) in the form that the products read.
+typedef struct key_block {
+    int64_t first_key, n_keys;
+    const float *values;
+    int64_t values_stride;
+} key_block;
+
+static key_block keys_load(const forward_job *job, const td_attention_task *task,
+                           int64_t first_key, const forward_scratch *scratch) {
+    const td_attention_plan *plan = &job->plan;
+    int64_t left = scratch->queries.keys.end - first_key;
+    key_block block = {.first_key = first_key,
+                       .n_keys = left < TD_ATTENTION_KEYS ? left : TD_ATTENTION_KEYS};
+    int64_t offset = td_attention_offset(task->sequence.k_begin + first_key, plan->n_kv_heads,
+                                         task->key_head, plan->head_dim);
+    const float *keys = (const float *)job->args->k + offset;
+    const float *values = (const float *)job->args->v + offset;
+    td_attention_pack_transposed(plan, keys, block.n_keys, scratch->keys);
+    // Values that few rows will read are used where they are: decoding reads each just once.
+    int in_place = scratch->queries.n_rows <= 8 && plan->head_dim == plan->packed_cols;
+    if (!in_place)
+        td_attention_pack_keys(plan, values, block.n_keys, scratch->values);
+    block.values = in_place ? values : scratch->values;
+    block.values_stride = in_place ? plan->n_kv_heads * plan->head_dim : plan->packed_stride;
+    return block;
+}
+
+static void strip_scores(const forward_job *job, const forward_scratch *scratch, int64_t row,
+                         const td_attention_strip *strip) {
+    job->kernels->multiply(&(td_attention_product){
+        .m = strip->n_rows,
+        .n = strip->columns.end - strip->columns.begin,
+        .k = job->plan.head_dim,
+        .a = scratch->q + row * job->plan.packed_stride,
+        .a_row = job->plan.packed_stride,
+        .a_step = 1,
+        .b = scratch->keys + strip->columns.begin,
+        .ldb = TD_ATTENTION_SCORES,
+        .c = strip->scores + strip->columns.begin,
+        .ldc = TD_ATTENTION_SCORES,
+    });
+}
+
+static void strip_values(const forward_job *job, const forward_scratch *scratch, int64_t row,
+                         const td_attention_strip *strip, const key_block *block) {
+    int64_t begin = strip->columns.begin;
+    int64_t end = strip->columns.end < block->n_keys ? strip->columns.end : block->n_keys;
+    job->kernels->multiply(&(td_attention_product){
+        .m = strip->n_rows,
+        .n = job->plan.packed_cols,
+        .k = end - begin,
+        .a = strip->scores + begin,
+        .a_row = TD_ATTENTION_SCORES,
+        .a_step = 1,
+        .b = block->values + begin * block->values_stride,
+        .ldb = block->values_stride,
+        .c = scratch->out + row * job->plan.packed_stride,
+        .ldc = job->plan.packed_stride,
+        .accumulate = 1,
+    });
+}
+
+static void strip_process(const forward_job *job, forward_scratch *scratch, td_cpu_range rows,
+                          const key_block *block) {
+    td_attention_strip strip = {
+        .n_rows = rows.end - rows.begin,
+        .visible = scratch->queries.visible + rows.begin,
+        .first_key = block->first_key,
+        .columns =
+            td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys),
+        .scores = scratch->scores,
+    };
+    if (strip.columns.begin == strip.columns.end)
+        return;
+    td_attention_softmax state = {
+        .largest = scratch->largest + rows.begin,
+        .sum = scratch->sum + rows.begin,
+        .out = scratch->out + rows.begin * job->plan.packed_stride,
+        .out_stride = job->plan.packed_stride,
+        .out_cols = job->plan.packed_cols,
+    };
+    strip_scores(job, scratch, rows.begin, &strip);
+    job->kernels->softmax(&strip, &state);
+    strip_values(job, scratch, rows.begin, &strip, block);
+}
+
+static void row_store(const forward_job *job, const forward_scratch *scratch, int64_t row,
+                      int64_t token, int64_t head) {
+    const td_attention_plan *plan = &job->plan;
+    const float *from = scratch->out + row * plan->packed_stride;
+    float *to = (float *)job->args->out +
+                td_attention_offset(token, plan->n_heads, head, plan->head_dim);
+    float factor = 1.0f / scratch->sum[row];
+    for (int64_t i = 0; i < plan->head_dim; i++)
+        to[i] = from[i] * factor;
+    if (job->args->lse)
+        job->args->lse[token * plan->n_heads + head] =
+            scratch->largest[row] + logf(scratch->sum[row]);
+}
+
+static void block_store(const forward_job *job, const td_attention_task *task,
+                        const forward_scratch *scratch) {
+    int64_t first_token = task->sequence.q_begin + scratch->queries.tokens.begin;
+    int64_t heads = job->plan.heads_per_key;
+    for (int64_t row = 0; row < scratch->queries.n_rows; row++)
+        row_store(job, scratch, row, first_token + row / heads,
+                  task->key_head * heads + row % heads);
+}
+
+static void block_process(const forward_job *job, const td_attention_task *task,
+                          forward_scratch *scratch) {
+    block_begin(job, task, scratch);
+    int64_t n_rows = scratch->queries.n_rows;
+    int64_t key = scratch->queries.keys.begin / TD_ATTENTION_KEYS * TD_ATTENTION_KEYS;
+    for (; key < scratch->queries.keys.end; key += TD_ATTENTION_KEYS) {
+        key_block block = keys_load(job, task, key, scratch);
+        for (int64_t row = 0; row < n_rows; row += TD_ATTENTION_STRIP) {
+            int64_t end = row + TD_ATTENTION_STRIP;
+            strip_process(job, scratch, (td_cpu_range){row, end < n_rows ? end : n_rows}, &block);
+        }
+    }
+    block_store(job, task, scratch);
+}
+
+static void worker(forward_job *job, void *memory) {
+    td_attention_carver carver = {.base = memory};
+    forward_scratch scratch = scratch_carve(&job->plan, &carver);
+    td_attention_cursor cursor = {0};
+    td_attention_task task;
+    while (td_attention_take(&job->queue, &cursor, &task))
+        block_process(job, &task, &scratch);
+}
+
+td_status td_cpu_attention_forward(const td_op_context *context,
+                                   const td_attention_forward_args *args) {
+    forward_job job = {.plan = td_attention_plan_of(&args->shape),
+                       .args = args,
+                       .kernels = td_attention_kernels_find(),
+                       .queue = {.shape = &args->shape}};
+    job.queue.block = job.plan.block_tokens;
+    size_t thread_bytes = td_attention_forward_thread_bytes(&job.plan);
+    TD_TRY(td_cpu_need_workspace(context, "attention_forward", thread_bytes));
+    int threads = td_attention_team(context, &args->shape, 0, thread_bytes);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int i = 0; i < threads; i++)
+        worker(&job, (char *)context->workspace + (size_t)i * thread_bytes);
+    return TD_OK;
+}

@@ -1,0 +1,180 @@
+// What attention_forward.c and attention_backward.c share: how the work is cut, packed copies of blocks, and the inner kernels.
+//
+// The token stream is cut per sequence and key head into blocks of queries and of keys, both counted from the start of the
+// sequence, so that a sequence's bits do not depend on what is packed around it. A row of a query block is one (token, query
+// head) pair, tokens outermost: all query heads of a key head share its packed keys. Packed rows are padded with zeros to whole
+// lanes, which makes every head_dim and every tail an ordinary case. All dot products are one chain of fused multiply-adds in
+// ascending order, so the cut does not show in them either.
+#ifndef TANDEM_KERNELS_CPU_ATTENTION_INTERNAL_H
+#define TANDEM_KERNELS_CPU_ATTENTION_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/cpu/cpu_internal.h"
+#include "kernels/cpu/lanes.h"
+
+enum {
+    TD_ATTENTION_ROWS = 128,  // of a query block, unless one token has more heads than that
+    TD_ATTENTION_KEYS = 128,  // of a key block
+    TD_ATTENTION_STRIP = 24,  // rows that share one range of columns
+    TD_ATTENTION_SCORES = TD_ATTENTION_KEYS + TD_LANES, // stride of a row of scores
+};
+
+// Sizes that follow from the shape.
+typedef struct td_attention_plan {
+    int64_t n_heads, n_kv_heads, head_dim, window;
+    float scale;
+    int64_t heads_per_key; // query heads of one key head
+    int64_t block_tokens;  // of a query block
+    int64_t block_rows;    // block_tokens * heads_per_key
+    int64_t packed_cols;   // head_dim in whole lanes
+    int64_t packed_stride; // an odd number of cache lines, so that columns spread over the cache sets
+} td_attention_plan;
+
+typedef struct td_attention_sequence {
+    int64_t q_begin, n_q, k_begin, n_k;
+} td_attention_sequence;
+
+// Rows of one query block: tokens [begin, end) of the sequence, and the keys that each row sees.
+typedef struct td_attention_queries {
+    td_cpu_range tokens;
+    int64_t n_rows;
+    td_cpu_range keys;     // of all rows together
+    td_cpu_range *visible; // (n_rows)
+} td_attention_queries;
+
+td_attention_plan td_attention_plan_make(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim);
+td_attention_plan td_attention_plan_of(const td_attention_shape *shape);
+
+static inline td_attention_sequence td_attention_sequence_at(const td_attention_shape *shape,
+                                                             int64_t index) {
+    return (td_attention_sequence){shape->cu_q[index], shape->cu_q[index + 1] - shape->cu_q[index],
+                                   shape->cu_k[index], shape->cu_k[index + 1] - shape->cu_k[index]};
+}
+
+// Keys that a query token sees; both count from the start of the sequence.
+static inline td_cpu_range td_attention_visible(const td_attention_plan *plan,
+                                                const td_attention_sequence *sequence,
+                                                int64_t token) {
+    int64_t end = token + 1 + sequence->n_k - sequence->n_q;
+    int64_t begin = plan->window > 0 && end > plan->window ? end - plan->window : 0;
+    return (td_cpu_range){begin, end};
+}
+
+static inline int64_t td_attention_blocks(int64_t n, int64_t block) {
+    return (n + block - 1) / block;
+}
+
+// Fills `queries` for block number `block`; queries->visible has room for plan->block_rows.
+void td_attention_queries_fill(const td_attention_plan *plan,
+                               const td_attention_sequence *sequence, int64_t block,
+                               td_attention_queries *queries);
+
+// Columns of a key block that rows [begin, end) see, in whole lanes: keys [first_key, first_key + n_keys). Empty when begin == end.
+td_cpu_range td_attention_columns(const td_attention_queries *queries, td_cpu_range rows,
+                                  int64_t first_key, int64_t n_keys);
+
+// Rows of the queries that see any of the keys [begin, end).
+td_cpu_range td_attention_rows_that_see(const td_attention_queries *queries, td_cpu_range keys);
+
+// Address of token, head of a (T, n_heads, head_dim) tensor.
+static inline int64_t td_attention_offset(int64_t token, int64_t n_heads, int64_t head,
+                                          int64_t head_dim) {
+    return (token * n_heads + head) * head_dim;
+}
+
+// Packed copies. `tensor` is q, dout, ... of the whole stream; key_head names the group of query heads.
+void td_attention_pack_queries(const td_attention_plan *plan, const float *tensor, int64_t q_begin,
+                               int64_t key_head, td_cpu_range tokens, float factor, float *packed);
+// n_keys rows of one head, and the same transposed: (head_dim, stride TD_ATTENTION_SCORES), columns zero-padded to whole lanes.
+void td_attention_pack_keys(const td_attention_plan *plan, const float *keys, int64_t n_keys,
+                            float *packed);
+void td_attention_pack_transposed(const td_attention_plan *plan, const float *keys, int64_t n_keys,
+                                  float *packed);
+
+// c (m, n) = a b, or += with accumulate. a (i, p) is a[i * a_row + p * a_step]. n is a multiple of TD_LANES.
+typedef struct td_attention_product {
+    int64_t m, n, k;
+    const float *a;
+    int64_t a_row, a_step;
+    const float *b; // (k, n), stride ldb
+    int64_t ldb;
+    float *c; // (m, n), stride ldc
+    int64_t ldc;
+    int accumulate;
+} td_attention_product;
+
+// One strip of rows against the columns [columns.begin, columns.end) of a key block.
+typedef struct td_attention_strip {
+    int64_t n_rows;
+    const td_cpu_range *visible; // (n_rows), keys of the sequence
+    int64_t first_key;           // key of column 0
+    td_cpu_range columns;
+    float *scores;               // (n_rows, stride TD_ATTENTION_SCORES); becomes the probabilities
+} td_attention_strip;
+
+// State of the online softmax of the strip's rows (Milakov and Gimelshein, 2018; Dao et al., NeurIPS 2022).
+typedef struct td_attention_softmax {
+    float *largest, *sum; // (n_rows)
+    float *out;           // (n_rows, packed_cols), rescaled when the largest score grows
+    int64_t out_stride, out_cols;
+} td_attention_softmax;
+
+// What turns scores and dout V^T into probabilities and the gradient of the scores.
+typedef struct td_attention_gradient {
+    const float *lse;   // (n_rows)
+    const float *delta; // (n_rows) sum of dout * out
+    float *dscores;     // (n_rows, stride TD_ATTENTION_SCORES): dout V^T, becomes p (dout V^T - delta)
+} td_attention_gradient;
+
+typedef struct td_attention_kernels {
+    void (*multiply)(const td_attention_product *product);
+    void (*softmax)(const td_attention_strip *strip, const td_attention_softmax *softmax);
+    void (*gradient)(const td_attention_strip *strip, const td_attention_gradient *gradient);
+    void (*row_dots)(int64_t n_rows, int64_t n_cols, const float *a, const float *b, float *out);
+} td_attention_kernels;
+
+// For td_cpu_simd().
+const td_attention_kernels *td_attention_kernels_find(void);
+
+// One piece of work: a block of queries or keys of one key head.
+typedef struct td_attention_task {
+    td_attention_sequence sequence;
+    int64_t block, n_blocks, key_head;
+} td_attention_task;
+
+// All tasks of one call, taken in order by any number of threads: sequence by sequence, block by block, head by head.
+typedef struct td_attention_queue {
+    const td_attention_shape *shape;
+    int by_keys; // 1: blocks of keys, 0: of queries
+    int64_t block;
+    int64_t next; // shared by the threads
+} td_attention_queue;
+
+// Where a thread last was in the list of sequences.
+typedef struct td_attention_cursor {
+    int64_t sequence, first_task;
+} td_attention_cursor;
+
+// Takes the next task. 0: none is left.
+int td_attention_take(td_attention_queue *queue, td_attention_cursor *cursor,
+                      td_attention_task *task);
+
+// Threads worth starting for a call, as far as the workspace behind `fixed_bytes` has room for their scratch.
+int td_attention_team(const td_op_context *context, const td_attention_shape *shape,
+                      size_t fixed_bytes, size_t thread_bytes);
+
+// Cuts aligned pieces off a buffer; with base NULL it only counts.
+typedef struct td_attention_carver {
+    char *base;
+    size_t used;
+} td_attention_carver;
+
+void *td_attention_carve(td_attention_carver *carver, size_t count, size_t element_bytes);
+
+// Scratch of one thread, whole cache lines.
+size_t td_attention_forward_thread_bytes(const td_attention_plan *plan);
+size_t td_attention_backward_thread_bytes(const td_attention_plan *plan);
+
+#endif

@@ -1,0 +1,166 @@
+// The inner loops of attention for one level of vector instructions. Included by attention_kernels.c, once per level, with
+// TD_LANES_LEVEL, TILE_ROWS and TILE_LANES set; no include guard on purpose.
+
+#define L(name)     TD_LANES_NAME(td_lanes_##name##_)
+#define LANES       TD_LANES_NAME(td_lanes_)
+#define KERNEL(name) TD_LANES_JOIN(name##_, TD_LANES_LEVEL)
+
+// One tile of c in registers. rows and lanes are constants after inlining.
+TD_LANES_INLINE void KERNEL(tile)(const td_attention_product *p, int rows, int lanes, int64_t row,
+                                  int64_t col) {
+    LANES sum[TILE_ROWS][TILE_LANES];
+    float *c = p->c + row * p->ldc + col;
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < lanes; j++)
+            sum[i][j] = p->accumulate ? L(load)(c + i * p->ldc + j * TD_LANES) : L(set)(0.0f);
+    const float *a = p->a + row * p->a_row, *b = p->b + col;
+    int64_t a_row = p->a_row, a_step = p->a_step, ldb = p->ldb;
+    for (int64_t step = 0; step < p->k; step++, a += a_step, b += ldb) {
+        LANES right[TILE_LANES];
+        for (int j = 0; j < lanes; j++)
+            right[j] = L(load)(b + j * TD_LANES);
+        for (int i = 0; i < rows; i++) {
+            LANES left = L(set)(a[i * a_row]);
+            for (int j = 0; j < lanes; j++)
+                sum[i][j] = L(fma)(left, right[j], sum[i][j]);
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < lanes; j++)
+            L(store)(c + i * p->ldc + j * TD_LANES, sum[i][j]);
+}
+
+TD_LANES_INLINE void KERNEL(columns)(const td_attention_product *p, int lanes, int64_t col) {
+    int64_t row = 0;
+    for (; row + TILE_ROWS <= p->m; row += TILE_ROWS)
+        KERNEL(tile)(p, TILE_ROWS, lanes, row, col);
+    if (TILE_ROWS > 4 && row + 4 <= p->m) {
+        KERNEL(tile)(p, TILE_ROWS < 4 ? TILE_ROWS : 4, lanes, row, col);
+        row += 4;
+    }
+    if (TILE_ROWS > 2 && row + 2 <= p->m) {
+        KERNEL(tile)(p, 2, lanes, row, col);
+        row += 2;
+    }
+    for (; row < p->m; row++)
+        KERNEL(tile)(p, 1, lanes, row, col);
+}
+
+TD_LANES_TARGET static void KERNEL(multiply)(const td_attention_product *product) {
+    td_attention_product p = *product;
+    int64_t col = 0;
+    for (; col + TILE_LANES * TD_LANES <= p.n; col += TILE_LANES * TD_LANES)
+        KERNEL(columns)(&p, TILE_LANES, col);
+    for (; col < p.n; col += TD_LANES)
+        KERNEL(columns)(&p, 1, col);
+}
+
+// Scores outside the visible keys become -infinity. Returns 0 when the row sees no column at all.
+TD_LANES_INLINE int KERNEL(mask)(const td_attention_strip *strip, int64_t row, float *scores) {
+    int64_t begin = strip->visible[row].begin - strip->first_key;
+    int64_t end = strip->visible[row].end - strip->first_key;
+    for (int64_t i = strip->columns.begin; i < begin && i < strip->columns.end; i++)
+        scores[i] = -INFINITY;
+    for (int64_t i = end > strip->columns.begin ? end : strip->columns.begin;
+         i < strip->columns.end; i++)
+        scores[i] = -INFINITY;
+    return begin < strip->columns.end && end > strip->columns.begin;
+}
+
+TD_LANES_INLINE void KERNEL(clear)(float *x, td_cpu_range columns) {
+    for (int64_t i = columns.begin; i < columns.end; i += TD_LANES)
+        L(store)(x + i, L(set)(0.0f));
+}
+
+TD_LANES_INLINE float KERNEL(largest_of)(const float *x, td_cpu_range columns) {
+    LANES largest = L(load)(x + columns.begin);
+    for (int64_t i = columns.begin + TD_LANES; i < columns.end; i += TD_LANES)
+        largest = L(max)(largest, L(load)(x + i));
+    return L(largest)(largest);
+}
+
+// x = exp(x - shift); returns the sum.
+TD_LANES_INLINE float KERNEL(exponentials)(float *x, td_cpu_range columns, float shift) {
+    LANES sum = L(set)(0.0f), by = L(set)(shift);
+    for (int64_t i = columns.begin; i < columns.end; i += TD_LANES) {
+        LANES p = L(exp)(L(sub)(L(load)(x + i), by));
+        L(store)(x + i, p);
+        sum = L(add)(sum, p);
+    }
+    return L(sum)(sum);
+}
+
+TD_LANES_INLINE void KERNEL(scale)(float *x, int64_t n, float factor) {
+    LANES by = L(set)(factor);
+    for (int64_t i = 0; i < n; i += TD_LANES)
+        L(store)(x + i, L(mul)(L(load)(x + i), by));
+}
+
+TD_LANES_TARGET static void KERNEL(softmax)(const td_attention_strip *strip,
+                                            const td_attention_softmax *state) {
+    for (int64_t row = 0; row < strip->n_rows; row++) {
+        float *scores = strip->scores + row * TD_ATTENTION_SCORES;
+        if (!KERNEL(mask)(strip, row, scores)) {
+            KERNEL(clear)(scores, strip->columns);
+            continue;
+        }
+        float before = state->largest[row], largest = KERNEL(largest_of)(scores, strip->columns);
+        largest = before > largest ? before : largest;
+        float sum = KERNEL(exponentials)(scores, strip->columns, largest);
+        float correction = before == largest ? 1.0f : td_exp_scalar(before - largest);
+        state->largest[row] = largest;
+        state->sum[row] = state->sum[row] * correction + sum;
+        if (correction != 1.0f)
+            KERNEL(scale)(state->out + row * state->out_stride, state->out_cols, correction);
+    }
+}
+
+TD_LANES_TARGET static void KERNEL(gradient)(const td_attention_strip *strip,
+                                             const td_attention_gradient *state) {
+    for (int64_t row = 0; row < strip->n_rows; row++) {
+        float *scores = strip->scores + row * TD_ATTENTION_SCORES;
+        float *dscores = state->dscores + row * TD_ATTENTION_SCORES;
+        KERNEL(mask)(strip, row, scores);
+        LANES lse = L(set)(state->lse[row]), delta = L(set)(state->delta[row]);
+        for (int64_t i = strip->columns.begin; i < strip->columns.end; i += TD_LANES) {
+            LANES p = L(exp)(L(sub)(L(load)(scores + i), lse));
+            L(store)(scores + i, p);
+            L(store)(dscores + i, L(mul)(p, L(sub)(L(load)(dscores + i), delta)));
+        }
+    }
+}
+
+// The tail of a row is summed with zeros beside it.
+TD_LANES_INLINE LANES KERNEL(load_tail)(const float *x, int64_t n) {
+    float padded[TD_LANES] = {0};
+    memcpy(padded, x, (size_t)n * sizeof *x);
+    return L(load)(padded);
+}
+
+TD_LANES_TARGET static void KERNEL(row_dots)(int64_t n_rows, int64_t n_cols, const float *a,
+                                             const float *b, float *out) {
+    for (int64_t row = 0; row < n_rows; row++, a += n_cols, b += n_cols) {
+        LANES sum = L(set)(0.0f);
+        int64_t i = 0;
+        for (; i + TD_LANES <= n_cols; i += TD_LANES)
+            sum = L(fma)(L(load)(a + i), L(load)(b + i), sum);
+        if (i < n_cols)
+            sum = L(fma)(KERNEL(load_tail)(a + i, n_cols - i),
+                         KERNEL(load_tail)(b + i, n_cols - i), sum);
+        out[row] = L(sum)(sum);
+    }
+}
+
+static const td_attention_kernels KERNEL(kernels) = {
+    .multiply = KERNEL(multiply),
+    .softmax = KERNEL(softmax),
+    .gradient = KERNEL(gradient),
+    .row_dots = KERNEL(row_dots),
+};
+
+#undef L
+#undef LANES
+#undef KERNEL
+#undef TILE_ROWS
+#undef TILE_LANES
+#undef TD_LANES_LEVEL

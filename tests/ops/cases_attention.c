@@ -1,0 +1,391 @@
+// Attention: values and gradients against plain double loops, gradients of these against finite
+// differences, and what the CPU backend promises about bits.
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops/case.h"
+
+enum { MAX_SEQUENCES = 5 };
+
+typedef struct attention_case {
+    int64_t n_heads, n_kv_heads, head_dim, window;
+    int n_sequences;
+    int32_t n_q[MAX_SEQUENCES], n_k[MAX_SEQUENCES];
+    double spread;  // q and k are uniform in [-spread, spread]
+    int finite;     // 1: check the reference's gradients by finite differences
+    int timed_only; // 1: large, for rates
+} attention_case;
+
+// Lengths around the cuts of the CPU backend (blocks of 128 keys, 128 rows of queries, strips of 24
+// rows, 16 lanes) and odd ones.
+static const attention_case CASES[] = {
+    {2, 1, 8, 0, 1, {5}, {5}, 1.0, 1, 0},
+    {3, 1, 16, 3, 2, {6, 3}, {6, 5}, 1.0, 1, 0},
+    {4, 4, 16, 0, 3, {33, 1, 70}, {33, 1, 70}, 1.0, 0, 0},
+    {9, 3, 64, 0, 2, {131, 40}, {131, 40}, 1.0, 0, 0},
+    {9, 3, 64, 20, 2, {61, 90}, {61, 90}, 1.0, 0, 0},
+    {4, 1, 80, 0, 2, {45, 19}, {45, 19}, 1.0, 0, 0},
+    {4, 1, 96, 50, 1, {129}, {129}, 1.0, 0, 0},
+    {8, 1, 128, 0, 2, {17, 40}, {17, 40}, 0.5, 0, 0},
+    {2, 2, 256, 0, 1, {37}, {37}, 0.3, 0, 0},
+    {3, 1, 20, 0, 2, {50, 7}, {50, 7}, 1.0, 0, 0}, // not whole lanes
+    {4, 1, 64, 0, 3, {1, 1, 1}, {300, 1, 64}, 1.0, 0, 0},
+    {4, 1, 64, 100, 2, {1, 3}, {290, 257}, 1.0, 0, 0},
+    {2, 2, 40, 0, 3, {5, 0, 30}, {140, 9, 160}, 1.0, 0, 0},
+    {1, 1, 32, 1, 1, {150}, {150}, 1.0, 0, 0},        // a window of one key: itself
+    {6, 2, 64, 130, 1, {300}, {300}, 1.0, 0, 0},      // windows that skip blocks of keys
+    {3, 1, 64, 0, 2, {140, 9}, {140, 9}, 12.0, 0, 0}, // scores of hundreds: nearly one-hot rows
+    {150, 1, 8, 0, 1, {9}, {9}, 1.0, 0, 0},           // one token fills more than a block of rows
+    {9, 3, 64, 0, 1, {512}, {512}, 1.0, 0, 1},
+    {9, 3, 64, 0, 1, {2048}, {2048}, 1.0, 0, 1},
+    {32, 8, 128, 0, 1, {1024}, {1024}, 1.0, 0, 1},
+    {9, 3, 64, 0, 1, {1}, {4096}, 1.0, 0, 1},
+};
+
+// One case at work: the lengths as offsets, the inputs, and where the reference puts its results.
+typedef struct attention_data {
+    const attention_case *shape;
+    op_run *run;
+    int32_t cu_q[MAX_SEQUENCES + 1], cu_k[MAX_SEQUENCES + 1];
+    float scale;
+    op_buffer *q, *k, *v, *dout, *out, *lse;
+    double *probabilities; // (longest n_k)
+    double *ref_out, *ref_lse, *ref_dq, *ref_dk, *ref_dv;
+} attention_data;
+
+static td_attention_shape shape_of(const attention_data *data) {
+    const attention_case *c = data->shape;
+    return (td_attention_shape){c->n_sequences, data->cu_q,  data->cu_k,  c->n_heads,
+                                c->n_kv_heads,  c->head_dim, data->scale, c->window};
+}
+
+static int64_t q_tokens(const attention_data *data) {
+    return data->cu_q[data->shape->n_sequences];
+}
+
+static int64_t k_tokens(const attention_data *data) {
+    return data->cu_k[data->shape->n_sequences];
+}
+
+// Pairs of a query and a key that it sees, of all heads.
+static double visible_pairs(const attention_case *c) {
+    double pairs = 0;
+    for (int s = 0; s < c->n_sequences; s++)
+        for (int32_t i = 0; i < c->n_q[s]; i++) {
+            int64_t seen = i + 1 + c->n_k[s] - c->n_q[s];
+            pairs += (double)(c->window > 0 && seen > c->window ? c->window : seen);
+        }
+    return pairs * (double)c->n_heads;
+}
+
+// The row of one query token and head: which keys it sees, where its vectors are.
+typedef struct reference_row {
+    int64_t first_key, n_keys; // tokens of the stream
+    int64_t q_at, lse_at;
+    int64_t kv_head;
+} reference_row;
+
+static reference_row row_at(const attention_data *data, int s, int32_t i, int64_t head) {
+    const attention_case *c = data->shape;
+    int64_t end = i + 1 + c->n_k[s] - c->n_q[s];
+    int64_t begin = c->window > 0 && end > c->window ? end - c->window : 0;
+    int64_t token = data->cu_q[s] + i;
+    return (reference_row){data->cu_k[s] + begin, end - begin,
+                           (token * c->n_heads + head) * c->head_dim, token * c->n_heads + head,
+                           head / (c->n_heads / c->n_kv_heads)};
+}
+
+static int64_t kv_at(const attention_case *c, const reference_row *row, int64_t j) {
+    return ((row->first_key + j) * c->n_kv_heads + row->kv_head) * c->head_dim;
+}
+
+static double dot(const double *a, const double *b, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+// y += factor * x
+static void add_scaled(double *y, const double *x, double factor, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        y[i] += factor * x[i];
+}
+
+// Softmax of the row into data->probabilities; returns its log-sum-exp.
+static double reference_softmax(const attention_data *data, const reference_row *row) {
+    const attention_case *c = data->shape;
+    double largest = -INFINITY, sum = 0, *p = data->probabilities;
+    for (int64_t j = 0; j < row->n_keys; j++) {
+        p[j] = (double)data->scale *
+               dot(data->q->values + row->q_at, data->k->values + kv_at(c, row, j), c->head_dim);
+        largest = fmax(largest, p[j]);
+    }
+    for (int64_t j = 0; j < row->n_keys; j++)
+        sum += exp(p[j] - largest);
+    double lse = largest + log(sum);
+    for (int64_t j = 0; j < row->n_keys; j++)
+        p[j] = exp(p[j] - lse);
+    return lse;
+}
+
+static void reference_row_forward(attention_data *data, const reference_row *row) {
+    const attention_case *c = data->shape;
+    double *out = data->ref_out + row->q_at;
+    data->ref_lse[row->lse_at] = reference_softmax(data, row);
+    memset(out, 0, (size_t)c->head_dim * sizeof *out);
+    for (int64_t j = 0; j < row->n_keys; j++)
+        add_scaled(out, data->v->values + kv_at(c, row, j), data->probabilities[j], c->head_dim);
+}
+
+static void reference_row_backward(attention_data *data, const reference_row *row) {
+    const attention_case *c = data->shape;
+    const double *dout = data->dout->values + row->q_at;
+    double delta = dot(dout, data->ref_out + row->q_at, c->head_dim);
+    reference_softmax(data, row);
+    for (int64_t j = 0; j < row->n_keys; j++) {
+        int64_t at = kv_at(c, row, j);
+        double p = data->probabilities[j];
+        double ds = p * (dot(dout, data->v->values + at, c->head_dim) - delta) * data->scale;
+        add_scaled(data->ref_dv + at, dout, p, c->head_dim);
+        add_scaled(data->ref_dk + at, data->q->values + row->q_at, ds, c->head_dim);
+        add_scaled(data->ref_dq + row->q_at, data->k->values + at, ds, c->head_dim);
+    }
+}
+
+static void reference_rows(attention_data *data,
+                           void (*visit)(attention_data *, const reference_row *)) {
+    const attention_case *c = data->shape;
+    for (int s = 0; s < c->n_sequences; s++)
+        for (int32_t i = 0; i < c->n_q[s]; i++)
+            for (int64_t head = 0; head < c->n_heads; head++) {
+                reference_row row = row_at(data, s, i, head);
+                visit(data, &row);
+            }
+}
+
+// sum(dout * out), whose gradients are dq, dk, dv.
+static double reference_loss(void *closure) {
+    attention_data *data = closure;
+    reference_rows(data, reference_row_forward);
+    return dot(data->dout->values, data->ref_out, data->dout->n);
+}
+
+static int64_t longest(const attention_case *c) {
+    int64_t n = 0;
+    for (int s = 0; s < c->n_sequences; s++)
+        n = c->n_k[s] > n ? c->n_k[s] : n;
+    return n;
+}
+
+static void data_inputs(attention_data *data) {
+    const attention_case *c = data->shape;
+    op_run *run = data->run;
+    for (int s = 0; s < c->n_sequences; s++) {
+        data->cu_q[s + 1] = data->cu_q[s] + c->n_q[s];
+        data->cu_k[s + 1] = data->cu_k[s] + c->n_k[s];
+    }
+    data->scale = (float)(1.0 / sqrt((double)c->head_dim));
+    int64_t n_q = q_tokens(data) * c->n_heads * c->head_dim;
+    int64_t n_k = k_tokens(data) * c->n_kv_heads * c->head_dim;
+    td_dtype act = run->ops->activation;
+    data->q = op_random(run, act, n_q, c->spread);
+    data->k = op_random(run, act, n_k, c->spread);
+    data->v = op_random(run, act, n_k, 1.0);
+    data->dout = op_random(run, act, n_q, 1.0);
+    data->out = op_output(run, act, n_q);
+    data->lse = op_output(run, TD_F32, q_tokens(data) * c->n_heads);
+    op_workspace(run, &(td_workspace_query){.max_tokens = q_tokens(data),
+                                            .n_heads = c->n_heads,
+                                            .n_kv_heads = c->n_kv_heads,
+                                            .head_dim = c->head_dim});
+}
+
+static void data_reference(attention_data *data) {
+    op_run *run = data->run;
+    data->probabilities = op_doubles(run, longest(data->shape));
+    data->ref_out = op_doubles(run, data->q->n);
+    data->ref_lse = op_doubles(run, data->lse->n);
+    data->ref_dq = op_doubles(run, data->q->n);
+    data->ref_dk = op_doubles(run, data->k->n);
+    data->ref_dv = op_doubles(run, data->k->n);
+    reference_rows(data, reference_row_forward);
+    reference_rows(data, reference_row_backward);
+}
+
+static void call_forward(attention_data *data, op_buffer *out, op_buffer *lse) {
+    const attention_case *c = data->shape;
+    td_attention_forward_args args = {shape_of(data),  data->q->memory, data->k->memory,
+                                      data->v->memory, out->memory,     op_memory(lse)};
+    OP_CALL(data->run, attention_forward, &args, 4.0 * visible_pairs(c) * (double)c->head_dim, 0);
+}
+
+static void check_forward(attention_data *data) {
+    op_run *run = data->run;
+    call_forward(data, data->out, data->lse);
+    op_expect(run, "out", data->out, data->ref_out, op_tolerance(run));
+    op_expect(run, "lse", data->lse, data->ref_lse, op_tolerance(run));
+    op_buffer *again = op_output(run, run->ops->activation, data->out->n);
+    call_forward(data, again, NULL);
+    op_fetch(run, again);
+    op_expect(run, "out without lse", again, data->out->values, 0.0);
+}
+
+typedef struct attention_gradients {
+    op_buffer *dq, *dk, *dv;
+} attention_gradients;
+
+static attention_gradients call_backward(attention_data *data) {
+    op_run *run = data->run;
+    const attention_case *c = data->shape;
+    td_dtype act = run->ops->activation;
+    attention_gradients g = {op_output(run, act, data->q->n), op_output(run, act, data->k->n),
+                             op_output(run, act, data->k->n)};
+    td_attention_backward_args args = {
+        shape_of(data),    data->q->memory,    data->k->memory, data->v->memory, data->out->memory,
+        data->lse->memory, data->dout->memory, g.dq->memory,    g.dk->memory,    g.dv->memory};
+    OP_CALL(run, attention_backward, &args, 10.0 * visible_pairs(c) * (double)c->head_dim, 0);
+    return g;
+}
+
+static void check_backward(attention_data *data) {
+    op_run *run = data->run;
+    call_forward(data, data->out, data->lse);
+    attention_gradients g = call_backward(data);
+    op_expect(run, "dq", g.dq, data->ref_dq, op_tolerance(run));
+    op_expect(run, "dk", g.dk, data->ref_dk, op_tolerance(run));
+    op_expect(run, "dv", g.dv, data->ref_dv, op_tolerance(run));
+    if (!data->shape->finite)
+        return;
+    op_expect_gradient(run, "dq", g.dq, data->q->values, reference_loss, data, 1e-4);
+    op_expect_gradient(run, "dk", g.dk, data->k->values, reference_loss, data, 1e-4);
+    op_expect_gradient(run, "dv", g.dv, data->v->values, reference_loss, data, 1e-4);
+}
+
+static void run_case(op_run *run, const char *op, const attention_case *c,
+                     void (*check)(attention_data *)) {
+    if (c->timed_only && !run->timing)
+        return;
+    if (!op_case_begin(run, op, "heads=%d/%d d=%d window=%d sequences=%d first=%d/%d",
+                       (int)c->n_heads, (int)c->n_kv_heads, (int)c->head_dim, (int)c->window,
+                       c->n_sequences, c->n_q[0], c->n_k[0]))
+        return;
+    attention_data data = {.shape = c, .run = run};
+    data_inputs(&data);
+    data_reference(&data);
+    check(&data);
+    op_case_end(run);
+}
+
+// The part of a tensor of the stream that belongs to token `begin` and the `count` after it, as
+// bytes on the host.
+static int same_rows(const op_buffer *whole, const op_buffer *part, int64_t begin,
+                     int64_t row_elements) {
+    return memcmp(whole->values + begin * row_elements, part->values,
+                  (size_t)part->n * sizeof(double)) == 0;
+}
+
+static op_buffer *slice(const attention_data *from, const op_buffer *buffer, int64_t begin,
+                        int64_t count, int64_t row_elements) {
+    return op_given(from->run, buffer->dtype, count * row_elements,
+                    buffer->values + begin * row_elements);
+}
+
+// Sequence s of `whole` on its own, from its query `first_query` on.
+static attention_data alone(const attention_data *whole, attention_case *c, int s,
+                            int32_t first_query) {
+    int64_t q_row = c->n_heads * c->head_dim, k_row = c->n_kv_heads * c->head_dim;
+    int64_t q_begin = whole->cu_q[s] + first_query, k_begin = whole->cu_k[s];
+    c->n_sequences = 1;
+    c->n_q[0] = c->n_q[s] - first_query;
+    c->n_k[0] = c->n_k[s];
+    attention_data data = {.shape = c, .run = whole->run, .scale = whole->scale};
+    data.cu_q[1] = c->n_q[0];
+    data.cu_k[1] = c->n_k[0];
+    data.q = slice(whole, whole->q, q_begin, c->n_q[0], q_row);
+    data.k = slice(whole, whole->k, k_begin, c->n_k[0], k_row);
+    data.v = slice(whole, whole->v, k_begin, c->n_k[0], k_row);
+    data.dout = slice(whole, whole->dout, q_begin, c->n_q[0], q_row);
+    data.out = op_output(whole->run, whole->out->dtype, data.q->n);
+    data.lse = op_output(whole->run, TD_F32, c->n_q[0] * c->n_heads);
+    call_forward(&data, data.out, data.lse);
+    op_fetch(whole->run, data.out);
+    op_fetch(whole->run, data.lse);
+    return data;
+}
+
+static attention_gradients fetched_backward(attention_data *data) {
+    attention_gradients g = call_backward(data);
+    op_fetch(data->run, g.dq);
+    op_fetch(data->run, g.dk);
+    op_fetch(data->run, g.dv);
+    return g;
+}
+
+static void check_packed_bits(attention_data *data) {
+    op_run *run = data->run;
+    attention_case c = *data->shape;
+    int64_t q_row = c.n_heads * c.head_dim, k_row = c.n_kv_heads * c.head_dim;
+    call_forward(data, data->out, data->lse);
+    op_fetch(run, data->out);
+    op_fetch(run, data->lse);
+    attention_gradients packed = fetched_backward(data);
+    for (int s = 0; s < data->shape->n_sequences; s++) {
+        c = *data->shape;
+        attention_data one = alone(data, &c, s, 0);
+        attention_gradients g = fetched_backward(&one);
+        int64_t q = data->cu_q[s], k = data->cu_k[s];
+        op_expect_true(run, "out has the bits of the sequence alone",
+                       same_rows(data->out, one.out, q, q_row));
+        op_expect_true(run, "lse has the bits of the sequence alone",
+                       same_rows(data->lse, one.lse, q, c.n_heads));
+        op_expect_true(run, "dq has the bits of the sequence alone",
+                       same_rows(packed.dq, g.dq, q, q_row));
+        op_expect_true(run, "dk has the bits of the sequence alone",
+                       same_rows(packed.dk, g.dk, k, k_row));
+        op_expect_true(run, "dv has the bits of the sequence alone",
+                       same_rows(packed.dv, g.dv, k, k_row));
+    }
+}
+
+static void check_cached_bits(attention_data *data) {
+    op_run *run = data->run;
+    int64_t q_row = data->shape->n_heads * data->shape->head_dim;
+    call_forward(data, data->out, data->lse);
+    op_fetch(run, data->out);
+    for (int32_t left = 1; left < data->shape->n_q[0]; left = left * 3 + 1) {
+        attention_case c = *data->shape;
+        int32_t first = c.n_q[0] - left;
+        attention_data late = alone(data, &c, 0, first);
+        op_expect_true(run, "queries after a cache have the bits of the whole sequence",
+                       same_rows(data->out, late.out, first, q_row));
+    }
+}
+
+// Promises of the CPU backend: a sequence's bits depend neither on its neighbours nor on how many
+// of its queries came before.
+static void cases_bits(op_run *run) {
+    if (strcmp(run->ops->name, "cpu") != 0 || run->timing)
+        return;
+    static const attention_case PACKED[] = {
+        {6, 2, 64, 0, 4, {37, 150, 1, 64}, {37, 150, 1, 64}, 1.0, 0, 0},
+        {4, 1, 48, 33, 3, {129, 20, 70}, {129, 140, 70}, 1.0, 0, 0},
+    };
+    static const attention_case CACHED[] = {
+        {6, 2, 64, 0, 1, {290}, {290}, 1.0, 0, 0},
+        {3, 3, 40, 50, 1, {150}, {150}, 1.0, 0, 0},
+    };
+    for (int i = 0; i < 2; i++) {
+        run_case(run, "attention_backward", &PACKED[i], check_packed_bits);
+        run_case(run, "attention_forward", &CACHED[i], check_cached_bits);
+    }
+}
+
+void cases_attention(op_run *run) {
+    for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; i++) {
+        run_case(run, "attention_forward", &CASES[i], check_forward);
+        run_case(run, "attention_backward", &CASES[i], check_backward);
+    }
+    cases_bits(run);
+}
