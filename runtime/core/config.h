@@ -101,6 +101,7 @@ typedef struct td_config {
     int64_t save_steps; // 0: at the end only
     int64_t save_total_limit; // 0: keep all
     int load_best_model_at_end;
+    int64_t stop_after_steps; // leave with TD_STOPPED after this many steps of this process; 0: run to the end
     // Machine
     td_recompute gradient_checkpointing;
     int64_t logits_chunk_tokens;

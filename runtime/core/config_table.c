@@ -135,6 +135,8 @@ const td_key td_config_table[] = {
      .fallback = "2", .help = "Checkpoints to keep, besides the best; 0: all."},
     {.name = "load_best_model_at_end", .section = "run", .type = TD_KEY_BOOL, .offset = AT(load_best_model_at_end),
      .fallback = "false", .help = "End with the adapter of the lowest evaluation loss."},
+    {.name = "stop_after_steps", .section = "run", .type = TD_KEY_INT, .offset = AT(stop_after_steps), .minimum = 0, .maximum = 1e12,
+     .fallback = "0", .help = "Leave with a checkpoint and code 75 after this many steps of this start; 0: never."},
 
     {.name = "gradient_checkpointing", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(gradient_checkpointing), .choices = recompute_names,
      .fallback = "\"auto\"", .help = "What is computed again in backward to save memory."},

@@ -145,7 +145,6 @@ static td_status finish(td_trainer *trainer, int stopped) {
     td_progress_phase(TD_PHASE_FINISH);
     TD_TRY(td_checkpoint_finish(trainer->checkpoints, NULL));
     if (stopped) {
-        td_info("stopped on request after step %lld; go on with --resume auto", (long long)trainer->meta.step);
         return td_fail(TD_STOPPED, "stopped on request after step %lld", (long long)trainer->meta.step);
     }
     td_status status = TD_OK;
@@ -157,18 +156,20 @@ static td_status finish(td_trainer *trainer, int stopped) {
 }
 
 static td_status train(td_trainer *trainer, td_train_summary *out) {
-    int64_t total = trainer->run.step.schedule.total_steps;
+    int64_t total = trainer->run.step.schedule.total_steps, first = trainer->meta.step;
+    int64_t limit = trainer->config->stop_after_steps;
     int stopped = 0;
     if (trainer->meta.has_best)
         out->best_eval_loss = trainer->meta.best_loss;
     out->steps = trainer->meta.step;
-    for (int64_t index = trainer->meta.step; index < total && !stopped; index++) {
+    for (int64_t index = first; index < total && !stopped; index++) {
         td_step_result result;
         td_status status = td_step_run(&trainer->run.step, index, &result);
         // Every rank has found the same from the same sums.
         if (status == TD_ERR_NUMERIC)
             td_comm_set_agreed(trainer->comm);
         TD_TRY(status);
+        result.stop |= limit > 0 && index + 1 - first == limit;
         TD_TRY(after_step(trainer, index, &result, out));
         stopped = result.stop && index + 1 < total;
     }
