@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# From a bare Debian 12 to a fine-tuned adapter: installs what is missing, builds, and teaches the bundled base model, on two
+# ranks, to answer requests with JSON tool calls. usage: launch/quickstart.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+folder=runs/quickstart
+config=configs/quickstart.json
+tandem=build/release/tandem
+ranks=${TANDEM_QUICKSTART_RANKS:-2}
+
+launch/dependencies.sh
+launch/build.sh release
+
+rm -rf "$folder"
+mkdir -p "$folder/chats"
+build/release/quickstart_chats --seed 1 --train "${TANDEM_QUICKSTART_ROWS:-6000}" --heldout 200 --out "$folder/chats"
+
+# One figure of a one-line JSON object.
+figure() {
+    sed -E "s/.*\"$1\": ([-0-9.e+]+).*/\1/" <<<"$2"
+}
+
+evaluate() {
+    launch/mpirun.sh "$ranks" "$tandem" evaluate "$config" --exact-match --max-new-tokens 96 --json "$@"
+}
+
+start=$SECONDS
+echo "== held-out tool calls before training"
+before=$(evaluate)
+echo "== training on $ranks ranks"
+launch/mpirun.sh "$ranks" "$tandem" train "$config"
+echo "== held-out tool calls after training"
+after=$(evaluate --adapter "$folder/run/adapter")
+
+percent() {
+    awk -v share="$(figure exact_match "$1")" 'BEGIN { printf "%.1f %%", 100 * share }'
+}
+echo
+echo "                 before      after"
+printf 'exact match  %10s %10s   (%s held-out requests; no argument value of theirs occurs in training)\n' \
+    "$(percent "$before")" "$(percent "$after")" "$(figure rows "$after")"
+printf 'eval loss    %10.4f %10.4f\n' "$(figure loss "$before")" "$(figure loss "$after")"
+echo "adapter:     $folder/run/adapter   (PEFT: adapter_config.json, adapter_model.safetensors)"
+echo "checkpoints: $folder/run/checkpoints"
+echo "time:        $((SECONDS - start)) s"
+echo
+echo "try it: $tandem generate --model launch/quickstart/base --adapter $folder/run/adapter \\"
+echo "            --system \"\$(...)\" --chat \"...\"   (the rows in $folder/chats show both)"

@@ -1,0 +1,97 @@
+// 100 training steps against PEFT and bitsandbytes: loss, gradient norm, learning rate of every step.
+#include "test.h"
+
+#include <unistd.h>
+
+#include "runtime/core/files.h"
+#include "runtime/core/json.h"
+#include "runtime/core/log.h"
+#include "runtime/train/trainer.h"
+
+static char folder[] = "/tmp/tandem-train100-XXXXXX";
+
+static void set(td_config *config, const char *format, const char *value) {
+    char assignment[1024];
+    snprintf(assignment, sizeof assignment, format, value);
+    if (td_config_set(config, assignment) != TD_OK) {
+        fprintf(stderr, "%s: %s\n", assignment, td_error_message());
+        exit(1);
+    }
+}
+
+static void train(void) {
+    td_config config;
+    td_comm *comm;
+    td_train_summary summary;
+    REQUIRE(td_config_init(&config) == TD_OK);
+    set(&config, "model_name_or_path=\"%s/train100\"", TEST_FIXTURES);
+    set(&config, "adapter_name_or_path=\"%s/train100/initial_adapter\"", TEST_FIXTURES);
+    set(&config, "train_files=\"%s/train100/data.jsonl\"", TEST_FIXTURES);
+    set(&config, "output_dir=\"%s\"", folder);
+    static const char *const values[] = {
+        "packing=false",        "per_device_train_batch_size=2", "gradient_accumulation_steps=2",
+        "shuffle=false",        "max_length=64",                 "learning_rate=2e-3",
+        "warmup_steps=10",      "lr_scheduler_type=\"cosine\"",  "weight_decay=0.01",
+        "max_grad_norm=1.0",    "max_steps=100",                 "lora_dropout=0",
+        "page_elements=1000",
+    };
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++)
+        set(&config, "%s", values[i]);
+    REQUIRE(td_comm_bootstrap(&comm) == TD_OK);
+    td_log_init(TD_LOG_WARN, 0, 1);
+    td_status status = td_train(&config, comm, &summary);
+    if (status != TD_OK)
+        fprintf(stderr, "%s\n", td_error_message());
+    REQUIRE(status == TD_OK);
+    CHECK_INT(summary.steps, 100);
+    CHECK_INT(td_comm_finish(comm), TD_OK);
+    td_config_fini(&config);
+}
+
+static double number(const cJSON *object, const char *key) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+    REQUIRE(cJSON_IsNumber(item));
+    return item->valuedouble;
+}
+
+static double relative(double a, double b) {
+    return fabs(a - b) / fabs(b);
+}
+
+static void hundred_steps_equal_peft_with_bitsandbytes(void) {
+    char path[TD_PATH_MAX], *text, *line;
+    size_t bytes;
+    cJSON *expected;
+    double worst_loss = 0, worst_norm = 0;
+    int n_steps = 0, n_clipped = 0;
+    train();
+    snprintf(path, sizeof path, "%s/train100/losses.json", TEST_FIXTURES);
+    REQUIRE(td_json_read(path, 1 << 20, &expected) == TD_OK);
+    const cJSON *right = cJSON_GetObjectItemCaseSensitive(expected, "steps")->child;
+    snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
+    REQUIRE(td_file_read(path, 1 << 20, &text, &bytes) == TD_OK);
+    for (line = strtok(text, "\n"); line && right; line = strtok(NULL, "\n"), right = right->next) {
+        cJSON *ours;
+        REQUIRE(td_json_parse("metrics.jsonl", line, strlen(line), &ours) == TD_OK);
+        worst_loss = fmax(worst_loss, relative(number(ours, "loss"), number(right, "loss")));
+        worst_norm = fmax(worst_norm, relative(number(ours, "grad_norm"), number(right, "grad_norm")));
+        n_clipped += number(right, "grad_norm") > 1;
+        CHECK_NEAR(number(ours, "learning_rate"), number(right, "lr"), 1e-9);
+        cJSON_Delete(ours);
+        n_steps++;
+    }
+    CHECK_INT(n_steps, 100);
+    CHECK(n_clipped > 0 && n_clipped < 100);
+    printf("largest relative difference: loss %.2e, gradient norm %.2e\n", worst_loss, worst_norm);
+    CHECK(worst_loss <= 1e-4);
+    CHECK(worst_norm <= 1e-3);
+    free(text);
+    cJSON_Delete(expected);
+}
+
+int main(void) {
+    REQUIRE(mkdtemp(folder) != NULL);
+    TEST(hundred_steps_equal_peft_with_bitsandbytes);
+    CHECK_INT(td_folder_remove_tree(folder), TD_OK);
+    return test_report();
+}
