@@ -7,6 +7,8 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "runtime/core/progress.h"
+
 enum { READ_BYTES = 1 << 20 };
 
 struct td_hasher {
@@ -65,6 +67,7 @@ static td_status add_file(td_hasher *hasher, int file, const char *path, unsigne
         if (got == 0)
             return TD_OK;
         td_hasher_add(hasher, buffer, (size_t)got);
+        td_progress_tick(); // gigabytes may be read here
     }
 }
 

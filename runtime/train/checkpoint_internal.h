@@ -1,0 +1,137 @@
+// Between the checkpoint_*.c files, and for their tests.
+#ifndef TANDEM_TRAIN_CHECKPOINT_INTERNAL_H
+#define TANDEM_TRAIN_CHECKPOINT_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "runtime/train/checkpoint.h"
+
+enum {
+    TD_CHECKPOINT_FORMAT = 1,
+    TD_CHECKPOINT_NAME_CHARS = 128,
+    TD_INCARNATION_CHARS = 48,
+    TD_CHECKPOINT_MAX_FILES = 1 << 20,
+};
+
+// Points that a save passes. Tests stop there, by failure or by death.
+typedef enum td_checkpoint_phase {
+    TD_CHECKPOINT_CREATE,
+    TD_CHECKPOINT_WRITE, // before every page
+    TD_CHECKPOINT_FLUSH,
+    TD_CHECKPOINT_CLOSE,
+    TD_CHECKPOINT_VERIFY,
+    TD_CHECKPOINT_MANIFEST,
+    TD_CHECKPOINT_RENAME,
+    TD_CHECKPOINT_LATEST,
+    TD_CHECKPOINT_PURGE, // before every removal
+    TD_CHECKPOINT_PHASE_COUNT,
+} td_checkpoint_phase;
+
+// NULL outside tests. Called by whichever thread passes the point.
+extern td_status (*td_checkpoint_test_hook)(td_checkpoint_phase phase);
+
+static inline td_status td_checkpoint_reach(td_checkpoint_phase phase) {
+    return td_checkpoint_test_hook ? td_checkpoint_test_hook(phase) : TD_OK;
+}
+
+// --- One rank's pages as an HDF5 file (checkpoint_file.c)
+
+// Floats of a page as stored: page_elements, or fewer when there is only one, shorter page. The
+// last page is padded with zeros.
+int64_t td_page_width(const td_page_map *map);
+
+typedef struct td_shard {
+    td_page_map map; // with the number of ranks that write
+    int rank;
+    int64_t step;
+    size_t state_bytes;
+} td_shard;
+
+// Where the pages are: page number i of the shard (page rank + i * size).
+typedef struct td_shard_memory {
+    const float *(*params)(const void *context, int64_t index);        // (td_page_width)
+    const unsigned char *(*state)(const void *context, int64_t index); // (state_bytes)
+    const void *context;
+    const atomic_int *cancel;     // not zero: stop with TD_STOPPED
+    float *scratch_params;        // (td_page_width), for reading back
+    unsigned char *scratch_state; // (state_bytes)
+} td_shard_memory;
+
+void td_shard_name(char out[TD_CHECKPOINT_NAME_CHARS], int rank, int size);
+
+// Writes, flushes to the disk, closes, opens again and compares. Any thread.
+td_status td_shard_write(const char *path, const td_shard *shard, const td_shard_memory *memory);
+
+typedef struct td_shard_reader td_shard_reader;
+
+// TD_ERR_DATA unless the file is such a shard. Any thread.
+td_status td_shard_open(const char *path, const td_shard *expected, td_shard_reader **out);
+void td_shard_close(td_shard_reader *reader);
+// Page number `index` of the shard, checked against its checksum. `state` NULL: not read.
+td_status td_shard_read_page(td_shard_reader *reader, int64_t index, float *params,
+                             unsigned char *state);
+
+// --- manifest.json (checkpoint_manifest.c)
+
+typedef struct td_manifest_file {
+    char name[TD_CHECKPOINT_NAME_CHARS];
+    uint64_t bytes;
+    td_hash hash;
+} td_manifest_file;
+
+typedef struct td_manifest {
+    td_checkpoint_meta meta;
+    td_checkpoint_identity identity;
+    td_page_map map; // with the number of ranks that wrote it
+    size_t state_bytes;
+    char incarnation[TD_INCARNATION_CHARS];
+    cJSON *config;
+    td_manifest_file *files;
+    int64_t n_files;
+} td_manifest;
+
+void td_manifest_fini(td_manifest *manifest);
+td_status td_manifest_add_file(td_manifest *manifest, const char *name, uint64_t bytes,
+                               td_hash hash);
+// Text of manifest.json with its own checksum; the caller frees.
+td_status td_manifest_print(const td_manifest *manifest, char **out);
+// `where` is what messages call it. TD_ERR_DATA when anything is missing, damaged or out of range;
+// TD_ERR_USAGE when another version of the format is whole. Zero-initialise; fini also after
+// failure.
+td_status td_manifest_parse(const char *where, const char *text, size_t bytes, td_manifest *out);
+// TD_ERR_DATA says which of base model, data, config and layout differs, and the config key.
+td_status td_manifest_require_identity(const char *where, const td_manifest *manifest,
+                                       const td_checkpoint_options *options);
+// Size and checksum of one file of the checkpoint.
+td_status td_manifest_verify_file(const char *folder, const td_manifest_file *file);
+
+// --- The run's folder (checkpoint_commit.c). Local, rank 0 only.
+
+// Takes a new incarnation.
+td_status td_incarnation_take(const char *run_folder, char out[TD_INCARNATION_CHARS]);
+// TD_ERR_IO when a newer one was taken; *out_fenced says that it was that.
+td_status td_incarnation_require(const char *run_folder, const char *incarnation, int *out_fenced);
+
+// Removes temporary folders and files of killed runs from RUN/checkpoints. Failures are warnings.
+void td_checkpoint_clean(const char *folder);
+td_status td_checkpoint_require_space(const char *folder, uint64_t bytes);
+
+typedef struct td_checkpoint_commit {
+    const char *run_folder;
+    const char *folder; // RUN/checkpoints
+    const char *temporary;
+    const char *incarnation;
+    int64_t keep_last;
+} td_checkpoint_commit;
+
+// Writes the manifest into the temporary folder, renames the folder, updates `latest`, purges.
+// After the rename only the flush of the parent can still fail; `latest` and the purge give
+// warnings.
+td_status td_checkpoint_publish(const td_checkpoint_commit *commit, const td_manifest *manifest,
+                                int *out_fenced);
+
+// Steps of the folders named step-N, newest first; the caller frees. A missing folder has none.
+td_status td_checkpoint_list(const char *folder, int64_t **out_steps, size_t *out_count);
+void td_checkpoint_step_name(char out[TD_CHECKPOINT_NAME_CHARS], int64_t step);
+
+#endif
