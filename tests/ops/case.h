@@ -42,8 +42,8 @@ typedef struct op_variant {
     const char *name;
     void (*enter)(void);   // or NULL
     int shift;             // buffers start this many elements after an aligned address
-    const char *same_bits; // operations with the bits of the first variant: "*", or a list such as
-                           // "rope add"
+    const char *same_bits; // operations with the bits of the first variant: "rope add"; all but:
+                           // "!rope add"
 } op_variant;
 
 typedef struct op_run {

@@ -1,0 +1,58 @@
+// The operation cases on the CPU backend.
+//
+//     test_ops                    every case in every variant
+//     test_ops rope               only that operation
+//     test_ops --time [rope]      large shapes, timed, with OMP_NUM_THREADS threads
+#include "kernels/cpu/cpu_internal.h"
+#include "ops/case.h"
+
+static void all_levels_two_threads(void) {
+    td_cpu_simd_limit(TD_CPU_AVX512);
+    td_ops_cpu_set_threads(2);
+}
+
+static void two_threads_avx2(void) {
+    td_cpu_simd_limit(TD_CPU_AVX2);
+    td_ops_cpu_set_threads(2);
+}
+
+static void two_threads_scalar(void) {
+    td_cpu_simd_limit(TD_CPU_SCALAR);
+    td_ops_cpu_set_threads(2);
+}
+
+static void one_thread(void) {
+    td_cpu_simd_limit(TD_CPU_AVX512);
+    td_ops_cpu_set_threads(1);
+}
+
+static void five_threads(void) {
+    td_cpu_simd_limit(TD_CPU_AVX512);
+    td_ops_cpu_set_threads(5);
+}
+
+#define EVERY "!"
+
+// Where no product sums are reordered and no multiply-add is fused, vector width changes nothing.
+#define ANY_LEVEL                                                                                  \
+    "nf4_quantize absmax_quantize dequantize embedding rmsnorm_forward rmsnorm_backward rope "     \
+    "swiglu_forward swiglu_backward add gather_rows scatter_rows fixed_add fixed_to_f32"
+
+// OpenBLAS may round differently when it splits a product differently.
+#define ANY_SPLIT "!linear_forward linear_backward"
+
+static const op_variant variants[] = {
+    {"two threads", all_levels_two_threads, 0, EVERY},
+    {"again, at other addresses", all_levels_two_threads, 1, EVERY},
+    {"one thread", one_thread, 0, ANY_SPLIT},
+    {"five threads", five_threads, 0, ANY_SPLIT},
+    {"up to AVX2", two_threads_avx2, 3, ANY_LEVEL},
+    {"scalar", two_threads_scalar, 0, ANY_LEVEL},
+};
+
+int main(int argc, char **argv) {
+    return op_main(argc, argv,
+                   &(op_backend){.device = td_device_cpu(),
+                                 .variants = variants,
+                                 .n_variants = sizeof variants / sizeof *variants});
+}
