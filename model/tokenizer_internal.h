@@ -1,0 +1,283 @@
+// What the parts of the tokenizer share; not for other folders.
+//
+// The pipeline of one encode call, each part in its own file:
+//   added tokens (added_tokens.c) -> NFC (normalize.c) -> added tokens, normalized ->
+//   pre-tokenizers (pretokenize.c, pattern.c) -> byte-pair encoding of each word (bpe.c) ->
+//   post-processor.
+// Everything reachable from td_tokenizer is constant after loading except the pool of scratch
+// memory, which has a lock.
+#ifndef TANDEM_MODEL_TOKENIZER_INTERNAL_H
+#define TANDEM_MODEL_TOKENIZER_INTERNAL_H
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <cjson/cJSON.h>
+#include <pcre2.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "model/tokenizer.h"
+
+enum {
+    TD_TOKENIZER_MAX_ID = 1 << 24,
+    TD_PRETOKENIZER_MAX_STAGES = 8,
+    TD_POST_MAX_SPECIALS = 16,
+    TD_WORD_CACHE_KEY_BYTES = 30,
+    TD_WORD_CACHE_IDS = 8,
+};
+
+// A growing string of bytes.
+typedef struct td_bytes {
+    char *data;
+    size_t size, capacity;
+} td_bytes;
+td_status td_bytes_reserve(td_bytes *bytes, size_t more);
+td_status td_bytes_append(td_bytes *bytes, const char *data, size_t size);
+td_status td_bytes_append_string(td_bytes *bytes, const char *text);
+void td_bytes_fini(td_bytes *bytes);
+
+// Makes room for `needed` items of item_bytes in *items, at least doubling. Contents are kept.
+td_status td_grow(void *items, size_t *capacity, size_t needed, size_t item_bytes);
+
+// A stretch of text on its way through the pipeline, and where its bytes came from.
+typedef struct td_text {
+    const char *bytes;
+    size_t length;
+    const uint32_t *begins,
+        *ends; // per byte, in the original text; NULL: byte i came from origin + i
+    uint32_t origin;
+} td_text;
+
+static inline td_text td_text_slice(td_text text, size_t begin, size_t end) {
+    text.bytes += begin;
+    text.length = end - begin;
+    if (text.begins) {
+        text.begins += begin;
+        text.ends += begin;
+    }
+    text.origin += (uint32_t)begin;
+    return text;
+}
+
+// Original span of bytes [begin, end), begin < end.
+static inline uint32_t td_text_begin(td_text text, size_t begin) {
+    return text.begins ? text.begins[begin] : text.origin + (uint32_t)begin;
+}
+static inline uint32_t td_text_end(td_text text, size_t end) {
+    return text.begins ? text.ends[end - 1] : text.origin + (uint32_t)end;
+}
+
+td_status td_tokens_push(td_tokens *tokens, int32_t id, uint32_t begin, uint32_t end);
+
+// Byte-level alphabet: every byte stands as one printable character in tokenizer.json.
+uint32_t td_byte_symbol(unsigned char byte);
+int td_symbol_byte(uint32_t code); // -1: no symbol of a byte
+// Bytes that the symbols stand for; 0 when some character is no symbol. `out` has room for `bytes`.
+int td_bytes_from_symbols(const char *text, size_t bytes, char *out, size_t *out_bytes);
+// `out` has room for twice `bytes`.
+size_t td_symbols_from_bytes(const char *bytes, size_t size, char *out);
+
+// Token strings as written in the file, by id and by string.
+typedef struct td_vocabulary {
+    td_bytes text;     // the strings, NUL-terminated, one after the other
+    uint64_t *begins;  // (size) offsets in text; UINT64_MAX: no such id
+    uint32_t *lengths; // (size)
+    size_t begins_capacity, lengths_capacity;
+    int32_t size;   // largest id + 1
+    int32_t count;  // strings held
+    int32_t *slots; // open addressing: id or -1
+    size_t n_slots; // power of two, at least twice count
+} td_vocabulary;
+// -1: no such string.
+int32_t td_vocabulary_find(const td_vocabulary *vocabulary, const char *text, size_t bytes);
+// TD_ERR_DATA when the id or the string is taken or the id is out of range.
+td_status td_vocabulary_add(td_vocabulary *vocabulary, const char *where, const char *text,
+                            size_t bytes, int32_t id);
+const char *td_vocabulary_text(const td_vocabulary *vocabulary, int32_t id,
+                               size_t *out_bytes); // or NULL
+void td_vocabulary_fini(td_vocabulary *vocabulary);
+
+typedef struct td_merge {
+    uint64_t pair; // left id in the high half
+    uint32_t rank;
+    int32_t id; // UINT64_MAX pair: empty slot
+} td_merge;
+
+typedef struct td_bpe {
+    const td_vocabulary *vocabulary;
+    td_merge *merges;      // open addressing
+    size_t n_slots;        // power of two
+    unsigned shift;        // 64 - log2(n_slots)
+    int32_t byte_ids[256]; // token of a single byte, -1: none
+    int32_t unknown_id;    // -1: bytes without a token are left out
+    int ignore_merges;     // a word that is a token is that token
+    uint32_t *token_bytes; // (vocabulary size) bytes that a token of the model stands for
+} td_bpe;
+// `model` is the "model" object of tokenizer.json; the vocabulary must be filled.
+td_status td_bpe_init(td_bpe *bpe, const char *where, const cJSON *model,
+                      const td_vocabulary *vocabulary);
+void td_bpe_fini(td_bpe *bpe);
+
+typedef struct td_cached_word {
+    uint8_t key_bytes, n_ids; // key_bytes 0: empty
+    char key[TD_WORD_CACHE_KEY_BYTES];
+    int32_t ids[TD_WORD_CACHE_IDS];
+} td_cached_word;
+
+typedef struct td_symbol {
+    int32_t id;          // -1: merged into its left neighbour
+    uint32_t begin, end; // in the word
+    int32_t previous, next;
+} td_symbol;
+
+typedef struct td_candidate {
+    uint64_t order; // rank in the high half, position in the low: smallest first
+    int32_t id;
+} td_candidate;
+
+// Memory that one encode call needs; kept for the next.
+typedef struct td_scratch {
+    struct td_scratch *next;
+    pcre2_match_data *matches[TD_PRETOKENIZER_MAX_STAGES];
+    pcre2_match_context *match_context;
+    pcre2_jit_stack *jit_stack;
+    td_cached_word *words; // hash-indexed
+    td_symbol *symbols;
+    td_candidate *heap;
+    size_t symbols_capacity, heap_capacity;
+    td_bytes symbol_text; // a word in the byte-level alphabet
+    td_bytes normalized, prefixed;
+    uint32_t *normalized_begins, *normalized_ends, *prefixed_begins, *prefixed_ends;
+    size_t normalized_begins_capacity, normalized_ends_capacity;
+    size_t prefixed_begins_capacity, prefixed_ends_capacity;
+    uint64_t *marks; // decomposed characters of one segment
+    int32_t *codes;
+    size_t marks_capacity, codes_capacity;
+} td_scratch;
+
+td_status td_bpe_encode_word(const td_bpe *bpe, td_scratch *scratch, td_text word, td_tokens *out);
+
+// NFC as the tokenizers library does it. *out is the input itself when nothing changes, else it
+// lives in scratch. The input must not be mapped yet.
+td_status td_normalize_nfc(td_scratch *scratch, td_text text, td_text *out);
+
+typedef struct td_added_token {
+    char *content; // NUL-terminated; for normalized ones the normalized content
+    uint32_t bytes;
+    int32_t id;
+    int single_word, lstrip, rstrip, special;
+} td_added_token;
+
+typedef struct td_trie_node {
+    int32_t child, sibling; // -1: none
+    int32_t token;          // -1: no token ends here
+    unsigned char byte;
+} td_trie_node;
+
+// Tokens that are cut out of the text before the model sees it.
+typedef struct td_added_set {
+    td_added_token *tokens;
+    size_t n_tokens, tokens_capacity;
+    td_trie_node *nodes;
+    size_t n_nodes, nodes_capacity;
+    int32_t first[256]; // node of a first byte, -1: none
+} td_added_set;
+void td_added_set_init(td_added_set *set);
+void td_added_set_fini(td_added_set *set);
+// Takes ownership of token.content, also on failure.
+td_status td_added_set_add(td_added_set *set, td_added_token token);
+
+typedef struct td_added_match {
+    size_t begin, end;
+    int32_t id;
+} td_added_match;
+// Leftmost-longest match from *position on; text before `done` belongs to an earlier match. 0: none
+// left.
+int td_added_next(const td_added_set *set, const char *text, size_t bytes, size_t *position,
+                  size_t done, td_added_match *out);
+
+typedef enum td_split_behavior {
+    TD_SPLIT_REMOVED,
+    TD_SPLIT_ISOLATED,
+    TD_SPLIT_MERGED_WITH_PREVIOUS,
+    TD_SPLIT_MERGED_WITH_NEXT,
+    TD_SPLIT_CONTIGUOUS,
+} td_split_behavior;
+
+// A regular expression of tokenizer.json, compiled twice: as it is, and with explicit ranges for
+// the characters that PCRE2 may not know. The second is slower and used for texts with such
+// characters.
+typedef struct td_pattern {
+    pcre2_code *plain, *full;
+} td_pattern;
+td_status td_pattern_compile(const char *where, const char *regex, td_pattern *out);
+td_status td_pattern_compile_literal(const char *where, const char *text, td_pattern *out);
+td_status td_pattern_compile_digits(const char *where, td_pattern *out);
+void td_pattern_fini(td_pattern *pattern);
+
+// PCRE2 spellings of an Oniguruma (Ruby syntax) expression. TD_ERR_DATA names a construct whose
+// meaning is not known to be the same.
+td_status td_pattern_translate(const char *where, const char *regex, td_bytes *plain,
+                               td_bytes *full);
+
+typedef struct td_stage {
+    int add_prefix_space;
+    int has_pattern;
+    td_pattern pattern;
+    td_split_behavior behavior;
+    int invert;
+} td_stage;
+
+typedef struct td_pretokenizer {
+    td_stage stages[TD_PRETOKENIZER_MAX_STAGES];
+    int n_stages;
+} td_pretokenizer;
+td_status td_pretokenizer_init(td_pretokenizer *pretokenizer, const char *where,
+                               const cJSON *config);
+void td_pretokenizer_fini(td_pretokenizer *pretokenizer);
+
+typedef td_status (*td_word_visitor)(void *context, td_text word);
+td_status td_pretokenize(const td_pretokenizer *pretokenizer, td_scratch *scratch, td_text text,
+                         td_word_visitor visit, void *context);
+
+typedef struct td_tokenizer_pool {
+    pthread_mutex_t lock;
+    td_scratch *free;
+} td_tokenizer_pool;
+
+struct td_tokenizer {
+    td_vocabulary vocabulary;
+    td_bpe bpe;
+    int nfc;
+    td_added_set added, added_normalized;
+    td_pretokenizer pretokenizer;
+    int32_t prefix[TD_POST_MAX_SPECIALS], suffix[TD_POST_MAX_SPECIALS];
+    int n_prefix, n_suffix;
+    td_bytes decoded;         // bytes of every token, one after the other
+    uint64_t *decoded_begins; // (vocabulary size + 1)
+    uint8_t *is_special;      // (vocabulary size)
+    int32_t eos_id, bos_id;
+    char *chat_template; // or NULL
+    td_hash fingerprint;
+    td_tokenizer_pool *pool; // the only part that changes
+};
+
+td_status td_scratch_acquire(const td_tokenizer *tokenizer, td_scratch **out);
+void td_scratch_release(const td_tokenizer *tokenizer, td_scratch *scratch);
+void td_scratch_destroy(td_scratch *scratch);
+td_cached_word *td_scratch_word_slot(td_scratch *scratch, uint64_t hash);
+
+// Parts of loading (tokenizer_load.c calls them in this order).
+td_status td_load_vocabulary(td_tokenizer *tokenizer, const char *where, const cJSON *model);
+td_status td_load_normalizer(td_tokenizer *tokenizer, const char *where, const cJSON *config);
+td_status td_load_added_tokens(td_tokenizer *tokenizer, const char *where, const cJSON *list);
+td_status td_load_post_processor(td_tokenizer *tokenizer, const char *where, const cJSON *config);
+td_status td_load_decoder(td_tokenizer *tokenizer, const char *where, const cJSON *config);
+
+// "type" of a component; NULL and TD_OK for null or missing.
+td_status td_component_type(const char *where, const char *section, const cJSON *config,
+                            const char **out);
+td_status td_fail_component(const char *where, const char *section, const char *type,
+                            const char *supported);
+
+#endif
