@@ -1,9 +1,11 @@
-// Attention backward (Dao et al., NeurIPS 2022, algorithm 4): probabilities are computed again from the scores and lse.
+// Attention backward (Dao et al., NeurIPS 2022, algorithm 4): probabilities are computed again from
+// the scores and lse.
 //
-// With p = exp(s - lse), delta = sum(dout * out):  dv = p^T dout,  ds = p (dout v^T - delta),  dq = scale ds k,
-// dk = scale ds^T q. A task owns the dk and dv of one block of keys and walks over the queries that see it. dq is the sum over
-// the blocks of keys: each block of queries takes the contributions in ascending order, a turn counter per block says whose
-// is next. Tasks are handed out in that order too, so the lowest unfinished task never waits and the rest follow it; the sums
+// With p = exp(s - lse), delta = sum(dout * out):  dv = p^T dout,  ds = p (dout v^T - delta),  dq =
+// scale ds k, dk = scale ds^T q. A task owns the dk and dv of one block of keys and walks over the
+// queries that see it. dq is the sum over the blocks of keys: each block of queries takes the
+// contributions in ascending order, a turn counter per block says whose is next. Tasks are handed
+// out in that order too, so the lowest unfinished task never waits and the rest follow it; the sums
 // are the same for any number of threads.
 #include <sched.h>
 
@@ -27,7 +29,8 @@ typedef struct backward_job {
     const td_attention_kernels *kernels;
     td_attention_queue queue;
     float *delta;   // (Tq, n_heads) sum of dout * out
-    int32_t *turns; // (Tq, n_kv_heads) contributions to dq so far, at the first token of each block of queries
+    int32_t *turns; // (Tq, n_kv_heads) contributions to dq so far, at the first token of each block
+                    // of queries
 } backward_job;
 
 // The block of keys of a task.
@@ -67,10 +70,10 @@ size_t td_attention_backward_thread_bytes(const td_attention_plan *plan) {
 // What all threads share.
 static void shared_carve(backward_job *job, int64_t n_tokens, td_attention_carver *carver) {
     size_t tokens = (size_t)n_tokens;
-    job->delta = td_attention_carve(
-        carver, td_mul_bytes(tokens, (size_t)job->plan.n_heads), sizeof(float));
-    job->turns = td_attention_carve(
-        carver, td_mul_bytes(tokens, (size_t)job->plan.n_kv_heads), sizeof(int32_t));
+    job->delta =
+        td_attention_carve(carver, td_mul_bytes(tokens, (size_t)job->plan.n_heads), sizeof(float));
+    job->turns = td_attention_carve(carver, td_mul_bytes(tokens, (size_t)job->plan.n_kv_heads),
+                                    sizeof(int32_t));
     td_attention_carve(carver, 0, 1);
 }
 
@@ -96,9 +99,8 @@ size_t td_cpu_attention_workspace_bytes(const td_workspace_query *query) {
 
 static void keys_begin(const backward_job *job, const key_block *block, backward_scratch *scratch) {
     const td_attention_plan *plan = &job->plan;
-    int64_t offset =
-        td_attention_offset(block->task->sequence.k_begin + block->first_key, plan->n_kv_heads,
-                            block->task->key_head, plan->head_dim);
+    int64_t offset = td_attention_offset(block->task->sequence.k_begin + block->first_key,
+                                         plan->n_kv_heads, block->task->key_head, plan->head_dim);
     const float *keys = (const float *)job->args->k + offset;
     const float *values = (const float *)job->args->v + offset;
     td_attention_pack_transposed(plan, keys, block->n_keys, scratch->keys_across);
@@ -114,9 +116,8 @@ static void keys_store(const backward_job *job, const key_block *block,
     const td_attention_plan *plan = &job->plan;
     size_t row_bytes = (size_t)plan->head_dim * sizeof(float);
     for (int64_t key = 0; key < block->n_keys; key++) {
-        int64_t to =
-            td_attention_offset(block->task->sequence.k_begin + block->first_key + key,
-                                plan->n_kv_heads, block->task->key_head, plan->head_dim);
+        int64_t to = td_attention_offset(block->task->sequence.k_begin + block->first_key + key,
+                                         plan->n_kv_heads, block->task->key_head, plan->head_dim);
         memcpy((float *)job->args->dk + to, scratch->dkeys + key * plan->packed_stride, row_bytes);
         memcpy((float *)job->args->dv + to, scratch->dvalues + key * plan->packed_stride,
                row_bytes);
@@ -165,8 +166,7 @@ static void strip_gradient(const backward_job *job, const backward_scratch *scra
         .n_rows = rows.end - rows.begin,
         .visible = scratch->queries.visible + rows.begin,
         .first_key = block->first_key,
-        .columns =
-            td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys),
+        .columns = td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys),
         .scores = scratch->probabilities + rows.begin * TD_ATTENTION_SCORES,
     };
     td_attention_gradient gradient = {
@@ -199,25 +199,26 @@ static void keys_accumulate(const backward_job *job, const float *weights, const
     });
 }
 
-// Columns go by whole lanes, as strip_gradient() wrote them: a row that sees one of them has all of them.
+// Columns go by whole lanes, as strip_gradient() wrote them: a row that sees one of them has all of
+// them.
 static void keys_gradient(const backward_job *job, const backward_scratch *scratch,
                           const key_block *block) {
     for (int64_t column = 0; column < block->n_keys; column += TD_LANES) {
         int64_t left = block->n_keys - column;
         int64_t n_columns = left < TD_LANES ? left : TD_LANES;
         int64_t key = block->first_key + column;
-        td_cpu_range seen = td_attention_rows_that_see(&scratch->queries,
-                                                       (td_cpu_range){key, key + n_columns});
+        td_cpu_range seen =
+            td_attention_rows_that_see(&scratch->queries, (td_cpu_range){key, key + n_columns});
         if (seen.begin >= seen.end)
             continue;
         keys_accumulate(job, scratch->probabilities, scratch->dout, seen, column, n_columns,
                         scratch->dvalues);
-        keys_accumulate(job, scratch->dscores, scratch->q, seen, column, n_columns,
-                        scratch->dkeys);
+        keys_accumulate(job, scratch->dscores, scratch->q, seen, column, n_columns, scratch->dkeys);
     }
 }
 
-// Contributions of the blocks of keys to one block of queries: this one's number and whether it is the last.
+// Contributions of the blocks of keys to one block of queries: this one's number and whether it is
+// the last.
 typedef struct query_turn {
     int32_t *counter;
     int32_t number;
@@ -249,9 +250,9 @@ static float *dq_row(const backward_job *job, const backward_scratch *scratch,
                      const td_attention_task *task, int64_t row) {
     int64_t heads = job->plan.heads_per_key;
     int64_t token = task->sequence.q_begin + scratch->queries.tokens.begin + row / heads;
-    return (float *)job->args->dq +
-           td_attention_offset(token, job->plan.n_heads, task->key_head * heads + row % heads,
-                               job->plan.head_dim);
+    return (float *)job->args->dq + td_attention_offset(token, job->plan.n_heads,
+                                                        task->key_head * heads + row % heads,
+                                                        job->plan.head_dim);
 }
 
 static void dq_load(const backward_job *job, const backward_scratch *scratch,

@@ -22,9 +22,8 @@ td_attention_plan td_attention_plan_of(const td_attention_shape *shape) {
     return plan;
 }
 
-void td_attention_queries_fill(const td_attention_plan *plan,
-                               const td_attention_sequence *sequence, int64_t block,
-                               td_attention_queries *queries) {
+void td_attention_queries_fill(const td_attention_plan *plan, const td_attention_sequence *sequence,
+                               int64_t block, td_attention_queries *queries) {
     int64_t begin = block * plan->block_tokens, end = begin + plan->block_tokens;
     queries->tokens = (td_cpu_range){begin, end < sequence->n_q ? end : sequence->n_q};
     int64_t row = 0;
@@ -66,9 +65,9 @@ static void pack_row(const float *row, int64_t n, int64_t padded, float factor, 
 void td_attention_pack_queries(const td_attention_plan *plan, const float *tensor, int64_t q_begin,
                                int64_t key_head, td_cpu_range tokens, float factor, float *packed) {
     for (int64_t token = tokens.begin; token < tokens.end; token++) {
-        const float *rows = tensor + td_attention_offset(q_begin + token, plan->n_heads,
-                                                         key_head * plan->heads_per_key,
-                                                         plan->head_dim);
+        const float *rows =
+            tensor + td_attention_offset(q_begin + token, plan->n_heads,
+                                         key_head * plan->heads_per_key, plan->head_dim);
         for (int64_t head = 0; head < plan->heads_per_key; head++, packed += plan->packed_stride)
             pack_row(rows + head * plan->head_dim, plan->head_dim, plan->packed_cols, factor,
                      packed);
@@ -83,7 +82,8 @@ void td_attention_pack_keys(const td_attention_plan *plan, const float *keys, in
                  packed + key * plan->packed_stride);
 }
 
-// Four by four elements at a time: one element at a time would cost as much as a sixth of the products.
+// Four by four elements at a time: one element at a time would cost as much as a sixth of the
+// products.
 static void transpose4(const float *rows, int64_t stride, float *out, int64_t out_stride) {
     __m128 a = _mm_loadu_ps(rows), b = _mm_loadu_ps(rows + stride);
     __m128 c = _mm_loadu_ps(rows + 2 * stride), d = _mm_loadu_ps(rows + 3 * stride);

@@ -1,8 +1,9 @@
-// Attention forward: blocks of queries, each against its keys block by block with an online softmax (Dao et al., NeurIPS 2022,
-// "FlashAttention"), so that memory does not grow with the square of the sequence.
+// Attention forward: blocks of queries, each against its keys block by block with an online softmax
+// (Dao et al., NeurIPS 2022, "FlashAttention"), so that memory does not grow with the square of the
+// sequence.
 //
-// A row's result depends on its own keys only, never on the block or batch it was computed in: one token after a cache of keys
-// gets the bits that it has as a row of the whole sequence.
+// A row's result depends on its own keys only, never on the block or batch it was computed in: one
+// token after a cache of keys gets the bits that it has as a row of the whole sequence.
 #include <math.h>
 
 #include "kernels/cpu/attention_internal.h"
@@ -10,12 +11,12 @@
 // Of one thread.
 typedef struct forward_scratch {
     td_attention_queries queries;
-    float *q;            // (block_rows, packed_stride), scaled
-    float *out;          // (block_rows, packed_stride)
+    float *q;             // (block_rows, packed_stride), scaled
+    float *out;           // (block_rows, packed_stride)
     float *largest, *sum; // (block_rows)
-    float *keys;         // (head_dim, TD_ATTENTION_SCORES) transposed
-    float *values;       // (TD_ATTENTION_KEYS, packed_stride)
-    float *scores;       // (TD_ATTENTION_STRIP, TD_ATTENTION_SCORES)
+    float *keys;          // (head_dim, TD_ATTENTION_SCORES) transposed
+    float *values;        // (TD_ATTENTION_KEYS, packed_stride)
+    float *scores;        // (TD_ATTENTION_STRIP, TD_ATTENTION_SCORES)
 } forward_scratch;
 
 typedef struct forward_job {
@@ -50,7 +51,8 @@ size_t td_attention_forward_thread_bytes(const td_attention_plan *plan) {
 static void block_begin(const forward_job *job, const td_attention_task *task,
                         forward_scratch *scratch) {
     const td_attention_plan *plan = &job->plan;
-    // The last blocks see the most keys: started first, they do not leave one thread working alone at the end.
+    // The last blocks see the most keys: started first, they do not leave one thread working alone
+    // at the end.
     td_attention_queries_fill(plan, &task->sequence, task->n_blocks - 1 - task->block,
                               &scratch->queries);
     td_attention_pack_queries(plan, job->args->q, task->sequence.q_begin, task->key_head,
@@ -70,8 +72,8 @@ typedef struct key_block {
     int64_t values_stride;
 } key_block;
 
-static key_block keys_load(const forward_job *job, const td_attention_task *task,
-                           int64_t first_key, const forward_scratch *scratch) {
+static key_block keys_load(const forward_job *job, const td_attention_task *task, int64_t first_key,
+                           const forward_scratch *scratch) {
     const td_attention_plan *plan = &job->plan;
     int64_t left = scratch->queries.keys.end - first_key;
     key_block block = {.first_key = first_key,
@@ -131,8 +133,7 @@ static void strip_process(const forward_job *job, forward_scratch *scratch, td_c
         .n_rows = rows.end - rows.begin,
         .visible = scratch->queries.visible + rows.begin,
         .first_key = block->first_key,
-        .columns =
-            td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys),
+        .columns = td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys),
         .scores = scratch->scores,
     };
     if (strip.columns.begin == strip.columns.end)
@@ -153,8 +154,8 @@ static void row_store(const forward_job *job, const forward_scratch *scratch, in
                       int64_t token, int64_t head) {
     const td_attention_plan *plan = &job->plan;
     const float *from = scratch->out + row * plan->packed_stride;
-    float *to = (float *)job->args->out +
-                td_attention_offset(token, plan->n_heads, head, plan->head_dim);
+    float *to =
+        (float *)job->args->out + td_attention_offset(token, plan->n_heads, head, plan->head_dim);
     float factor = 1.0f / scratch->sum[row];
     for (int64_t i = 0; i < plan->head_dim; i++)
         to[i] = from[i] * factor;

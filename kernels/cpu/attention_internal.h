@@ -1,10 +1,12 @@
-// What attention_forward.c and attention_backward.c share: how the work is cut, packed copies of blocks, and the inner kernels.
+// What attention_forward.c and attention_backward.c share: how the work is cut, packed copies of
+// blocks, and the inner kernels.
 //
-// The token stream is cut per sequence and key head into blocks of queries and of keys, both counted from the start of the
-// sequence, so that a sequence's bits do not depend on what is packed around it. A row of a query block is one (token, query
-// head) pair, tokens outermost: all query heads of a key head share its packed keys. Packed rows are padded with zeros to whole
-// lanes, which makes every head_dim and every tail an ordinary case. All dot products are one chain of fused multiply-adds in
-// ascending order, so the cut does not show in them either.
+// The token stream is cut per sequence and key head into blocks of queries and of keys, both
+// counted from the start of the sequence, so that a sequence's bits do not depend on what is packed
+// around it. A row of a query block is one (token, query head) pair, tokens outermost: all query
+// heads of a key head share its packed keys. Packed rows are padded with zeros to whole lanes,
+// which makes every head_dim and every tail an ordinary case. All dot products are one chain of
+// fused multiply-adds in ascending order, so the cut does not show in them either.
 #ifndef TANDEM_KERNELS_CPU_ATTENTION_INTERNAL_H
 #define TANDEM_KERNELS_CPU_ATTENTION_INTERNAL_H
 
@@ -15,9 +17,9 @@
 #include "kernels/cpu/lanes.h"
 
 enum {
-    TD_ATTENTION_ROWS = 128,  // of a query block, unless one token has more heads than that
-    TD_ATTENTION_KEYS = 128,  // of a key block
-    TD_ATTENTION_STRIP = 24,  // rows that share one range of columns
+    TD_ATTENTION_ROWS = 128, // of a query block, unless one token has more heads than that
+    TD_ATTENTION_KEYS = 128, // of a key block
+    TD_ATTENTION_STRIP = 24, // rows that share one range of columns
     TD_ATTENTION_SCORES = TD_ATTENTION_KEYS + TD_LANES, // stride of a row of scores
 };
 
@@ -29,7 +31,8 @@ typedef struct td_attention_plan {
     int64_t block_tokens;  // of a query block
     int64_t block_rows;    // block_tokens * heads_per_key
     int64_t packed_cols;   // head_dim in whole lanes
-    int64_t packed_stride; // an odd number of cache lines, so that columns spread over the cache sets
+    int64_t
+        packed_stride; // an odd number of cache lines, so that columns spread over the cache sets
 } td_attention_plan;
 
 typedef struct td_attention_sequence {
@@ -67,11 +70,11 @@ static inline int64_t td_attention_blocks(int64_t n, int64_t block) {
 }
 
 // Fills `queries` for block number `block`; queries->visible has room for plan->block_rows.
-void td_attention_queries_fill(const td_attention_plan *plan,
-                               const td_attention_sequence *sequence, int64_t block,
-                               td_attention_queries *queries);
+void td_attention_queries_fill(const td_attention_plan *plan, const td_attention_sequence *sequence,
+                               int64_t block, td_attention_queries *queries);
 
-// Columns of a key block that rows [begin, end) see, in whole lanes: keys [first_key, first_key + n_keys). Empty when begin == end.
+// Columns of a key block that rows [begin, end) see, in whole lanes: keys [first_key, first_key +
+// n_keys). Empty when begin == end.
 td_cpu_range td_attention_columns(const td_attention_queries *queries, td_cpu_range rows,
                                   int64_t first_key, int64_t n_keys);
 
@@ -84,16 +87,19 @@ static inline int64_t td_attention_offset(int64_t token, int64_t n_heads, int64_
     return (token * n_heads + head) * head_dim;
 }
 
-// Packed copies. `tensor` is q, dout, ... of the whole stream; key_head names the group of query heads.
+// Packed copies. `tensor` is q, dout, ... of the whole stream; key_head names the group of query
+// heads.
 void td_attention_pack_queries(const td_attention_plan *plan, const float *tensor, int64_t q_begin,
                                int64_t key_head, td_cpu_range tokens, float factor, float *packed);
-// n_keys rows of one head, and the same transposed: (head_dim, stride TD_ATTENTION_SCORES), columns zero-padded to whole lanes.
+// n_keys rows of one head, and the same transposed: (head_dim, stride TD_ATTENTION_SCORES), columns
+// zero-padded to whole lanes.
 void td_attention_pack_keys(const td_attention_plan *plan, const float *keys, int64_t n_keys,
                             float *packed);
 void td_attention_pack_transposed(const td_attention_plan *plan, const float *keys, int64_t n_keys,
                                   float *packed);
 
-// c (m, n) = a b, or += with accumulate. a (i, p) is a[i * a_row + p * a_step]. n is a multiple of TD_LANES.
+// c (m, n) = a b, or += with accumulate. a (i, p) is a[i * a_row + p * a_step]. n is a multiple of
+// TD_LANES.
 typedef struct td_attention_product {
     int64_t m, n, k;
     const float *a;
@@ -111,10 +117,11 @@ typedef struct td_attention_strip {
     const td_cpu_range *visible; // (n_rows), keys of the sequence
     int64_t first_key;           // key of column 0
     td_cpu_range columns;
-    float *scores;               // (n_rows, stride TD_ATTENTION_SCORES); becomes the probabilities
+    float *scores; // (n_rows, stride TD_ATTENTION_SCORES); becomes the probabilities
 } td_attention_strip;
 
-// State of the online softmax of the strip's rows (Milakov and Gimelshein, 2018; Dao et al., NeurIPS 2022).
+// State of the online softmax of the strip's rows (Milakov and Gimelshein, 2018; Dao et al.,
+// NeurIPS 2022).
 typedef struct td_attention_softmax {
     float *largest, *sum; // (n_rows)
     float *out;           // (n_rows, packed_cols), rescaled when the largest score grows
@@ -125,7 +132,7 @@ typedef struct td_attention_softmax {
 typedef struct td_attention_gradient {
     const float *lse;   // (n_rows)
     const float *delta; // (n_rows) sum of dout * out
-    float *dscores;     // (n_rows, stride TD_ATTENTION_SCORES): dout V^T, becomes p (dout V^T - delta)
+    float *dscores; // (n_rows, stride TD_ATTENTION_SCORES): dout V^T, becomes p (dout V^T - delta)
 } td_attention_gradient;
 
 typedef struct td_attention_kernels {
@@ -144,7 +151,8 @@ typedef struct td_attention_task {
     int64_t block, n_blocks, key_head;
 } td_attention_task;
 
-// All tasks of one call, taken in order by any number of threads: sequence by sequence, block by block, head by head.
+// All tasks of one call, taken in order by any number of threads: sequence by sequence, block by
+// block, head by head.
 typedef struct td_attention_queue {
     const td_attention_shape *shape;
     int by_keys; // 1: blocks of keys, 0: of queries
@@ -161,7 +169,8 @@ typedef struct td_attention_cursor {
 int td_attention_take(td_attention_queue *queue, td_attention_cursor *cursor,
                       td_attention_task *task);
 
-// Threads worth starting for a call, as far as the workspace behind `fixed_bytes` has room for their scratch.
+// Threads worth starting for a call, as far as the workspace behind `fixed_bytes` has room for
+// their scratch.
 int td_attention_team(const td_op_context *context, const td_attention_shape *shape,
                       size_t fixed_bytes, size_t thread_bytes);
 

@@ -1,6 +1,7 @@
-// The inner loops of attention, compiled for every level. Tiles are as large as the registers allow: what is left beside the
-// sums holds one row of b and one element of a. Measured against cblas_sgemm on these block sizes: 0.95 of its speed, and the
-// result does not depend on the shape of the block.
+// The inner loops of attention, compiled for every level. Tiles are as large as the registers
+// allow: what is left beside the sums holds one row of b and one element of a. Measured against
+// cblas_sgemm on these block sizes: 0.95 of its speed, and the result does not depend on the shape
+// of the block.
 #include <math.h>
 
 #include "kernels/cpu/attention_internal.h"

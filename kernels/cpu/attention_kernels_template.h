@@ -1,8 +1,9 @@
-// The inner loops of attention for one level of vector instructions. Included by attention_kernels.c, once per level, with
-// TD_LANES_LEVEL, TILE_ROWS and TILE_LANES set; no include guard on purpose.
+// The inner loops of attention for one level of vector instructions. Included by
+// attention_kernels.c, once per level, with TD_LANES_LEVEL, TILE_ROWS and TILE_LANES set; no
+// include guard on purpose.
 
-#define L(name)     TD_LANES_NAME(td_lanes_##name##_)
-#define LANES       TD_LANES_NAME(td_lanes_)
+#define L(name)      TD_LANES_NAME(td_lanes_##name##_)
+#define LANES        TD_LANES_NAME(td_lanes_)
 #define KERNEL(name) TD_LANES_JOIN(name##_, TD_LANES_LEVEL)
 
 // One tile of c in registers. rows and lanes are constants after inlining.
@@ -145,8 +146,8 @@ TD_LANES_TARGET static void KERNEL(row_dots)(int64_t n_rows, int64_t n_cols, con
         for (; i + TD_LANES <= n_cols; i += TD_LANES)
             sum = L(fma)(L(load)(a + i), L(load)(b + i), sum);
         if (i < n_cols)
-            sum = L(fma)(KERNEL(load_tail)(a + i, n_cols - i),
-                         KERNEL(load_tail)(b + i, n_cols - i), sum);
+            sum = L(fma)(KERNEL(load_tail)(a + i, n_cols - i), KERNEL(load_tail)(b + i, n_cols - i),
+                         sum);
         out[row] = L(sum)(sum);
     }
 }

@@ -1,9 +1,10 @@
 // Sixteen fp32 lanes as one value, the same functions at every level of vector instructions.
 //
-// A kernel is written once, as a template in these functions, and compiled once per level: TD_LANES_LEVEL is set to scalar, avx2
-// or avx512 before the template is included (attention_kernels.c shows how). Lane l is always element 16 i + l, and the lanes
-// are summed in one fixed order, so AVX2 and AVX-512 give the same bits. The scalar level rounds after the product of fma() and
-// may differ in the last bits.
+// A kernel is written once, as a template in these functions, and compiled once per level:
+// TD_LANES_LEVEL is set to scalar, avx2 or avx512 before the template is included
+// (attention_kernels.c shows how). Lane l is always element 16 i + l, and the lanes are summed in
+// one fixed order, so AVX2 and AVX-512 give the same bits. The scalar level rounds after the
+// product of fma() and may differ in the last bits.
 #ifndef TANDEM_KERNELS_CPU_LANES_H
 #define TANDEM_KERNELS_CPU_LANES_H
 
@@ -28,11 +29,11 @@ static inline int64_t td_lanes_round_up(int64_t n) {
 #define TD_LANES_TARGET_avx512 TD_TARGET_AVX512
 
 // In a template: lanes_name(load) is td_lanes_load_avx2, and so on.
-#define TD_LANES_JOIN_(a, b)   a##b
-#define TD_LANES_JOIN(a, b)    TD_LANES_JOIN_(a, b)
-#define TD_LANES_NAME(prefix)  TD_LANES_JOIN(prefix, TD_LANES_LEVEL)
-#define TD_LANES_INLINE        TD_LANES_NAME(TD_LANES_INLINE_)
-#define TD_LANES_TARGET        TD_LANES_NAME(TD_LANES_TARGET_)
+#define TD_LANES_JOIN_(a, b)  a##b
+#define TD_LANES_JOIN(a, b)   TD_LANES_JOIN_(a, b)
+#define TD_LANES_NAME(prefix) TD_LANES_JOIN(prefix, TD_LANES_LEVEL)
+#define TD_LANES_INLINE       TD_LANES_NAME(TD_LANES_INLINE_)
+#define TD_LANES_TARGET       TD_LANES_NAME(TD_LANES_TARGET_)
 
 // Four lanes are what every x86-64 processor has.
 typedef float td_lanes_quarter __attribute__((vector_size(16)));
