@@ -1,9 +1,9 @@
 """Deterministic synthetic corpus for the quickstart's base model.
 
-Every document is made of invented words, names and numbers, and its second part can be told only by
-copying from the first: repeats, records restated in another format, questions about a passage, chats.
-A document is a list of (text, weight) pieces; the weight is how much the piece counts in the loss, low
-for the invented values (which nobody can predict) and 1 for what follows from them.
+Every document is made of invented words, names and numbers, and its second part can be told only
+by copying from the first: repeats, records restated in another format, questions about a passage,
+chats. A document is a list of (text, weight) pieces; the weight is how much the piece counts in the
+loss, low for the invented values (which nobody can predict) and 1 for what follows from them.
 
 The tool calls that the quickstart teaches ({"name": ..., "arguments": {...}}) never occur here.
 """

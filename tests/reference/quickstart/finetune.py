@@ -1,6 +1,7 @@
-"""Show with PEFT that the quickstart's recipe works: LoRA over an NF4-rounded base learns the tool calls.
+"""Show with PEFT that the quickstart works: LoRA over an NF4-rounded base learns the tool calls.
 
-usage: finetune.py BASE_DIR CHATS_DIR [--rows N --lr LR ...]   (CHATS_DIR as written by quickstart_chats)
+usage: finetune.py BASE_DIR CHATS_DIR [--rows N --lr LR ...]
+CHATS_DIR is what quickstart_chats wrote.
 
 Prints exact match of the held-out tool calls before and after. An answer counts when every greedy
 token, the end of turn included, is the expected one; --generate repeats it with generate().

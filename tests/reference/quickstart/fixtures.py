@@ -1,4 +1,4 @@
-"""Write the fixtures that the C tests compare with: logits and token ids of the quickstart's base model.
+"""Write what the C tests compare with: logits and token ids of the quickstart's base model.
 
 usage: fixtures.py BASE_DIR FIXTURE_DIR
 logits.safetensors: input_ids (T) I64 and logits (T, vocab) F32, fp32 compute of the bf16 weights.
@@ -99,8 +99,9 @@ def main():
             ids = tokenizer.encode(text, add_special_tokens=False)
             lines.write(json.dumps({"text": text, "ids": ids}, ensure_ascii=False) + "\n")
     prompt = (
-        "<|im_start|>system\nAnswer with one tool call.<|im_end|>\n<|im_start|>user\nSet a timer for 47 minutes "
-        "called dovra, then tell Zorin about the meeting in Kelba at 12:30.<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nCall one tool.<|im_end|>\n"
+        "<|im_start|>user\nSet a timer for 47 minutes "
+        "called dovra, then tell Zorin about the meeting in Kelba at 12:30.<|im_end|>\n"
     )
     ids = torch.tensor(tokenizer.encode(prompt, add_special_tokens=False)[:PROMPT_TOKENS])
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()

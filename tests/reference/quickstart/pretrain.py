@@ -1,10 +1,12 @@
 """Pretrain the quickstart's base model from scratch on a CPU and write it as a Hugging Face folder.
 
-usage: pretrain.py BASE_DIR --minutes 30      (BASE_DIR holds tokenizer.json; weights and config are added)
+usage: pretrain.py BASE_DIR --minutes 30
+BASE_DIR holds tokenizer.json; weights and config are added.
 
-The model is a plain Llama. Matrices are trained with Muon (Jordan et al. 2024: momentum whose update is
-orthogonalized by a Newton-Schulz iteration), embeddings and norms with AdamW, in bf16 autocast over
-fp32 weights. The schedule follows the wall clock, so a slower machine sees fewer tokens.
+The model is a plain Llama. Matrices are trained with Muon (Jordan et al. 2024: momentum whose
+update is orthogonalized by a Newton-Schulz iteration), embeddings and norms with AdamW, in bf16
+autocast over fp32 weights. The schedule follows the wall clock, so a slower machine sees fewer
+tokens. --resume goes on from the weights that are there, on the full mixture from the start.
 """
 
 import argparse
@@ -148,7 +150,7 @@ class Feed:
         return encoding.ids, token_weights
 
     def token_repeat(self):
-        """Random token ids and the same again: the barest copying, which starts the copying heads."""
+        """Random token ids and the same again: the barest copying."""
         ids = [
             self.rng.randrange(3, self.tokenizer.get_vocab_size())
             for _ in range(self.rng.randint(5, 24))
