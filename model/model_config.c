@@ -210,14 +210,20 @@ static td_status add_eos_list(const char *where, const cJSON *root, td_model_con
     return TD_OK;
 }
 
-static td_status read_special_ids(const char *where, const cJSON *root, td_model_config *config) {
+static td_status read_bos(const char *where, const cJSON *root, td_model_config *config) {
+    static const char key[] = "bos_token_id";
     int64_t bos = -1;
-    if (!td_model_config_has(root, "bos_token_id"))
+    TD_TRY(td_json_int(where, root, key, 0, INT32_MAX, &bos));
+    if (bos >= 0 && !is_in_vocabulary(where, key, config, bos))
+        bos = -1;
+    if (!td_model_config_has(root, key) && config->family->bos_default < config->vocabulary)
         bos = config->family->bos_default;
-    TD_TRY(td_json_int(where, root, "bos_token_id", 0, INT32_MAX, &bos));
-    config->bos_id = -1;
-    if (bos >= 0 && is_in_vocabulary(where, "bos_token_id", config, bos))
-        config->bos_id = (int32_t)bos;
+    config->bos_id = (int32_t)bos;
+    return TD_OK;
+}
+
+static td_status read_special_ids(const char *where, const cJSON *root, td_model_config *config) {
+    TD_TRY(read_bos(where, root, config));
     int eos = config->family->eos_default;
     if (!td_model_config_has(root, "eos_token_id") && eos >= 0 && eos < config->vocabulary)
         config->eos_ids[config->n_eos++] = eos;

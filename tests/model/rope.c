@@ -1,0 +1,68 @@
+// Tables of the rotary embedding against the formulas in double (CONTRACT.md, "Model").
+#include "model/model_config.h"
+#include "test.h"
+
+enum { POSITIONS = 200 };
+
+// The wavelengths of 32 pairs lie on both sides of the bounds and between them.
+static double scaled(const td_rope_config *rope, double f) {
+    double length = 2 * M_PI / f, old = (double)rope->original_max_positions;
+    if (rope->kind == TD_ROPE_LINEAR)
+        return f / rope->factor;
+    if (rope->kind == TD_ROPE_DEFAULT || length < old / rope->high_freq_factor)
+        return f;
+    if (length > old / rope->low_freq_factor)
+        return f / rope->factor;
+    double s =
+        (old / length - rope->low_freq_factor) / (rope->high_freq_factor - rope->low_freq_factor);
+    return (1 - s) * f / rope->factor + s * f;
+}
+
+static void check_tables(td_rope_config rope, int64_t head_dim) {
+    td_model_config config = {.head_dim = head_dim, .rope = rope};
+    int64_t half = head_dim / 2;
+    float *cosines = malloc((size_t)(POSITIONS * half) * sizeof *cosines);
+    float *sines = malloc((size_t)(POSITIONS * half) * sizeof *sines);
+    td_rope_fill_tables(&config, POSITIONS, cosines, sines);
+    double worst = 0;
+    for (int64_t position = 0; position < POSITIONS; position++)
+        for (int64_t pair = 0; pair < half; pair++) {
+            double f = scaled(&rope, pow(rope.theta, -2.0 * (double)pair / (double)head_dim));
+            double angle = (double)position * f;
+            double a = fabs(cosines[position * half + pair] - cos(angle));
+            double b = fabs(sines[position * half + pair] - sin(angle));
+            worst = fmax(worst, fmax(a, b) / fmax(1.0, angle));
+        }
+    // The angle is rounded three or four times to 24 bits.
+    CHECK_NEAR(worst, 0, 4e-7);
+    free(cosines);
+    free(sines);
+}
+
+static void default_tables(void) {
+    check_tables((td_rope_config){.theta = 10000.0, .factor = 1}, 64);
+    check_tables((td_rope_config){.theta = 5e6, .factor = 1}, 128);
+}
+
+static void linear_tables(void) {
+    check_tables((td_rope_config){.kind = TD_ROPE_LINEAR, .theta = 10000.0, .factor = 3}, 64);
+}
+
+static void llama3_tables(void) {
+    td_rope_config rope = {.kind = TD_ROPE_LLAMA3,
+                           .theta = 500000.0,
+                           .factor = 8,
+                           .low_freq_factor = 1,
+                           .high_freq_factor = 4,
+                           .original_max_positions = 8192};
+    check_tables(rope, 128);
+    rope.original_max_positions = 64;
+    check_tables(rope, 64);
+}
+
+int main(void) {
+    TEST(default_tables);
+    TEST(linear_tables);
+    TEST(llama3_tables);
+    return test_report();
+}
