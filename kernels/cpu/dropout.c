@@ -20,34 +20,56 @@ static uint64_t mask_scalar(const td_dropout *dropout, uint64_t first) {
     return mask;
 }
 
+// The keys of all rounds, ready to be broadcast from memory.
+typedef struct round_keys {
+    uint64_t key0[PHILOX_ROUNDS], key1[PHILOX_ROUNDS];
+} round_keys;
+
+static round_keys round_keys_of(uint64_t key) {
+    round_keys keys;
+    uint32_t key0 = (uint32_t)key, key1 = (uint32_t)(key >> 32);
+    for (int round = 0; round < PHILOX_ROUNDS; round++) {
+        keys.key0[round] = key0;
+        keys.key1[round] = key1;
+        key0 += weyl0;
+        key1 += weyl1;
+    }
+    return keys;
+}
+
 // Each 64-bit lane carries one counter's word in its low half: a 32 x 32 product reads just that
 // half, and leaves the high word above. What piles up in the high halves is never read.
 typedef struct words_avx2 {
     __m256i word[4];
 } words_avx2;
 
-TD_TARGET_AVX2 static inline words_avx2 philox_avx2(const td_dropout *dropout, __m256i blocks) {
-    __m256i c0 = blocks, c1 = _mm256_set1_epi64x(dropout->module);
-    __m256i c2 = _mm256_set1_epi64x(dropout->micro_batch), c3 = _mm256_set1_epi64x(dropout->step);
-    uint32_t key0 = (uint32_t)dropout->key, key1 = (uint32_t)(dropout->key >> 32);
-    for (int round = 0; round < PHILOX_ROUNDS; round++, key0 += weyl0, key1 += weyl1) {
-        __m256i product0 = _mm256_mul_epu32(c0, _mm256_set1_epi64x(multiplier0));
-        __m256i product1 = _mm256_mul_epu32(c2, _mm256_set1_epi64x(multiplier1));
-        __m256i mixed0 = _mm256_xor_si256(c1, _mm256_set1_epi64x(key0));
-        __m256i mixed1 = _mm256_xor_si256(c3, _mm256_set1_epi64x(key1));
-        c0 = _mm256_xor_si256(_mm256_srli_epi64(product1, 32), mixed0);
-        c1 = product1;
-        c2 = _mm256_xor_si256(_mm256_srli_epi64(product0, 32), mixed1);
-        c3 = product0;
-    }
-    return (words_avx2){{c0, c1, c2, c3}};
+TD_TARGET_AVX2 static inline void philox_round_avx2(words_avx2 *c, uint64_t key0, uint64_t key1) {
+    __m256i product0 = _mm256_mul_epu32(c->word[0], _mm256_set1_epi64x(multiplier0));
+    __m256i product1 = _mm256_mul_epu32(c->word[2], _mm256_set1_epi64x(multiplier1));
+    __m256i mixed0 = _mm256_xor_si256(c->word[1], _mm256_set1_epi64x((int64_t)key0));
+    __m256i mixed1 = _mm256_xor_si256(c->word[3], _mm256_set1_epi64x((int64_t)key1));
+    c->word[0] = _mm256_xor_si256(_mm256_srli_epi64(product1, 32), mixed0);
+    c->word[1] = product1;
+    c->word[2] = _mm256_xor_si256(_mm256_srli_epi64(product0, 32), mixed1);
+    c->word[3] = product0;
 }
 
-// Bits of 32 elements: byte i of lane k of the result tells of element 4 k + i.
-TD_TARGET_AVX2 static inline uint32_t mask32_avx2(const td_dropout *dropout, uint32_t block) {
+TD_TARGET_AVX2 static inline words_avx2 counter_avx2(const td_dropout *dropout, __m256i block) {
+    return (words_avx2){{block, _mm256_set1_epi64x(dropout->module),
+                         _mm256_set1_epi64x(dropout->micro_batch),
+                         _mm256_set1_epi64x(dropout->step)}};
+}
+
+// Bits of 32 elements: byte i of lane k of the comparison tells of element 4 k + i.
+TD_TARGET_AVX2 static inline uint32_t mask32_avx2(const td_dropout *dropout, const round_keys *keys,
+                                                  uint32_t block) {
     __m256i even = _mm256_add_epi32(_mm256_set1_epi64x(block), _mm256_setr_epi64x(0, 2, 4, 6));
-    __m256i odd = _mm256_add_epi32(even, _mm256_set1_epi64x(1));
-    words_avx2 a = philox_avx2(dropout, even), b = philox_avx2(dropout, odd);
+    words_avx2 a = counter_avx2(dropout, even);
+    words_avx2 b = counter_avx2(dropout, _mm256_add_epi32(even, _mm256_set1_epi64x(1)));
+    for (int round = 0; round < PHILOX_ROUNDS; round++) {
+        philox_round_avx2(&a, keys->key0[round], keys->key1[round]);
+        philox_round_avx2(&b, keys->key0[round], keys->key1[round]);
+    }
     __m256i threshold = _mm256_set1_epi32((int)dropout->threshold);
     __m256i kept = _mm256_setzero_si256();
     for (int i = 0; i < 4; i++) {
@@ -59,12 +81,12 @@ TD_TARGET_AVX2 static inline uint32_t mask32_avx2(const td_dropout *dropout, uin
     return (uint32_t)_mm256_movemask_epi8(kept);
 }
 
-TD_TARGET_AVX2 static void mask_avx2(const td_dropout *dropout, uint64_t first, int64_t words,
-                                     uint64_t *mask) {
+TD_TARGET_AVX2 static void mask_avx2(const td_dropout *dropout, const round_keys *keys,
+                                     uint64_t first, int64_t words, uint64_t *mask) {
     for (int64_t i = 0; i < words; i++, first += MASK_BITS) {
         uint32_t block = (uint32_t)(first / 4);
-        uint64_t low = mask32_avx2(dropout, block);
-        mask[i] = low | (uint64_t)mask32_avx2(dropout, block + 8) << 32;
+        uint64_t low = mask32_avx2(dropout, keys, block);
+        mask[i] = low | (uint64_t)mask32_avx2(dropout, keys, block + 8) << 32;
     }
 }
 
@@ -72,54 +94,76 @@ typedef struct words_avx512 {
     __m512i word[4];
 } words_avx512;
 
-TD_TARGET_AVX512 static inline words_avx512 philox_avx512(const td_dropout *dropout,
-                                                          __m512i blocks) {
+TD_TARGET_AVX512 static inline void philox_round_avx512(words_avx512 *c, uint64_t key0,
+                                                        uint64_t key1) {
     enum { XOR3 = 0x96 };
-    __m512i c0 = blocks, c1 = _mm512_set1_epi64(dropout->module);
-    __m512i c2 = _mm512_set1_epi64(dropout->micro_batch), c3 = _mm512_set1_epi64(dropout->step);
-    uint32_t key0 = (uint32_t)dropout->key, key1 = (uint32_t)(dropout->key >> 32);
-    for (int round = 0; round < PHILOX_ROUNDS; round++, key0 += weyl0, key1 += weyl1) {
-        __m512i product0 = _mm512_mul_epu32(c0, _mm512_set1_epi64(multiplier0));
-        __m512i product1 = _mm512_mul_epu32(c2, _mm512_set1_epi64(multiplier1));
-        c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c1, _mm512_set1_epi64(key0),
-                                       XOR3);
-        c1 = product1;
-        c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c3, _mm512_set1_epi64(key1),
-                                       XOR3);
-        c3 = product0;
-    }
-    return (words_avx512){{c0, c1, c2, c3}};
+    __m512i product0 = _mm512_mul_epu32(c->word[0], _mm512_set1_epi64(multiplier0));
+    __m512i product1 = _mm512_mul_epu32(c->word[2], _mm512_set1_epi64(multiplier1));
+    c->word[0] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c->word[1],
+                                           _mm512_set1_epi64((int64_t)key0), XOR3);
+    c->word[1] = product1;
+    c->word[2] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c->word[3],
+                                           _mm512_set1_epi64((int64_t)key1), XOR3);
+    c->word[3] = product0;
 }
 
-TD_TARGET_AVX512 static inline uint64_t mask64_avx512(const td_dropout *dropout, uint32_t block) {
-    __m512i even =
-        _mm512_add_epi32(_mm512_set1_epi64(block), _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14));
-    __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi64(1));
-    words_avx512 a = philox_avx512(dropout, even), b = philox_avx512(dropout, odd);
-    __m512i threshold = _mm512_set1_epi32((int)dropout->threshold);
+TD_TARGET_AVX512 static inline words_avx512 counter_avx512(const td_dropout *dropout,
+                                                           __m512i block) {
+    return (words_avx512){{block, _mm512_set1_epi64(dropout->module),
+                           _mm512_set1_epi64(dropout->micro_batch),
+                           _mm512_set1_epi64(dropout->step)}};
+}
+
+TD_TARGET_AVX512 static inline uint64_t compare_avx512(const words_avx512 *a, const words_avx512 *b,
+                                                       uint32_t threshold) {
     __m512i kept = _mm512_setzero_si512();
     for (int i = 0; i < 4; i++) {
-        __m512i word = _mm512_mask_blend_epi32(0xAAAA, a.word[i], _mm512_slli_epi64(b.word[i], 32));
-        __mmask16 keep = _mm512_cmpge_epu32_mask(word, threshold);
+        __m512i word =
+            _mm512_mask_blend_epi32(0xAAAA, a->word[i], _mm512_slli_epi64(b->word[i], 32));
+        __mmask16 keep = _mm512_cmpge_epu32_mask(word, _mm512_set1_epi32((int)threshold));
         kept = _mm512_mask_or_epi32(kept, keep, kept, _mm512_set1_epi32((int)(0x80u << (8 * i))));
     }
     return _mm512_movepi8_mask(kept);
 }
 
-TD_TARGET_AVX512 static void mask_avx512(const td_dropout *dropout, uint64_t first, int64_t words,
-                                         uint64_t *mask) {
-    for (int64_t i = 0; i < words; i++, first += MASK_BITS)
-        mask[i] = mask64_avx512(dropout, (uint32_t)(first / 4));
+// Four chains of rounds at once hide the latency of the products.
+TD_TARGET_AVX512 static inline void mask128_avx512(const td_dropout *dropout,
+                                                   const round_keys *keys, uint32_t block,
+                                                   uint64_t mask[2]) {
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    words_avx512 c[4];
+    for (int i = 0; i < 4; i++) {
+        uint32_t first = block + 16u * (uint32_t)(i / 2) + (uint32_t)(i % 2);
+        c[i] = counter_avx512(dropout, _mm512_add_epi32(_mm512_set1_epi64(first), even));
+    }
+    for (int round = 0; round < PHILOX_ROUNDS; round++)
+        for (int i = 0; i < 4; i++)
+            philox_round_avx512(&c[i], keys->key0[round], keys->key1[round]);
+    mask[0] = compare_avx512(&c[0], &c[1], dropout->threshold);
+    mask[1] = compare_avx512(&c[2], &c[3], dropout->threshold);
+}
+
+TD_TARGET_AVX512 static void mask_avx512(const td_dropout *dropout, const round_keys *keys,
+                                         uint64_t first, int64_t words, uint64_t *mask) {
+    int64_t i = 0;
+    uint64_t last[2];
+    for (; i + 2 <= words; i += 2)
+        mask128_avx512(dropout, keys, (uint32_t)(first / 4) + 16u * (uint32_t)i, mask + i);
+    if (i == words)
+        return;
+    mask128_avx512(dropout, keys, (uint32_t)(first / 4) + 16u * (uint32_t)i, last);
+    mask[i] = last[0];
 }
 
 void td_cpu_dropout_mask(const td_dropout *dropout, uint64_t first, int64_t n, uint64_t *mask) {
     int64_t words = (n + MASK_BITS - 1) / MASK_BITS;
+    round_keys keys = round_keys_of(dropout->key);
     switch (td_cpu_simd()) {
     case TD_CPU_AVX512:
-        mask_avx512(dropout, first, words, mask);
+        mask_avx512(dropout, &keys, first, words, mask);
         break;
     case TD_CPU_AVX2:
-        mask_avx2(dropout, first, words, mask);
+        mask_avx2(dropout, &keys, first, words, mask);
         break;
     case TD_CPU_SCALAR:
         for (int64_t i = 0; i < words; i++)

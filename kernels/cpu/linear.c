@@ -8,8 +8,10 @@
 #include "kernels/cpu/weights_internal.h"
 
 enum {
-    PANEL_ELEMENTS = 512 << 10, // of a dequantized panel: 2 MiB
-    PANEL_ROWS_STEP = 16,
+    TILE_ELEMENTS = 1 << 20, // of a dequantized tile: 4 MiB
+    TILE_COLUMNS = 1280,     // at most; wide and tall tiles both mean that x or dy is packed seldom
+    TILE_STEP = 16,
+    TILE_PADDING = 16,  // between rows, so that equal columns do not share a cache set
     TOKEN_BLOCK = 64,   // tokens of one thin product
     TOKEN_CHUNK = 256,  // tokens that da sums up at once
     OUTPUT_BLOCK = 128, // rows of db per thin product
@@ -25,9 +27,17 @@ static int64_t round_up(int64_t n, int64_t step) {
     return (n + step - 1) / step * step;
 }
 
-static int64_t panel_rows(int64_t cols) {
-    int64_t rows = PANEL_ELEMENTS / cols / PANEL_ROWS_STEP * PANEL_ROWS_STEP;
-    return rows > PANEL_ROWS_STEP ? rows : PANEL_ROWS_STEP;
+// Extents of the dequantized tiles of a matrix; stride is from row to row.
+typedef struct tile_shape {
+    int64_t rows, cols, stride;
+} tile_shape;
+
+static tile_shape tile_shape_of(int64_t rows, int64_t cols) {
+    int64_t parts = (cols + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    int64_t width = smaller(cols, round_up((cols + parts - 1) / parts, TD_NF4_BLOCK));
+    int64_t stride = round_up(width, TILE_STEP) + TILE_PADDING;
+    int64_t height = TILE_ELEMENTS / stride / TILE_STEP * TILE_STEP;
+    return (tile_shape){smaller(rows, height), width, stride};
 }
 
 // Tokens whose dropped-out input is held at once: enough blocks for every thread.
@@ -41,14 +51,14 @@ static int has_dropout(const td_lora_weights *lora) {
 }
 
 typedef struct linear_scratch {
-    float *panel;   // dequantized rows
+    float *tile;    // dequantized part of the weight
     float *chunk;   // (chunk tokens, in): dropped-out input, or LoRA's part of dx
     uint64_t *mask; // one bit per element of chunk
     float *dyb;     // (T, rank): scaling * dy B
 } linear_scratch;
 
 typedef struct scratch_bytes {
-    size_t panel, chunk, mask, dyb;
+    size_t tile, chunk, mask, dyb;
 } scratch_bytes;
 
 static size_t add_bytes(size_t a, size_t b) {
@@ -57,7 +67,7 @@ static size_t add_bytes(size_t a, size_t b) {
 }
 
 static size_t total_bytes(const scratch_bytes *bytes) {
-    return add_bytes(add_bytes(bytes->panel, bytes->chunk), add_bytes(bytes->mask, bytes->dyb));
+    return add_bytes(add_bytes(bytes->tile, bytes->chunk), add_bytes(bytes->mask, bytes->dyb));
 }
 
 // Of `count` elements, rounded up so that what follows is as aligned as the whole.
@@ -69,9 +79,10 @@ static scratch_bytes bytes_of(const td_matrix *weight, const td_lora_weights *lo
                               int64_t n_tokens, int backward) {
     scratch_bytes bytes = {0};
     int64_t chunk = chunk_tokens(n_tokens) * weight->cols;
-    if (weight->format != TD_MATRIX_F32)
-        bytes.panel = aligned_bytes(smaller(weight->rows, panel_rows(weight->cols)) * weight->cols,
-                                    sizeof(float));
+    if (weight->format != TD_MATRIX_F32) {
+        tile_shape shape = tile_shape_of(weight->rows, weight->cols);
+        bytes.tile = aligned_bytes(shape.rows * shape.stride, sizeof(float));
+    }
     if (has_dropout(lora)) {
         bytes.chunk = aligned_bytes(chunk, sizeof(float));
         bytes.mask = aligned_bytes((chunk + 63) / 64, sizeof(uint64_t));
@@ -82,13 +93,10 @@ static scratch_bytes bytes_of(const td_matrix *weight, const td_lora_weights *lo
 }
 
 size_t td_cpu_linear_workspace_bytes(const td_workspace_query *query) {
-    int64_t panel = query->max_in * PANEL_ROWS_STEP;
     int64_t tokens =
         query->max_tokens > query->max_head_tokens ? query->max_tokens : query->max_head_tokens;
     int64_t chunk = chunk_tokens(tokens) * query->max_in;
-    scratch_bytes bytes = {
-        .panel = aligned_bytes(panel > PANEL_ELEMENTS ? panel : PANEL_ELEMENTS, sizeof(float)),
-    };
+    scratch_bytes bytes = {.tile = aligned_bytes(TILE_ELEMENTS, sizeof(float))};
     if (query->max_rank > 0) {
         bytes.chunk = aligned_bytes(chunk, sizeof(float));
         bytes.mask = aligned_bytes((chunk + 63) / 64, sizeof(uint64_t));
@@ -101,25 +109,41 @@ static td_status carve(const td_op_context *context, const char *op, const scrat
                        linear_scratch *out) {
     TD_TRY(td_cpu_need_workspace(context, op, total_bytes(bytes)));
     char *memory = context->workspace;
-    out->panel = (float *)memory;
-    out->chunk = (float *)(memory + bytes->panel);
-    out->mask = (uint64_t *)(memory + bytes->panel + bytes->chunk);
-    out->dyb = (float *)(memory + bytes->panel + bytes->chunk + bytes->mask);
+    out->tile = (float *)memory;
+    out->chunk = (float *)(memory + bytes->tile);
+    out->mask = (uint64_t *)(memory + bytes->tile + bytes->chunk);
+    out->dyb = (float *)(memory + bytes->tile + bytes->chunk + bytes->mask);
     return TD_OK;
 }
 
-// Rows [row, row + count) of the weight in fp32: in place, or in the scratch panel.
-typedef struct weight_panel {
+// Rows [row, row + rows) and columns [col, col + cols) of the weight in fp32: in place, or in the
+// scratch.
+typedef struct weight_tile {
     const float *data;
-    int64_t row, count;
-} weight_panel;
+    int64_t row, rows, col, cols, stride;
+} weight_tile;
 
-static weight_panel load_panel(const td_matrix *weight, int64_t row, float *buffer) {
+static void dequantize_tile(const td_matrix *weight, const weight_tile *tile, float *out) {
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(td_cpu_threads()) if (tile->rows * tile->cols > TD_CPU_PARALLEL_ELEMENTS)
+    for (int64_t i = 0; i < tile->rows; i++) {
+        int64_t begin = (tile->row + i) * weight->cols + tile->col;
+        td_cpu_dequantize_span(weight, begin, begin + tile->cols, out + i * tile->stride);
+    }
+}
+
+static weight_tile load_tile(const td_matrix *weight, int64_t row, int64_t col, float *buffer) {
     if (weight->format == TD_MATRIX_F32)
-        return (weight_panel){weight->data, 0, weight->rows};
-    int64_t count = smaller(panel_rows(weight->cols), weight->rows - row);
-    td_cpu_dequantize_rows(weight, row, count, buffer);
-    return (weight_panel){buffer, row, count};
+        return (weight_tile){weight->data, 0, weight->rows, 0, weight->cols, weight->cols};
+    tile_shape shape = tile_shape_of(weight->rows, weight->cols);
+    weight_tile tile = {buffer,
+                        row,
+                        smaller(shape.rows, weight->rows - row),
+                        col,
+                        smaller(shape.cols, weight->cols - col),
+                        shape.stride};
+    dequantize_tile(weight, &tile, buffer);
+    return tile;
 }
 
 // The product in blocks of `block` rows of c, side by side.
@@ -199,41 +223,58 @@ static void lora_down(const td_linear_forward_args *args, const linear_scratch *
     }
 }
 
-static void fill_bias(const td_linear_forward_args *args, int64_t column, int64_t count) {
+static void fill_bias(const td_linear_forward_args *args) {
     int64_t out = args->weight->rows;
 #pragma omp parallel for schedule(static) num_threads(td_cpu_threads())
     for (int64_t t = 0; t < args->n_tokens; t++)
-        memcpy((float *)args->y + t * out + column, args->bias + column,
-               (size_t)count * sizeof(float));
+        memcpy((float *)args->y + t * out, args->bias, (size_t)out * sizeof(float));
 }
 
-// y[:, panel] = x W^T + bias + scaling * xa B^T
-static void forward_panel(const td_linear_forward_args *args, const weight_panel *panel) {
-    int64_t in = args->weight->cols, out = args->weight->rows;
-    if (args->bias)
-        fill_bias(args, panel->row, panel->count);
+// y[:, tile rows] (+)= x[:, tile columns] W^T
+static void forward_tile(const td_linear_forward_args *args, const weight_tile *tile) {
     td_cpu_gemm_args product = {.transpose_b = 1,
                                 .m = args->n_tokens,
-                                .n = panel->count,
-                                .k = in,
+                                .n = tile->rows,
+                                .k = tile->cols,
                                 .alpha = 1.0f,
-                                .a = args->x,
-                                .lda = in,
-                                .b = panel->data,
-                                .ldb = in,
-                                .beta = args->bias ? 1.0f : 0.0f,
-                                .c = (float *)args->y + panel->row,
-                                .ldc = out};
+                                .a = (const float *)args->x + tile->col,
+                                .lda = args->weight->cols,
+                                .b = tile->data,
+                                .ldb = tile->stride,
+                                .beta = args->bias || tile->col > 0 ? 1.0f : 0.0f,
+                                .c = (float *)args->y + tile->row,
+                                .ldc = args->weight->rows};
     td_cpu_gemm(&product);
+}
+
+// y[:, rows] += scaling * xa B^T
+static void lora_up(const td_linear_forward_args *args, int64_t row, int64_t rows) {
     const td_lora_weights *lora = args->lora;
-    if (!lora)
-        return;
-    product.k = product.lda = product.ldb = lora->rank;
-    product.alpha = lora->scaling;
-    product.a = args->xa;
-    product.b = lora->b + panel->row * lora->rank;
-    product.beta = 1.0f;
+    td_cpu_gemm_args product = {.transpose_b = 1,
+                                .m = args->n_tokens,
+                                .n = rows,
+                                .k = lora->rank,
+                                .alpha = lora->scaling,
+                                .a = args->xa,
+                                .lda = lora->rank,
+                                .b = lora->b + row * lora->rank,
+                                .ldb = lora->rank,
+                                .beta = 1.0f,
+                                .c = (float *)args->y + row,
+                                .ldc = args->weight->rows};
     gemm_by_rows(&product, TOKEN_BLOCK);
+}
+
+// All columns of one row of tiles; returns how many rows those were.
+static int64_t forward_rows(const td_linear_forward_args *args, int64_t row, float *buffer) {
+    weight_tile tile = {0};
+    for (int64_t col = 0; col < args->weight->cols; col += tile.cols) {
+        tile = load_tile(args->weight, row, col, buffer);
+        forward_tile(args, &tile);
+    }
+    if (args->lora)
+        lora_up(args, row, tile.rows);
+    return tile.rows;
 }
 
 td_status td_cpu_linear_forward(const td_op_context *context, const td_linear_forward_args *args) {
@@ -246,33 +287,36 @@ td_status td_cpu_linear_forward(const td_op_context *context, const td_linear_fo
     TD_TRY(carve(context, "linear_forward", &bytes, &scratch));
     if (args->lora)
         lora_down(args, &scratch);
-    for (int64_t row = 0; row < args->weight->rows;) {
-        weight_panel panel = load_panel(args->weight, row, scratch.panel);
-        forward_panel(args, &panel);
-        row += panel.count;
-    }
+    if (args->bias)
+        fill_bias(args);
+    for (int64_t row = 0; row < args->weight->rows;)
+        row += forward_rows(args, row, scratch.tile);
     return TD_OK;
 }
 
-// dx (+)= dy W, panel by panel of W's rows.
-static void base_dx(const td_linear_backward_args *args, const linear_scratch *scratch) {
-    int64_t in = args->weight->cols, out = args->weight->rows;
-    for (int64_t row = 0; row < out;) {
-        weight_panel panel = load_panel(args->weight, row, scratch->panel);
-        td_cpu_gemm_args product = {.m = args->n_tokens,
-                                    .n = in,
-                                    .k = panel.count,
-                                    .alpha = 1.0f,
-                                    .a = (const float *)args->dy + row,
-                                    .lda = out,
-                                    .b = panel.data,
-                                    .ldb = in,
-                                    .beta = row > 0 || args->accumulate_dx ? 1.0f : 0.0f,
-                                    .c = args->dx,
-                                    .ldc = in};
-        td_cpu_gemm(&product);
-        row += panel.count;
-    }
+// dx[:, tile columns] (+)= dy[:, tile rows] W
+static void backward_tile(const td_linear_backward_args *args, const weight_tile *tile) {
+    td_cpu_gemm_args product = {.m = args->n_tokens,
+                                .n = tile->cols,
+                                .k = tile->rows,
+                                .alpha = 1.0f,
+                                .a = (const float *)args->dy + tile->row,
+                                .lda = args->weight->rows,
+                                .b = tile->data,
+                                .ldb = tile->stride,
+                                .beta = tile->row > 0 || args->accumulate_dx ? 1.0f : 0.0f,
+                                .c = (float *)args->dx + tile->col,
+                                .ldc = args->weight->cols};
+    td_cpu_gemm(&product);
+}
+
+static void base_dx(const td_linear_backward_args *args, float *buffer) {
+    weight_tile tile = {0};
+    for (int64_t row = 0; row < args->weight->rows; row += tile.rows)
+        for (int64_t col = 0; col < args->weight->cols; col += tile.cols) {
+            tile = load_tile(args->weight, row, col, buffer);
+            backward_tile(args, &tile);
+        }
 }
 
 // dyb = scaling * dy B and db = scaling * dy^T xa
@@ -363,7 +407,7 @@ td_status td_cpu_linear_backward(const td_op_context *context,
     scratch_bytes bytes = bytes_of(args->weight, args->lora, args->n_tokens, 1);
     TD_TRY(carve(context, "linear_backward", &bytes, &scratch));
     if (args->dx)
-        base_dx(args, &scratch);
+        base_dx(args, scratch.tile);
     if (!args->lora)
         return TD_OK;
     lora_output_side(args, &scratch);
