@@ -302,6 +302,9 @@ static void append_place(const td_beat *beat, int is_alone, char *text) {
                (unsigned long long)beat->open.sequence + 1, beat->open.what);
 }
 
+// A beat of a rank that is silent may be older than what the rank did last.
+static const double fresh_seconds = 1.5;
+
 static void append_group(const td_board *board, int first, double now, char *text) {
     const td_peer *peer = &board->peers[first];
     char ranges[RANGE_BYTES];
@@ -311,8 +314,11 @@ static void append_group(const td_board *board, int first, double now, char *tex
         append(text, "never heard of");
         return;
     }
+    int is_fresh = now - peer->heard_at < fresh_seconds;
+    if (!is_fresh)
+        append(text, "last heard of in ");
     append_place(&peer->beat, count == 1, text);
-    if (is_open(&peer->beat))
+    if (is_fresh && is_open(&peer->beat))
         append(text, " for %.0f s", open_seconds(peer, now));
 }
 

@@ -10,9 +10,11 @@
 
 #include "runtime/core/log.h"
 
-// Polling: at once after something happened, then ever more rarely, by a small part of the time
-// already waited. A rank that waits long for another leaves its core to the computation.
+// Polling: at once after something happened, then with short sleeps for as long as the bytes in
+// flight may take on a slow connection (the library forwards them only when polled), then ever more
+// rarely: this rank waits for another one, and leaves its core to the computation.
 static const double spin_seconds = 100e-6, spin_seconds_waited_for = 1e-3;
+static const double patience_seconds = 2e-3, slow_bytes_per_second = 100e6;
 static const double shortest_sleep_seconds = 50e-6, longest_sleep_seconds = 1e-3;
 static const double idle_seconds = 50e-3;
 // Ordinary scheduling never holds the loop for this long: the process was stopped, or the library
@@ -254,10 +256,12 @@ static void rest(td_mpi_comm *mpi, double now) {
         return;
     }
     double quiet = now - mpi->active_at;
+    double patience = patience_seconds + (double)mpi->bytes_in_flight / slow_bytes_per_second;
     if (quiet < (td_queue_is_waited_for(&mpi->queue) ? spin_seconds_waited_for : spin_seconds))
         sched_yield();
     else
-        sleep_seconds(clamp(quiet / 64, shortest_sleep_seconds, longest_sleep_seconds));
+        sleep_seconds(
+            clamp((quiet - patience) / 64, shortest_sleep_seconds, longest_sleep_seconds));
 }
 
 static int is_finished(td_mpi_comm *mpi) {

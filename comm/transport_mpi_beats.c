@@ -34,8 +34,8 @@ static td_status make_outgoing(td_mpi_comm *mpi) {
         return td_fail(TD_ERR_MEMORY, "cannot allocate heartbeats for %d ranks", size);
     for (int to = 0; to < size; to++)
         if (beats_to(rank, to, size))
-            beats->outgoing[beats->n_outgoing++] =
-                (td_outgoing){.rank = to, .request = MPI_REQUEST_NULL};
+            beats->outgoing[beats->n_outgoing++] = (td_outgoing){
+                .rank = to, .request = MPI_REQUEST_NULL, .end_request = MPI_REQUEST_NULL};
     return TD_OK;
 }
 
@@ -92,15 +92,19 @@ static td_beat make_beat(td_mpi_comm *mpi, double now) {
     return beat;
 }
 
+static int is_complete(MPI_Request *request) {
+    int flag = 1;
+    MPI_Test(request, &flag, MPI_STATUS_IGNORE);
+    return flag;
+}
+
 // A peer that does not take its beats keeps the buffer of the last one; it gets no more until it
 // does.
 static void send_all(td_mpi_comm *mpi, const td_beat *beat) {
     td_beats *beats = &mpi->beats;
     for (int i = 0; i < beats->n_outgoing; i++) {
         td_outgoing *outgoing = &beats->outgoing[i];
-        int is_free = 1;
-        MPI_Test(&outgoing->request, &is_free, MPI_STATUS_IGNORE);
-        if (!is_free)
+        if (!is_complete(&outgoing->request))
             continue;
         outgoing->beat = *beat;
         if (MPI_Isend(&outgoing->beat, sizeof outgoing->beat, MPI_BYTE, outgoing->rank, BEAT_TAG,
@@ -109,21 +113,24 @@ static void send_all(td_mpi_comm *mpi, const td_beat *beat) {
     }
 }
 
-static int all_sent(td_beats *beats) {
-    for (int i = 0; i < beats->n_outgoing; i++) {
-        int is_free = 1;
-        MPI_Test(&beats->outgoing[i].request, &is_free, MPI_STATUS_IGNORE);
-        if (!is_free)
-            return 0;
-    }
-    return 1;
+static int all_told(td_beats *beats) {
+    int n_told = 0;
+    for (int i = 0; i < beats->n_outgoing; i++)
+        n_told += is_complete(&beats->outgoing[i].end_request);
+    return n_told == beats->n_outgoing;
 }
 
+// Who does not take it within this short time is the one that is gone.
 void td_beats_announce_end(td_mpi_comm *mpi, td_status status) {
-    td_beat beat = make_beat(mpi, td_mpi_now(mpi));
-    beat.end_status = (int32_t)status;
-    send_all(mpi, &beat);
-    for (int i = 0; i < 20 && !all_sent(&mpi->beats); i++)
+    td_beats *beats = &mpi->beats;
+    beats->end_beat = make_beat(mpi, td_mpi_now(mpi));
+    beats->end_beat.end_status = (int32_t)status;
+    for (int i = 0; i < beats->n_outgoing; i++) {
+        td_outgoing *outgoing = &beats->outgoing[i];
+        MPI_Isend(&beats->end_beat, sizeof beats->end_beat, MPI_BYTE, outgoing->rank, BEAT_TAG,
+                  beats->comm, &outgoing->end_request);
+    }
+    for (int i = 0; i < 50 && !all_told(beats); i++)
         usleep(1000);
 }
 
@@ -189,9 +196,8 @@ void td_beats_run(td_mpi_comm *mpi, double now) {
     judge(mpi, now);
 }
 
-static void wait_bounded(MPI_Request *request) {
-    int is_done = 0;
-    while (MPI_Test(request, &is_done, MPI_STATUS_IGNORE) == MPI_SUCCESS && !is_done)
+static void wait_for(MPI_Request *request) {
+    while (!is_complete(request))
         usleep(100);
 }
 
@@ -199,14 +205,14 @@ static void wait_bounded(MPI_Request *request) {
 void td_beats_close(td_mpi_comm *mpi) {
     td_beats *beats = &mpi->beats;
     MPI_Request barrier;
-    while (!all_sent(beats))
-        usleep(100);
+    for (int i = 0; i < beats->n_outgoing; i++)
+        wait_for(&beats->outgoing[i].request);
     if (MPI_Ibarrier(beats->comm, &barrier) == MPI_SUCCESS)
-        wait_bounded(&barrier);
+        wait_for(&barrier);
     for (int i = 0; i < TD_MPI_INCOMING; i++) {
         if (beats->requests[i] == MPI_REQUEST_NULL)
             continue;
         MPI_Cancel(&beats->requests[i]);
-        wait_bounded(&beats->requests[i]);
+        wait_for(&beats->requests[i]);
     }
 }

@@ -37,6 +37,7 @@ typedef struct td_outgoing {
     int rank;
     td_beat beat; // in use while `request` is active
     MPI_Request request;
+    MPI_Request end_request; // of the last beat; does not wait for the one before
 } td_outgoing;
 
 typedef struct td_beats {
@@ -47,7 +48,8 @@ typedef struct td_beats {
     int n_outgoing;
     td_beat incoming[TD_MPI_INCOMING];
     MPI_Request requests[TD_MPI_INCOMING];
-    td_mark newest; // of the beat before
+    td_beat end_beat; // what is sent when the job ends
+    td_mark newest;   // of the beat before
     double next_at;
     double verdict_since; // a verdict other than FINE stands since then; < 0: none does
 } td_beats;

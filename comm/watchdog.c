@@ -50,7 +50,7 @@ static void check_kicks(td_watchdog *watchdog, unsigned *last_kicks, unsigned *s
     *last_kicks = kicks;
     if (limit_ms == 0 || *still_ms < limit_ms || atomic_load(&watchdog->end_status) != 0)
         return;
-    td_error("%s has not returned for %u s: another rank or the connection to it is gone",
+    td_error("%s has not returned for %u s: another rank did not come as far, or cannot be reached",
              atomic_load(&watchdog->doing), *still_ms / 1000);
     _exit(TD_ERR_PEER);
 }
