@@ -67,7 +67,7 @@ static td_status compare_row(answerer *self, const char *where, const cJSON *row
     td_message messages[MAX_MESSAGES];
     td_rendered prompt = {0};
     char *text = NULL;
-    size_t count;
+    size_t count = 0;
     TD_TRY(read_messages(where, row, messages, &count));
     td_status status = td_chat_render(messages, count - 1, 1, &prompt);
     if (status == TD_OK)

@@ -1,5 +1,6 @@
-// Every family against transformers and PEFT: logits, loss and LoRA gradients of a tiny random model, with and without NF4, under
-// every recompute policy, and token by token through the key-value cache.
+// Every family against transformers and PEFT: logits, loss and LoRA gradients of a tiny random
+// model, with and without NF4, under every recompute policy, and token by token through the
+// key-value cache.
 #include "test.h"
 
 #include "model/adapter.h"
@@ -32,7 +33,8 @@ static td_tensor get(const bench_model *model, const char *name) {
 }
 
 static void fill_batch(bench_model *model) {
-    td_tensor ids = get(model, "input_ids"), cu = get(model, "cu_seqlens"), labels = get(model, "labels");
+    td_tensor ids = get(model, "input_ids"), cu = get(model, "cu_seqlens"),
+              labels = get(model, "labels");
     const int32_t *borders = cu.data, *label = labels.data;
     model->batch = (td_token_batch){
         .n_tokens = ids.shape[0],
@@ -97,8 +99,8 @@ static td_transformer *make_transformer(bench_model *model, int training, td_rec
         .recompute = recompute,
         .training = training,
     };
-    REQUIRE(td_transformer_create(model->base, &model->lora, &options, &model->context, &transformer) ==
-            TD_OK);
+    REQUIRE(td_transformer_create(model->base, &model->lora, &options, &model->context,
+                                  &transformer) == TD_OK);
     return transformer;
 }
 
@@ -152,7 +154,8 @@ static void check_cache(bench_model *model) {
                                     .cu = cu,
                                     .n_targets = 1,
                                     .target_rows = &row};
-            CHECK_INT(td_transformer_logits(transformer, model->parameters, &batch, cache, logits), TD_OK);
+            CHECK_INT(td_transformer_logits(transformer, model->parameters, &batch, cache, logits),
+                      TD_OK);
             const float *right = (const float *)expected.data + (t + piece - 1) * vocabulary;
             double difference = largest_difference(logits, right, vocabulary);
             worst = difference > worst ? difference : worst;
@@ -179,11 +182,13 @@ static void check_gradients(bench_model *model, const char *prefix) {
             const td_lora_module *module = td_lora_at(&model->lora, layer, (td_projection)p);
             for (int b = 0; b < 2 && module->present; b++) {
                 char name[256];
-                snprintf(name, sizeof name, "%sbase_model.model.model.layers.%lld.%s.lora_%c.weight", prefix,
+                snprintf(name, sizeof name,
+                         "%sbase_model.model.model.layers.%lld.%s.lora_%c.weight", prefix,
                          (long long)layer, td_projection_name((td_projection)p), b ? 'B' : 'A');
                 td_tensor expected = get(model, name);
                 int64_t n = module->rank * (b ? module->out : module->in);
-                const float *right = expected.data, *ours = model->gradient + (b ? module->b_offset : module->a_offset);
+                const float *right = expected.data,
+                            *ours = model->gradient + (b ? module->b_offset : module->a_offset);
                 double largest = 0;
                 for (int64_t i = 0; i < n; i++)
                     largest = fmax(largest, fabs((double)right[i]));
@@ -207,7 +212,8 @@ static void check_training(bench_model *model, td_recompute recompute, const cha
               TD_OK);
     td_tensor expected = get(model, loss_name);
     CHECK_NEAR(loss / count, *(const float *)expected.data, 2e-5);
-    CHECK_INT(td_transformer_loss(transformer, model->parameters, &model->batch, &only_loss), TD_OK);
+    CHECK_INT(td_transformer_loss(transformer, model->parameters, &model->batch, &only_loss),
+              TD_OK);
     CHECK(only_loss == loss);
     check_gradients(model, gradient_prefix);
     // What is computed again has the same bits as what is kept.
@@ -228,8 +234,8 @@ static void check_family(const char *family, int quantize) {
     if (!quantize)
         check_cache(&model);
     for (td_recompute policy = TD_RECOMPUTE_NONE; policy <= TD_RECOMPUTE_BLOCK; policy++)
-        check_training(&model, policy, quantize ? "nf4_loss" : "loss", quantize ? "nf4_grad." : "grad.",
-                       &reference);
+        check_training(&model, policy, quantize ? "nf4_loss" : "loss",
+                       quantize ? "nf4_grad." : "grad.", &reference);
     free(reference);
     close_model(&model);
 }
