@@ -14,7 +14,7 @@ launch/build.sh release
 
 rm -rf "$folder"
 mkdir -p "$folder/chats"
-build/release/quickstart_chats --seed 1 --train "${TANDEM_QUICKSTART_ROWS:-6000}" --heldout 200 --out "$folder/chats"
+build/release/quickstart_chats --seed 1 --train "${TANDEM_QUICKSTART_ROWS:-6400}" --heldout 200 --out "$folder/chats"
 
 # One figure of a one-line JSON object.
 figure() {
