@@ -1,27 +1,44 @@
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "model/base_internal.h"
 #include "runtime/core/rng.h"
 
-static const float deviation = 0.02f;
+// A normal number is the quantile at 16 random bits: a table of all of them is an order of
+// magnitude faster than a formula per number, and large models are drawn in seconds.
+enum { QUANTILES = 1 << 16, PER_BLOCK = 8 };
+static const double deviation = 0.02;
 
 typedef struct random_source {
     uint64_t key;
-    uint32_t item; // number of the tensor in the walk
+    uint32_t item;    // number of the tensor in the walk
+    float *quantiles; // (QUANTILES)
 } random_source;
 
-// Four normal numbers from four words (Box and Muller 1958).
-static void draw(uint64_t key, uint32_t item, int64_t block, float out[4]) {
-    td_philox_words counter = {{(uint32_t)block, (uint32_t)((uint64_t)block >> 32), item, 0}};
-    td_philox_words words = td_philox(key, counter);
-    for (int i = 0; i < 4; i += 2) {
-        // 1 - u is in (0, 1]: its logarithm is finite.
-        float radius = deviation * sqrtf(-2.0f * logf(1.0f - td_rng_uniform(words.word[i])));
-        float angle = (float)(2.0 * M_PI) * td_rng_uniform(words.word[i + 1]);
-        out[i] = radius * cosf(angle);
-        out[i + 1] = radius * sinf(angle);
+// Newton's method for the upper half, each from the quantile below; the lower half mirrors it.
+static void fill_quantiles(float *out) {
+    double x = 0;
+    for (int i = QUANTILES / 2; i < QUANTILES; i++) {
+        double p = (i + 0.5) / QUANTILES;
+        for (int step = 0; step < 4; step++) {
+            double above = 0.5 * erfc(x * M_SQRT1_2);
+            double density = exp(-0.5 * x * x) * M_SQRT1_2 * M_2_SQRTPI * 0.5;
+            x += (above - (1 - p)) / density;
+        }
+        out[i] = (float)(deviation * x);
+        out[QUANTILES - 1 - i] = -out[i];
+    }
+}
+
+static void draw(const random_source *source, int64_t block, float out[PER_BLOCK]) {
+    td_philox_words counter = {
+        {(uint32_t)block, (uint32_t)((uint64_t)block >> 32), source->item, 0}};
+    td_philox_words words = td_philox(source->key, counter);
+    for (int i = 0; i < PER_BLOCK / 2; i++) {
+        out[2 * i] = source->quantiles[words.word[i] & (QUANTILES - 1)];
+        out[2 * i + 1] = source->quantiles[words.word[i] >> 16];
     }
 }
 
@@ -29,7 +46,7 @@ static int is_norm(const td_base_item *item) {
     return !td_base_item_is_matrix(item) && item->kind != TD_BASE_BIAS;
 }
 
-// Slices begin at multiples of four.
+// Slices begin at multiples of a block.
 static td_status read_random(void *self, const td_base_item *item, int64_t begin, int64_t count,
                              float *out) {
     random_source *source = self;
@@ -41,10 +58,10 @@ static td_status read_random(void *self, const td_base_item *item, int64_t begin
         return TD_OK;
     }
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i += 4) {
-        float values[4];
-        draw(source->key, source->item, (begin + i) / 4, values);
-        for (int64_t j = i; j < count && j < i + 4; j++)
+    for (int64_t i = 0; i < count; i += PER_BLOCK) {
+        float values[PER_BLOCK];
+        draw(source, (begin + i) / PER_BLOCK, values);
+        for (int64_t j = i; j < count && j < i + PER_BLOCK; j++)
             out[j] = values[j - i];
     }
     return TD_OK;
@@ -57,13 +74,23 @@ static td_hash fingerprint_of(const td_model_config *config, uint64_t seed) {
     return td_hash_bytes(text, strlen(text));
 }
 
+static td_status create(const td_model_config *config, const td_base_options *options,
+                        random_source *random, const td_op_context *context, td_base **out) {
+    td_base_source source = {.read = read_random, .self = random};
+    random->quantiles = malloc(QUANTILES * sizeof *random->quantiles);
+    if (!random->quantiles)
+        return td_fail(TD_ERR_MEMORY, "no memory to draw random weights");
+    fill_quantiles(random->quantiles);
+    TD_TRY(td_base_create(config, options, options->stored, context, out));
+    return td_base_fill(*out, options, &source, NULL, context);
+}
+
 td_status td_base_create_random(const td_model_config *config, const td_base_options *options,
                                 uint64_t seed, const td_op_context *context, td_base **out) {
     random_source random = {.key = td_rng_key(seed, TD_RNG_WEIGHTS)};
-    td_base_source source = {.read = read_random, .self = &random};
-    td_base *base;
-    TD_TRY(td_base_create(config, options, options->stored, context, &base));
-    td_status status = td_base_fill(base, options, &source, NULL, context);
+    td_base *base = NULL;
+    td_status status = create(config, options, &random, context, &base);
+    free(random.quantiles);
     if (status != TD_OK) {
         td_base_destroy(base);
         return status;
