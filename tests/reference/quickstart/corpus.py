@@ -329,7 +329,7 @@ def chat(rng, count):
 
 def document(rng, progress=1.0):
     """One document; `progress` in [0, 1] goes from short repeats to the whole mixture."""
-    if hit(rng, 0.7 - 0.6 * min(1.0, progress * 7)):
+    if hit(rng, 0.75 - 0.65 * min(1.0, progress * 5)):
         return repeat(rng, 6 + int(10 * progress))
     if hit(rng, 0.25):
         return lookup(rng)

@@ -125,14 +125,10 @@ def orthogonalize(g):  # (N, rows, cols)
 class Feed:
     """Batches of about `tokens` tokens with documents of like length side by side."""
 
-    def __init__(self, tokenizer, tokens, longest, seed):
-        self.tokenizer, self.tokens, self.longest, self.rng, self.ready = (
-            tokenizer,
-            tokens,
-            longest,
-            random.Random(seed),
-            [],
-        )
+    def __init__(self, tokenizer, tokens, longest, seed, token_repeats=0.0):
+        self.tokenizer, self.tokens, self.longest = tokenizer, tokens, longest
+        self.token_repeats = token_repeats  # their share of the documents
+        self.rng, self.ready = random.Random(seed), []
 
     def encode(self, pieces):
         """Ids of the whole text; a token has the weight of the piece that its first byte is in."""
@@ -163,7 +159,7 @@ class Feed:
         return ids + gap + ids, [0.02] * (len(ids) + len(gap) + 1) + [1.0] * (len(ids) - 1)
 
     def document(self, progress):
-        if self.rng.random() < max(0.04, 0.6 - 6 * progress):
+        if self.token_repeats and self.rng.random() < self.token_repeats:
             return self.token_repeat()
         return self.encode(corpus.document(self.rng, progress))
 
@@ -282,7 +278,7 @@ def train(args):
     muon, adam = Muon(matrices), torch.optim.AdamW(
         others, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
-    feed = Feed(tokenizer, args.batch_tokens, 256, args.seed)
+    feed = Feed(tokenizer, args.batch_tokens, 256, args.seed, 0.04 if args.resume else 0.0)
     print("parameters", sum(p.numel() for p in model.parameters()), flush=True)
     begin, saved, seen, step, progress = time.time(), time.time(), 0, 0, 0.0
     while progress < 1.0:
