@@ -332,31 +332,28 @@ done:
     return status;
 }
 
-// Whatever failed, if a newer incarnation is the reason then that is what to say: it has removed
-// our files.
-static td_status explain_failure(td_checkpoint_writer *writer, td_status status) {
-    if (writer->rank == 0 && !writer->fenced && status == TD_ERR_IO) {
-        char message[MESSAGE_BYTES];
-        snprintf(message, sizeof message, "%s", td_error_message());
-        td_error_clear();
-        (void)td_incarnation_require(writer->options.run_folder, writer->incarnation,
-                                     &writer->fenced);
-        if (!writer->fenced) {
-            td_error_clear();
-            td_fail(status, "%s", message);
-        }
-    }
-    return status;
+// A newer incarnation removes our files, so that anything may have failed: then that is the reason
+// to give.
+static td_status look_for_fence(td_checkpoint_writer *writer) {
+    if (writer->rank != 0)
+        return TD_OK;
+    return td_incarnation_require(writer->options.run_folder, writer->incarnation, &writer->fenced);
 }
 
-// Collective. Leaves nothing of a failed save.
+// Collective. Leaves nothing of a failed save, and the message on every rank.
 static td_status abandon(td_checkpoint_writer *writer, td_status status) {
     td_comm *comm = writer->options.comm;
-    status = explain_failure(writer, status);
-    TD_TRY(td_comm_broadcast(comm, &writer->fenced, sizeof writer->fenced, 0, "fenced"));
-    if (writer->rank == 0 && !writer->fenced)
+    char message[MESSAGE_BYTES];
+    snprintf(message, sizeof message, "%s", td_error_message());
+    td_error_clear();
+    td_status fence = td_comm_agree(comm, look_for_fence(writer), "checkpoint fence");
+    TD_TRY(td_comm_broadcast(comm, &writer->fenced, sizeof writer->fenced, 0, "checkpoint fence"));
+    if (writer->fenced)
+        return fence;
+    if (writer->rank == 0)
         (void)td_folder_remove_tree(writer->temporary);
-    return status;
+    td_error_clear();
+    return td_fail(status, "%s", message);
 }
 
 static td_status commit(td_checkpoint_writer *writer, int64_t *out_committed) {
@@ -460,16 +457,17 @@ static void start(td_checkpoint_writer *writer, const float *params, td_pager *p
     atomic_store(&writer->cancel, 0);
     atomic_store(&writer->written, 0);
     writer->pending = 1;
-    writer->status = take_snapshot(writer, params, pager);
-    int error = writer->status == TD_OK ? start_thread(writer) : 0;
+    writer->status = TD_OK;
+    td_status status = take_snapshot(writer, params, pager);
+    int error = status == TD_OK ? start_thread(writer) : 0;
     if (error)
-        writer->status =
-            td_fail(TD_ERR_MEMORY, "cannot start the checkpoint thread: %s", strerror(error));
-    if (writer->status != TD_OK) {
-        snprintf(writer->message, sizeof writer->message, "%s", td_error_message());
-        td_error_clear();
-        atomic_store(&writer->written, 1);
-    }
+        status = td_fail(TD_ERR_MEMORY, "cannot start the checkpoint thread: %s", strerror(error));
+    if (status == TD_OK)
+        return; // from here on the result is the thread's to write
+    writer->status = status;
+    snprintf(writer->message, sizeof writer->message, "%s", td_error_message());
+    td_error_clear();
+    atomic_store(&writer->written, 1);
 }
 
 // What can be otherwise next time. After anything else there is no next time.

@@ -310,6 +310,10 @@ td_status td_shard_write(const char *path, const td_shard *shard, const td_shard
     td_status status = fill_shard(&writer, memory);
     if (status == TD_OK)
         status = verify_shard(&writer, memory);
+    // A file that HDF5 could not close stays open in it; when the disk is full its space is needed
+    // all the more.
+    if (status != TD_OK && writer.descriptor >= 0)
+        (void)!ftruncate(writer.descriptor, 0);
     if (writer.descriptor >= 0)
         close(writer.descriptor);
     free(writer.hashes);

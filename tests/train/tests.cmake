@@ -1,0 +1,18 @@
+tandem_test(checkpoint_manifest train/checkpoint_manifest.c LIBS tandem_train LABELS train)
+tandem_test(checkpoint_save train/checkpoint_save.c LIBS tandem_train RANKS 1 2 3 10 LABELS train)
+tandem_test(checkpoint_damage train/checkpoint_damage.c LIBS tandem_train RANKS 1 2 3 LABELS train)
+tandem_test(checkpoint_kill train/checkpoint_kill.c LIBS tandem_train LABELS train faults)
+
+# Saved on one number of ranks, resumed on another.
+add_executable(checkpoint_ranks train/checkpoint_ranks.c)
+target_include_directories(checkpoint_ranks PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+target_link_libraries(checkpoint_ranks PRIVATE tandem_train)
+foreach(pair "4;2" "2;4" "4;1" "1;3" "3;10")
+  list(GET pair 0 from)
+  list(GET pair 1 to)
+  add_test(NAME checkpoint_ranks_${from}_to_${to}
+           COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/checkpoint_ranks.sh
+                   $<TARGET_FILE:checkpoint_ranks> ${from} ${to})
+  set_tests_properties(checkpoint_ranks_${from}_to_${to} PROPERTIES TIMEOUT 120 LABELS train
+    ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMP_NUM_THREADS=1;ASAN_OPTIONS=detect_leaks=0")
+endforeach()
