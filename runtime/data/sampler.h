@@ -36,6 +36,7 @@ typedef struct td_micro_batch {
 typedef struct td_batch {
     const td_micro_batch *micro_batches; // owned by the sampler, valid until the next call of td_sampler_batch
     int64_t n_micro_batches;
+    const int *by_cost; // (n_micro_batches) indices, the most expensive first
     int64_t n_trained; // of the step
     int64_t n_tokens;
     int64_t epoch;     // from 0
@@ -51,8 +52,9 @@ int64_t td_sampler_max_rows(const td_sampler *sampler);
 // step from 0, without upper bound: epochs follow each other.
 td_status td_sampler_batch(td_sampler *sampler, int64_t step, td_batch *out);
 
+enum { TD_ASSIGN_MAX_RANKS = 4096 };
 // Balanced assignment (longest processing time first): owner[i] = rank of micro-batch i. The same on every rank. Within a
-// rank micro-batches run in ascending order.
+// rank micro-batches run in ascending order. Of more than TD_ASSIGN_MAX_RANKS ranks the rest get none.
 void td_assign(const td_batch *batch, int size, int *owner);
 
 // Best-fit decreasing: bin[i] for each of n items, bins numbered by first use in order of descending length (ties by index).
