@@ -9,14 +9,17 @@
 #include "ops/matrix_case.h"
 #include "ops/reference.h"
 
-// Blocks of zeros, of one large value, of values exactly at a threshold.
+// A block of zeros; one with a single large value; one with the thresholds themselves, which belong
+// to the code below, and the numbers right above them.
 static void plant_special_blocks(double *weight, int64_t n) {
     for (int64_t i = 64; i < 128 && i < n; i++)
         weight[i] = 0.0;
     for (int64_t i = 128; i < 192 && i < n; i++)
         weight[i] = i == 130 ? -1e30 : 1e-3;
-    for (int64_t i = 192; i < 256 && i < n; i++)
-        weight[i] = i == 192 ? 1.0 : (double)0.3893125355243683f;
+    for (int i = 0; i < 64 && 192 + i < n; i++) {
+        float threshold = ref_nf4_threshold(i / 2 % 15);
+        weight[192 + i] = i == 63 ? 1.0 : (double)(i % 2 ? nextafterf(threshold, 2.0f) : threshold);
+    }
 }
 
 static double block_absmax(const double *weight, int64_t begin, int64_t n) {

@@ -1,5 +1,7 @@
 #include "ops/matrix_case.h"
 
+#include <string.h>
+
 #include "ops/reference.h"
 
 static const char *const names[OP_MATRIX_KINDS] = {
@@ -52,6 +54,18 @@ static op_buffer *random_positive(op_run *run, int64_t n, double from, double to
     return op_given(run, TD_F32, n, values);
 }
 
+// Scales halfway between two bf16 numbers, so that the codes 1 and -1 have to be rounded to even.
+static op_buffer *random_ties(op_run *run, int64_t n) {
+    double *values = op_doubles(run, n);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = 0x3d008000u | (op_word(run) & 0x00ff0000u);
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        values[i] = (double)value;
+    }
+    return op_given(run, TD_F32, n, values);
+}
+
 static op_matrix random_nf4(op_run *run, op_matrix_kind kind, int64_t rows, int64_t cols) {
     int nested = kind == OP_NF4_NESTED || kind == OP_NF4_NESTED_BF16;
     int bf16 = kind == OP_NF4_BF16 || kind == OP_NF4_NESTED_BF16;
@@ -62,7 +76,8 @@ static op_matrix random_nf4(op_run *run, op_matrix_kind kind, int64_t rows, int6
         parts.nested = random_positive(run, td_nf4_nested_count(n), 0.01, 0.05);
         parts.map = op_random(run, TD_F32, 256, 1.0);
     } else {
-        parts.absmax = random_positive(run, td_nf4_block_count(n), 0.01, 0.1);
+        parts.absmax = bf16 ? random_ties(run, td_nf4_block_count(n))
+                            : random_positive(run, td_nf4_block_count(n), 0.01, 0.1);
     }
     op_matrix matrix = {.view = {.format = TD_MATRIX_NF4,
                                  .rows = rows,

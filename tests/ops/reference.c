@@ -82,15 +82,19 @@ float ref_nf4_value(int code) {
     return values[code];
 }
 
-int ref_nf4_code(float x) {
+float ref_nf4_threshold(int code) {
     static const float thresholds[15] = {
         -0.8480964004993439f,  -0.6106329262256622f,  -0.4599952697753906f,   -0.33967943489551544f,
         -0.23460740596055984f, -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f,
         0.1202552504837513f,   0.2035212516784668f,   0.2920137718319893f,    0.3893125355243683f,
         0.5016634166240692f,   0.6427869200706482f,   0.8614784178118011f,
     };
+    return thresholds[code];
+}
+
+int ref_nf4_code(float x) {
     int code = 0;
-    while (code < 15 && thresholds[code] < x)
+    while (code < 15 && ref_nf4_threshold(code) < x)
         code++;
     return code;
 }

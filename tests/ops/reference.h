@@ -28,6 +28,7 @@ void ref_rope(int64_t n_tokens, int64_t n_heads, int64_t head_dim, double *x,
 // NF4 as in the bitsandbytes code: the 16 values, the code of x, and what a code decodes to in fp32
 // or rounded to bf16.
 float ref_nf4_value(int code);
+float ref_nf4_threshold(int code); // above which a value has a code beyond `code`
 int ref_nf4_code(float x);
 double ref_nf4_decode(int code, float absmax, int bf16);
 
