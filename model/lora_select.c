@@ -9,9 +9,6 @@
 #include "model/lora_internal.h"
 #include "runtime/core/log.h"
 
-// A pattern that needs more steps than this on a name of 40 characters was written to hang.
-enum { MATCH_LIMIT = 1000000 };
-
 // The keys of rank_pattern or alpha_pattern, compiled, in the order of the file: the first that
 // matches counts.
 typedef struct pattern_keys {
@@ -31,7 +28,6 @@ struct td_lora_selector {
     int *was_matched;    // per listed name
     pattern_keys ranks, alphas;
     pcre2_match_data *match;
-    pcre2_match_context *context;
 };
 
 static td_status fail_memory(void) {
@@ -57,10 +53,10 @@ static td_status compile(const char *what, const char *pattern, uint32_t options
                    pattern, (size_t)offset, reason);
 }
 
+// A pattern that was written to hang ends at the library's own limit of steps.
 static td_status matches(const td_lora_selector *selector, const char *what, const pcre2_code *code,
                          const char *module, int *out) {
-    int found = pcre2_match(code, (PCRE2_SPTR)module, strlen(module), 0, 0, selector->match,
-                            selector->context);
+    int found = pcre2_match(code, (PCRE2_SPTR)module, strlen(module), 0, 0, selector->match, NULL);
     if (found < 0 && found != PCRE2_ERROR_NOMATCH)
         return td_fail(TD_ERR_USAGE, "%s: matching the pattern with \"%s\" takes too long", what,
                        module);
@@ -138,10 +134,8 @@ static td_status prepare(td_lora_selector *selector) {
     selector->was_matched =
         calloc((size_t)options->target_modules->count, sizeof *selector->was_matched);
     selector->match = pcre2_match_data_create(1, NULL);
-    selector->context = pcre2_match_context_create(NULL);
-    if (!selector->was_matched || !selector->match || !selector->context)
+    if (!selector->was_matched || !selector->match)
         return fail_memory();
-    pcre2_set_match_limit(selector->context, MATCH_LIMIT);
     TD_TRY(compile_keys("rank_pattern", options->rank_pattern, check_rank, &selector->ranks));
     return compile_keys("alpha_pattern", options->alpha_pattern, check_alpha, &selector->alphas);
 }
@@ -167,7 +161,6 @@ void td_lora_selector_destroy(td_lora_selector *selector) {
     free_keys(&selector->alphas);
     pcre2_code_free(selector->pattern);
     pcre2_match_data_free(selector->match);
-    pcre2_match_context_free(selector->context);
     free(selector->was_matched);
     free(selector);
 }

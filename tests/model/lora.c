@@ -102,6 +102,20 @@ static void selection_is_that_of_peft(void) {
     cJSON_Delete(root);
 }
 
+// A pattern must match the whole name, by another alternative if need be.
+static void patterns_match_as_a_whole(void) {
+    td_model_config config = read_config("llama");
+    lora_choice choice;
+    td_lora lora;
+    td_lora_options options = choose(&choice, "model\\.layers\\.0\\.self_attn\\.(q|q_proj)", 1);
+    REQUIRE(td_lora_init(&lora, &config, &options) == TD_OK);
+    CHECK_INT(lora.n_modules, 1);
+    td_lora_fini(&lora);
+    options = choose(&choice, "model\\.layers\\.0", 1);
+    CHECK_INT(td_lora_init(&lora, &config, &options), TD_ERR_USAGE);
+    td_error_clear();
+}
+
 // --- layout ---
 
 static void the_flat_vector_is_in_canonical_order(void) {
@@ -296,6 +310,7 @@ static void bad_numbers_are_named(void) {
 
 int main(void) {
     TEST(selection_is_that_of_peft);
+    TEST(patterns_match_as_a_whole);
     TEST(the_flat_vector_is_in_canonical_order);
     TEST(llama_8b_has_the_published_number_of_parameters);
     TEST(a_is_uniform_and_b_is_zero);
