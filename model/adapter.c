@@ -106,7 +106,7 @@ static td_status check_selection(const char *folder, const td_lora *lora) {
 static td_status refuse_extra(const char *path, const td_safetensors *file, const part *parts,
                               int64_t count) {
     for (int64_t i = 0; i < td_safetensors_count(file); i++) {
-        part key;
+        part key = {0};
         snprintf(key.name, sizeof key.name, "%s", td_safetensors_name(file, i));
         if (!bsearch(&key, parts, (size_t)count, sizeof *parts, by_name))
             return td_fail(TD_ERR_DATA,

@@ -74,8 +74,8 @@ static td_status open_reader(const char *folder, base_reader *reader, base_prolo
     TD_TRY(td_model_config_read(folder, &out->config));
     out->family = (int)(out->config.family - td_families);
     TD_TRY(td_safetensors_open(folder, &reader->files));
-    TD_TRY(peek(folder, reader->files, &out->matrix_dtype));
     TD_TRY(td_base_visit(&out->config, require_item, reader));
+    TD_TRY(peek(folder, reader->files, &out->matrix_dtype));
     reader->config = &out->config;
     return begin_fingerprint(reader);
 }

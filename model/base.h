@@ -30,7 +30,8 @@ typedef struct td_base {
 } td_base;
 
 // How the ranks of a node share one reader. With `broadcast` NULL the caller reads everything itself. Otherwise it is a
-// collective among the ranks of the node: the reader's bytes arrive in everybody's `buffer`.
+// collective among the ranks of the node: the reader's bytes arrive in everybody's `buffer` (host memory). `agree` is collective too
+// and returns TD_OK on all ranks or on none: it comes before every tensor, so that nobody waits for one that failed.
 typedef struct td_base_share {
     int is_reader;
     td_status (*broadcast)(void *self, void *buffer, size_t bytes, const char *what);

@@ -10,10 +10,13 @@
 typedef struct td_safetensors td_safetensors;
 
 // A folder with model.safetensors or model.safetensors.index.json (whose files must be plain names in the folder), or the path
-// of one .safetensors file. Files are mapped; views stay valid until close. TD_ERR_DATA names file, tensor and what is wrong.
+// of one .safetensors file. With both, the single file counts; the index decides which tensors there are and in which file.
+// Files are mapped; views stay valid until close and are read-only. Their data may be unaligned: read it by memcpy or
+// td_convert_to_f32(). TD_ERR_DATA names file, tensor and what is wrong.
 td_status td_safetensors_open(const char *path, td_safetensors **out);
 void td_safetensors_close(td_safetensors *files);
 
+// Tensors of a td_dtype. A file may hold others (F64, BOOL, ...): they are checked, and not seen here.
 int64_t td_safetensors_count(const td_safetensors *files);
 const char *td_safetensors_name(const td_safetensors *files, int64_t index); // sorted by name
 td_tensor td_safetensors_view(const td_safetensors *files, int64_t index);
