@@ -9,14 +9,14 @@ typedef struct item {
 } item;
 
 // Per amount of free space a queue of bins; the tree tells the smallest amount, at least as large as asked, that has one.
-typedef struct spaces {
+typedef struct space_table {
     int64_t capacity, tree_size;
     int64_t *tree;         // (2 * tree_size) largest space below each node
     int64_t *head, *tail;  // (capacity + 1) bin, -1: empty
     int64_t *next;         // (n) per bin
-} spaces;
+} space_table;
 
-static void tree_set(spaces *spaces, int64_t space, int64_t value) {
+static void tree_set(space_table *spaces, int64_t space, int64_t value) {
     int64_t i = spaces->tree_size + space - 1;
     spaces->tree[i] = value;
     while (i > 1) {
@@ -26,14 +26,14 @@ static void tree_set(spaces *spaces, int64_t space, int64_t value) {
     }
 }
 
-static int64_t tree_search(const spaces *spaces, int64_t length) {
+static int64_t tree_search(const space_table *spaces, int64_t length) {
     int64_t i = 1;
     while (i < spaces->tree_size)
         i = spaces->tree[2 * i] >= length ? 2 * i : 2 * i + 1;
     return spaces->tree[i];
 }
 
-static void push_bin(spaces *spaces, int64_t space, int64_t bin) {
+static void push_bin(space_table *spaces, int64_t space, int64_t bin) {
     spaces->next[bin] = -1;
     if (spaces->head[space] < 0)
         spaces->head[space] = bin;
@@ -44,7 +44,7 @@ static void push_bin(spaces *spaces, int64_t space, int64_t bin) {
         tree_set(spaces, space, space);
 }
 
-static int64_t pop_bin(spaces *spaces, int64_t space) {
+static int64_t pop_bin(space_table *spaces, int64_t space) {
     int64_t bin = spaces->head[space];
     spaces->head[space] = spaces->next[bin];
     if (spaces->head[space] < 0)
@@ -52,7 +52,7 @@ static int64_t pop_bin(spaces *spaces, int64_t space) {
     return bin;
 }
 
-static int spaces_init(spaces *spaces, int64_t capacity, int64_t n) {
+static int spaces_init(space_table *spaces, int64_t capacity, int64_t n) {
     spaces->capacity = capacity;
     for (spaces->tree_size = 1; spaces->tree_size < capacity;)
         spaces->tree_size *= 2;
@@ -68,7 +68,7 @@ static int spaces_init(spaces *spaces, int64_t capacity, int64_t n) {
     return 1;
 }
 
-static void spaces_fini(spaces *spaces) {
+static void spaces_fini(space_table *spaces) {
     free(spaces->next);
     free(spaces->tail);
     free(spaces->head);
@@ -82,7 +82,7 @@ static int longest_first(const void *a, const void *b) {
     return (x->index > y->index) - (x->index < y->index);
 }
 
-static int64_t place_all(spaces *spaces, const item *items, int64_t n, int64_t *bin) {
+static int64_t place_all(space_table *spaces, const item *items, int64_t n, int64_t *bin) {
     int64_t n_bins = 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t space = tree_search(spaces, items[i].length);
@@ -94,7 +94,7 @@ static int64_t place_all(spaces *spaces, const item *items, int64_t n, int64_t *
 }
 
 int64_t td_pack_best_fit_decreasing(int64_t n, const int64_t *lengths, int64_t capacity, int64_t *bin) {
-    spaces spaces = {0};
+    space_table spaces = {0};
     int64_t n_bins = -1;
     if (n == 0)
         return 0;

@@ -180,13 +180,13 @@ int64_t td_sampler_max_rows(const td_sampler *sampler) {
 }
 
 // The words of one epoch's shuffle.
-typedef struct words {
+typedef struct word_stream {
     uint64_t key, index;
     uint32_t epoch;
-} words;
+} word_stream;
 
 // Uniform below bound, without bias: words beyond the last whole multiple of the bound are passed over.
-static uint64_t below(words *words, uint64_t bound) {
+static uint64_t below(word_stream *words, uint64_t bound) {
     uint64_t limit = UINT64_MAX - UINT64_MAX % bound, value;
     do {
         uint64_t high = td_rng_word(words->key, words->epoch, 0, words->index++);
@@ -197,7 +197,7 @@ static uint64_t below(words *words, uint64_t bound) {
 
 static void order_epoch(td_sampler *sampler, int64_t epoch) {
     int64_t n = order_count(sampler);
-    words words = {.key = td_rng_key(sampler->options.seed, TD_RNG_SAMPLER), .epoch = (uint32_t)epoch};
+    word_stream words = {.key = td_rng_key(sampler->options.seed, TD_RNG_SAMPLER), .epoch = (uint32_t)epoch};
     if (sampler->epoch == epoch)
         return;
     for (int64_t i = 0; i < n; i++)
