@@ -20,15 +20,21 @@ static int backend_index(const td_device *device) {
     return -1;
 }
 
-// td_ops_find() refuses devices without a backend, so that there is one.
-static const td_ops *backend_of(const td_op_context *context) {
-    return backends[backend_index(context->device)];
+static td_status backend_of(const td_op_context *context, const td_ops **out) {
+    int index = backend_index(context->device);
+    if (index < 0)
+        return td_fail(TD_ERR_INTERNAL, "no operations for device %s",
+                       context->device->table->name);
+    *out = backends[index];
+    return TD_OK;
 }
 
 #define CHECKED(op, args_type)                                                                     \
     static td_status checked_##op(const td_op_context *context, const args_type *args) {           \
+        const td_ops *backend = NULL;                                                              \
         TD_TRY(td_check_##op(args));                                                               \
-        return backend_of(context)->op(context, args);                                             \
+        TD_TRY(backend_of(context, &backend));                                                     \
+        return backend->op(context, args);                                                         \
     }
 
 CHECKED(linear_forward, td_linear_forward_args)

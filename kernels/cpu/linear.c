@@ -11,11 +11,12 @@ enum {
     TILE_ELEMENTS = 1 << 20, // of a dequantized tile: 4 MiB
     TILE_COLUMNS = 1280,     // at most; wide and tall tiles both mean that x or dy is packed seldom
     TILE_STEP = 16,
-    TILE_PADDING = 16,  // between rows, so that equal columns do not share a cache set
-    TOKEN_BLOCK = 64,   // tokens of one thin product
-    TOKEN_CHUNK = 256,  // tokens that da sums up at once
-    OUTPUT_BLOCK = 128, // rows of db per thin product
-    COLUMN_BLOCK = 256, // columns of da per thin product
+    TILE_PADDING = 16,           // between rows, so that equal columns do not share a cache set
+    TOKEN_BLOCK = 64,            // tokens of one thin product
+    TOKEN_CHUNK = 256,           // tokens that da sums up at once
+    OUTPUT_BLOCK = 128,          // rows of db per thin product
+    COLUMN_BLOCK = 256,          // columns of da per thin product
+    PARALLEL_PRODUCTS = 1 << 18, // multiply-adds below which one thread is as fast
     SCRATCH_ALIGN = 64,
 };
 
@@ -109,10 +110,10 @@ static td_status carve(const td_op_context *context, const char *op, const scrat
                        linear_scratch *out) {
     TD_TRY(td_cpu_need_workspace(context, op, total_bytes(bytes)));
     char *memory = context->workspace;
-    out->tile = (float *)memory;
-    out->chunk = (float *)(memory + bytes->tile);
-    out->mask = (uint64_t *)(memory + bytes->tile + bytes->chunk);
-    out->dyb = (float *)(memory + bytes->tile + bytes->chunk + bytes->mask);
+    out->tile = (void *)memory;
+    out->chunk = (void *)(memory + bytes->tile);
+    out->mask = (void *)(memory + bytes->tile + bytes->chunk);
+    out->dyb = (void *)(memory + bytes->tile + bytes->chunk + bytes->mask);
     return TD_OK;
 }
 
@@ -146,10 +147,15 @@ static weight_tile load_tile(const td_matrix *weight, int64_t row, int64_t col, 
     return tile;
 }
 
+static int worth_a_team(const td_cpu_gemm_args *args, int64_t parts) {
+    return parts > 1 && args->m * args->n > PARALLEL_PRODUCTS / args->k;
+}
+
 // The product in blocks of `block` rows of c, side by side.
 static void gemm_by_rows(const td_cpu_gemm_args *args, int64_t block) {
     int64_t parts = (args->m + block - 1) / block;
-#pragma omp parallel for schedule(static) num_threads(td_cpu_threads()) if (parts > 1)
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(td_cpu_threads()) if (worth_a_team(args, parts))
     for (int64_t i = 0; i < parts; i++) {
         td_cpu_gemm_args part = *args;
         part.m = smaller(block, args->m - i * block);
@@ -161,7 +167,8 @@ static void gemm_by_rows(const td_cpu_gemm_args *args, int64_t block) {
 
 static void gemm_by_columns(const td_cpu_gemm_args *args, int64_t block) {
     int64_t parts = (args->n + block - 1) / block;
-#pragma omp parallel for schedule(static) num_threads(td_cpu_threads()) if (parts > 1)
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(td_cpu_threads()) if (worth_a_team(args, parts))
     for (int64_t i = 0; i < parts; i++) {
         td_cpu_gemm_args part = *args;
         part.n = smaller(block, args->n - i * block);
@@ -174,7 +181,7 @@ static void gemm_by_columns(const td_cpu_gemm_args *args, int64_t block) {
 // mask and chunk of tokens [token, token + count).
 static void drop_chunk(const linear_scratch *scratch, const td_dropout *dropout, const float *x,
                        int64_t in, int64_t token, int64_t count) {
-    int threads = td_cpu_threads();
+    int threads = count * in > TD_CPU_PARALLEL_ELEMENTS ? td_cpu_threads() : 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int part = 0; part < threads; part++) {
         td_cpu_range range = td_cpu_split(count * in, 64, threads, part);
@@ -188,7 +195,7 @@ static void drop_chunk(const linear_scratch *scratch, const td_dropout *dropout,
 // dx += undropout(chunk) for the tokens whose mask is in the scratch.
 static void undrop_chunk(const linear_scratch *scratch, const td_dropout *dropout, float *dx,
                          int64_t n) {
-    int threads = td_cpu_threads();
+    int threads = n > TD_CPU_PARALLEL_ELEMENTS ? td_cpu_threads() : 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int part = 0; part < threads; part++) {
         td_cpu_range range = td_cpu_split(n, 64, threads, part);
@@ -225,7 +232,8 @@ static void lora_down(const td_linear_forward_args *args, const linear_scratch *
 
 static void fill_bias(const td_linear_forward_args *args) {
     int64_t out = args->weight->rows;
-#pragma omp parallel for schedule(static) num_threads(td_cpu_threads())
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(td_cpu_threads()) if (args->n_tokens * out > TD_CPU_PARALLEL_ELEMENTS)
     for (int64_t t = 0; t < args->n_tokens; t++)
         memcpy((float *)args->y + t * out, args->bias, (size_t)out * sizeof(float));
 }

@@ -101,7 +101,8 @@ void td_cpu_linear_few(const td_linear_forward_args *args) {
     int64_t out = args->weight->rows;
     if (lora)
         lora_down(args);
-#pragma omp parallel for schedule(static) num_threads(td_cpu_threads())
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(td_cpu_threads()) if (out * args->weight->cols > TD_CPU_PARALLEL_ELEMENTS)
     for (int64_t row = 0; row < out; row++) {
         float sums[TD_CPU_FEW_TOKENS];
         row_dots(args, row, sums);

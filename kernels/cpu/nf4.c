@@ -118,7 +118,8 @@ static float quantize_block(const float *weight, int64_t n, uint8_t *codes) {
 td_status td_cpu_nf4_quantize(const td_op_context *context, const td_nf4_quantize_args *args) {
     (void)context;
     int64_t blocks = td_nf4_block_count(args->n_elements);
-#pragma omp parallel for schedule(static) num_threads(td_cpu_threads())
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(td_cpu_threads()) if (args->n_elements > TD_CPU_PARALLEL_ELEMENTS)
     for (int64_t block = 0; block < blocks; block++) {
         int64_t begin = block * TD_NF4_BLOCK, left = args->n_elements - begin;
         args->absmax[block] =
@@ -153,7 +154,8 @@ td_status td_cpu_absmax_quantize(const td_op_context *context,
     float map[256], midpoints[256];
     td_dynamic_map_signed(map);
     td_dynamic_map_midpoints(map, midpoints);
-#pragma omp parallel for schedule(static) num_threads(td_cpu_threads())
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(td_cpu_threads()) if (args->n_blocks > TD_CPU_PARALLEL_ELEMENTS)
     for (int64_t begin = 0; begin < args->n_blocks; begin += TD_NF4_NESTED_BLOCK) {
         int64_t left = args->n_blocks - begin;
         args->nested_absmax[begin / TD_NF4_NESTED_BLOCK] = quantize_nested(

@@ -2,7 +2,7 @@
 set(op_frame ops/frame.c ops/frame_buffers.c ops/matrix_case.c ops/reference.c)
 file(GLOB op_cases CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}
      ${CMAKE_CURRENT_SOURCE_DIR}/ops/cases_*.c ${CMAKE_CURRENT_SOURCE_DIR}/ops/reference_*.c)
-tandem_test(ops "ops/test_ops.c;${op_frame};${op_cases}" LIBS tandem_kernels TIMEOUT 120 LABELS ops)
+tandem_test(ops "ops/test_ops.c;${op_frame};${op_cases}" LIBS tandem_kernels TIMEOUT 300 LABELS ops)
 tandem_test(ops_table ops/test_ops_table.c LIBS tandem_kernels LABELS ops)
 tandem_test(vectors ops/test_vectors.c LIBS tandem_kernels LABELS ops)
 tandem_test(nf4_fixtures ops/test_nf4_fixtures.c LIBS tandem_model LABELS ops)
