@@ -1,217 +1,297 @@
+// Reading a token store. Nothing in the file is believed before it was checked.
 #include "runtime/data/store.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/core/files.h"
+#include "runtime/core/progress.h"
 #include "runtime/data/hdf5_lock.h"
 #include "runtime/data/store_internal.h"
 
-// Tokens and masks up to this size are held in memory; larger ones are read row by row.
-static const uint64_t resident_bytes = (uint64_t)256 << 20;
-static const int64_t max_elements = INT64_MAX / 64;
+#define NO_ID ((hid_t)-1)
+
+enum {
+    VERIFY_TOKENS = 1 << 18,
+    RESIDENT_BYTES = 256 << 20, // up to this size tokens and masks are kept in memory
+};
 
 struct td_store {
     char path[TD_PATH_MAX];
-    hid_t file, tokens, trained;
-    int64_t n_rows, n_tokens;
+    hid_t file;
+    hid_t arrays[TD_STORE_ARRAYS];
+    td_store_header header;
+    char *account;
     int64_t *offsets;     // (n_rows + 1)
     int32_t *row_trained; // (n_rows)
-    int32_t max_token;
-    td_hash fingerprint, content;
-    char *account;
-    int32_t *token_values; // (n_tokens), or NULL: read from the file
-    uint8_t *trained_values;
+    int32_t *tokens;      // (n_tokens), NULL: read from the file
+    uint8_t *trained;     // (n_tokens)
 };
 
-static td_status damaged(const td_store *store, const char *what) {
-    return td_fail(TD_ERR_DATA, "%s: not a whole token store: %s", store->path, what);
+static td_status fail_damaged(const td_store *store, const char *what) {
+    return td_fail(TD_ERR_DATA,
+                   "%s: damaged token store: %s; delete it and it is made again from the rows",
+                   store->path, what);
 }
 
-static td_status read_text(const td_store *store, hid_t object, const char *name, size_t limit, char **out) {
-    td_status status = damaged(store, name);
-    hid_t attribute = H5Aopen(object, name, H5P_DEFAULT);
-    hid_t type = attribute >= 0 ? H5Aget_type(attribute) : H5I_INVALID_HID;
-    size_t bytes = type >= 0 ? H5Tget_size(type) : 0;
+static td_status fail_damaged_array(const td_store *store, td_store_array array,
+                                    const char *what) {
+    return td_fail(TD_ERR_DATA,
+                   "%s: damaged token store: /%s %s; delete it and it is made again from the rows",
+                   store->path, td_store_arrays[array].name, what);
+}
+
+static hid_t open_file(const char *path) {
+    hid_t list = H5Pcreate(H5P_FILE_ACCESS), file = NO_ID;
+    // A store is complete when it gets its name and never changes, so readers need no lock.
+    if (list >= 0 && H5Pset_fclose_degree(list, H5F_CLOSE_STRONG) >= 0 &&
+        H5Pset_file_locking(list, 0, 1) >= 0)
+        file = H5Fopen(path, H5F_ACC_RDONLY, list);
+    H5Pclose(list);
+    return file;
+}
+
+static hid_t open_attribute(hid_t file, const char *name) {
+    if (H5Aexists(file, name) <= 0)
+        return NO_ID;
+    hid_t attribute = H5Aopen(file, name, H5P_DEFAULT), space = NO_ID;
+    if (attribute >= 0)
+        space = H5Aget_space(attribute);
+    int is_scalar = space >= 0 && H5Sget_simple_extent_type(space) == H5S_SCALAR;
+    H5Sclose(space);
+    if (attribute >= 0 && !is_scalar) {
+        H5Aclose(attribute);
+        return NO_ID;
+    }
+    return attribute;
+}
+
+static td_status read_int(const td_store *store, const char *name, int64_t min, int64_t max,
+                          int64_t *out) {
+    hid_t attribute = open_attribute(store->file, name), type = NO_ID;
+    int64_t value = 0;
+    if (attribute >= 0)
+        type = H5Aget_type(attribute);
+    int done = type >= 0 && H5Tget_class(type) == H5T_INTEGER &&
+               H5Aread(attribute, H5T_NATIVE_INT64, &value) >= 0;
+    H5Tclose(type);
+    H5Aclose(attribute);
+    if (!done || value < min || value > max)
+        return td_fail(TD_ERR_DATA,
+                       "%s: damaged token store: attribute %s is missing or out of range",
+                       store->path, name);
+    *out = value;
+    return TD_OK;
+}
+
+// Text of a fixed-length string attribute, NUL-terminated; the caller frees. NULL when it is no such thing.
+static char *read_text(hid_t file, const char *name, size_t max_bytes) {
+    hid_t attribute = open_attribute(file, name), type = NO_ID;
     char *text = NULL;
-    if (type >= 0 && H5Tget_class(type) == H5T_STRING && H5Tis_variable_str(type) == 0 && bytes > 0 &&
-        bytes <= limit && H5Aget_storage_size(attribute) == bytes &&
-        (text = calloc(bytes + 1, 1)) && H5Aread(attribute, type, text) >= 0) {
-        td_error_clear();
-        status = TD_OK;
-        *out = text;
-    } else {
-        free(text);
-    }
-    if (type >= 0)
-        H5Tclose(type);
     if (attribute >= 0)
-        H5Aclose(attribute);
-    return status;
+        type = H5Aget_type(attribute);
+    if (type >= 0 && H5Tget_class(type) == H5T_STRING && H5Tis_variable_str(type) == 0) {
+        size_t bytes = H5Tget_size(type);
+        if (bytes > 0 && bytes <= max_bytes)
+            text = calloc(bytes + 1, 1);
+        if (text && H5Aread(attribute, type, text) < 0) {
+            free(text);
+            text = NULL;
+        }
+    }
+    H5Tclose(type);
+    H5Aclose(attribute);
+    return text;
 }
 
-static td_status read_hash(const td_store *store, hid_t object, const char *name, td_hash *out) {
-    char *text;
-    TD_TRY(read_text(store, object, name, 256, &text));
-    td_status status = td_hash_from_hex(text, out);
+static td_status read_hash(const td_store *store, const char *name, td_hash *out) {
+    char *text = read_text(store->file, name, TD_HASH_HEX_CHARS);
+    td_hash hash;
+    int done = text && strlen(text) == TD_HASH_HEX_CHARS - 1 &&
+               strspn(text, "0123456789abcdef") == TD_HASH_HEX_CHARS - 1 &&
+               td_hash_from_hex(text, &hash) == TD_OK;
     free(text);
-    if (status == TD_OK)
-        return TD_OK;
-    td_error_clear();
-    return damaged(store, name);
+    if (!done)
+        return td_fail(TD_ERR_DATA, "%s: damaged token store: attribute %s is no checksum",
+                       store->path, name);
+    *out = hash;
+    return TD_OK;
 }
 
-static td_status read_int(const td_store *store, const char *name, int *out) {
-    hid_t attribute = H5Aopen(store->file, name, H5P_DEFAULT);
-    int ok = attribute >= 0 && H5Aget_storage_size(attribute) == sizeof *out &&
-             H5Aread(attribute, H5T_NATIVE_INT, out) >= 0;
-    if (attribute >= 0)
-        H5Aclose(attribute);
-    return ok ? TD_OK : damaged(store, name);
+static td_status read_format(const td_store *store) {
+    char *format = read_text(store->file, "format", 64);
+    int known = format && strcmp(format, TD_STORE_FORMAT) == 0;
+    int64_t version;
+    free(format);
+    if (!known)
+        return td_fail(TD_ERR_DATA, "%s: is an HDF5 file but no token store", store->path);
+    TD_TRY(read_int(store, "version", 1, INT32_MAX, &version));
+    if (version != TD_STORE_VERSION)
+        return td_fail(TD_ERR_DATA, "%s: is a token store of version %lld; this program reads %d",
+                       store->path, (long long)version, TD_STORE_VERSION);
+    return TD_OK;
 }
 
-// Opens a one-dimensional dataset of the type and tells its length.
-static td_status open_dataset(const td_store *store, const char *name, hid_t type, hid_t *out,
-                              int64_t *out_count) {
-    hsize_t count = 0;
-    hid_t dataset = H5Dopen2(store->file, name, H5P_DEFAULT);
-    hid_t stored = dataset >= 0 ? H5Dget_type(dataset) : H5I_INVALID_HID;
-    hid_t space = dataset >= 0 ? H5Dget_space(dataset) : H5I_INVALID_HID;
-    int ok = stored >= 0 && space >= 0 && H5Tequal(stored, type) > 0 &&
-             H5Sget_simple_extent_ndims(space) == 1 &&
-             H5Sget_simple_extent_dims(space, &count, NULL) == 1 && count <= (hsize_t)max_elements;
-    if (space >= 0)
-        H5Sclose(space);
-    if (stored >= 0)
-        H5Tclose(stored);
-    if (!ok) {
-        if (dataset >= 0)
-            H5Dclose(dataset);
-        return damaged(store, name);
+static td_status read_header(td_store *store) {
+    td_store_header *header = &store->header;
+    td_hash expected, actual = {0};
+    TD_TRY(read_format(store));
+    TD_TRY(read_int(store, "n_rows", 1, TD_STORE_MAX_TOKENS, &header->n_rows));
+    TD_TRY(read_int(store, "n_tokens", header->n_rows, TD_STORE_MAX_TOKENS, &header->n_tokens));
+    TD_TRY(read_int(store, "max_token", 0, INT32_MAX, &header->max_token));
+    TD_TRY(read_hash(store, "fingerprint", &header->fingerprint));
+    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+        TD_TRY(read_hash(store, td_store_arrays[array].hash_name, &header->hashes[array]));
+    TD_TRY(read_hash(store, "hash_header", &expected));
+    store->account = read_text(store->file, "account", TD_STORE_MAX_ACCOUNT_BYTES);
+    if (!store->account)
+        return fail_damaged(store, "it has no account");
+    TD_TRY(td_store_header_hash(header, store->account, &actual));
+    return td_hash_equal(expected, actual) ? TD_OK
+                                           : fail_damaged(store, "attributes do not fit together");
+}
+
+static int64_t expected_items(const td_store *store, td_store_array array) {
+    switch (array) {
+    case TD_STORE_OFFSETS:
+        return store->header.n_rows + 1;
+    case TD_STORE_ROW_TRAINED:
+        return store->header.n_rows;
+    default:
+        return store->header.n_tokens;
     }
-    *out = dataset;
-    *out_count = (int64_t)count;
+}
+
+// Guards against extents that would make us allocate more than a file of this size can hold.
+static td_status check_file_size(const td_store *store) {
+    uint64_t bytes, needed = 0;
+    TD_TRY(td_file_size(store->path, &bytes));
+    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+        needed += (uint64_t)expected_items(store, (td_store_array)array) *
+                  td_store_arrays[array].item_bytes;
+    return bytes >= needed ? TD_OK : fail_damaged(store, "the file is too short for its rows");
+}
+
+// Data must lie in this file, as it is: no link to elsewhere, no virtual or external storage, no filter.
+static int is_plain_storage(hid_t file, const char *name, hid_t dataset) {
+    H5L_info_t link;
+    hid_t list = H5Dget_create_plist(dataset);
+    int plain = list >= 0 && H5Lget_info(file, name, &link, H5P_DEFAULT) >= 0 &&
+                link.type == H5L_TYPE_HARD && H5Pget_layout(list) == H5D_CHUNKED &&
+                H5Pget_nfilters(list) == 0 && H5Pget_external_count(list) == 0;
+    H5Pclose(list);
+    return plain;
+}
+
+static int is_expected_type(hid_t dataset, size_t item_bytes) {
+    hid_t type = H5Dget_type(dataset);
+    int expected =
+        type >= 0 && H5Tget_class(type) == H5T_INTEGER && H5Tget_size(type) == item_bytes;
+    H5Tclose(type);
+    return expected;
+}
+
+static int is_expected_extent(hid_t dataset, int64_t items) {
+    hid_t space = H5Dget_space(dataset);
+    hsize_t extent = 0;
+    int expected = space >= 0 && H5Sget_simple_extent_ndims(space) == 1 &&
+                   H5Sget_simple_extent_dims(space, &extent, NULL) == 1 &&
+                   extent == (hsize_t)items;
+    H5Sclose(space);
+    return expected;
+}
+
+static td_status open_array(td_store *store, td_store_array array) {
+    const td_store_array_info *info = &td_store_arrays[array];
+    hid_t dataset = NO_ID;
+    if (H5Lexists(store->file, info->name, H5P_DEFAULT) > 0)
+        dataset = H5Dopen2(store->file, info->name, H5P_DEFAULT);
+    store->arrays[array] = dataset;
+    if (dataset < 0)
+        return fail_damaged_array(store, array, "is missing");
+    if (!is_plain_storage(store->file, info->name, dataset))
+        return fail_damaged_array(store, array, "is not stored plainly");
+    if (!is_expected_type(dataset, info->item_bytes))
+        return fail_damaged_array(store, array, "has another type");
+    if (!is_expected_extent(dataset, expected_items(store, array)))
+        return fail_damaged_array(store, array, "has another length");
     return TD_OK;
 }
 
-// The library would fill in what the file lacks; a length beyond the file's own size is refused before anything is allocated.
-static td_status check_size(const td_store *store, const char *name, int64_t count, size_t item_bytes) {
-    uint64_t file_bytes;
-    TD_TRY(td_file_size(store->path, &file_bytes));
-    if ((uint64_t)count > file_bytes / item_bytes)
-        return damaged(store, name);
-    return TD_OK;
-}
-
-static td_status read_span(const td_store *store, hid_t dataset, hid_t type, int64_t begin, int64_t count,
-                           void *out) {
+static td_status read_items(const td_store *store, td_store_array array, int64_t begin,
+                            int64_t count, void *out) {
     hsize_t start = (hsize_t)begin, n = (hsize_t)count;
-    hid_t space = H5Dget_space(dataset), memory = H5Screate_simple(1, &n, NULL);
-    int ok = space >= 0 && memory >= 0 &&
-             H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &n, NULL) >= 0 &&
-             H5Dread(dataset, type, memory, space, H5P_DEFAULT, out) >= 0;
-    if (memory >= 0)
-        H5Sclose(memory);
-    if (space >= 0)
-        H5Sclose(space);
-    return ok ? TD_OK : damaged(store, "a dataset cannot be read");
+    hid_t memory = H5Screate_simple(1, &n, NULL), space = H5Dget_space(store->arrays[array]);
+    int done = memory >= 0 && space >= 0 &&
+               H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &n, NULL) >= 0 &&
+               H5Dread(store->arrays[array], td_store_memory_type(array), memory, space,
+                       H5P_DEFAULT, out) >= 0;
+    H5Sclose(memory);
+    H5Sclose(space);
+    return done ? TD_OK : fail_damaged_array(store, array, "cannot be read");
 }
 
-// A whole dataset, against its checksum.
-static td_status read_column(const td_store *store, const char *name, hid_t type, size_t item_bytes,
-                             void **out, int64_t *out_count) {
-    hid_t dataset;
-    td_hash expected;
-    int64_t count;
-    TD_TRY(open_dataset(store, name, type, &dataset, &count));
-    void *data = NULL;
-    td_status status = check_size(store, name, count, item_bytes);
-    if (status == TD_OK)
-        status = read_hash(store, dataset, TD_STORE_CHECKSUM, &expected);
-    if (status == TD_OK && !(data = malloc((size_t)count * item_bytes + 1)))
-        status = td_fail(TD_ERR_MEMORY, "no memory for %lld elements of %s", (long long)count, store->path);
-    if (status == TD_OK && count > 0)
-        status = read_span(store, dataset, type, 0, count, data);
-    if (status == TD_OK && !td_hash_equal(td_hash_bytes(data, (size_t)count * item_bytes), expected))
-        status = damaged(store, name);
-    H5Dclose(dataset);
-    if (status != TD_OK) {
-        free(data);
-        return status;
-    }
-    *out = data;
-    *out_count = count;
+static td_status read_index(td_store *store, td_store_array array, void **out) {
+    size_t items = (size_t)expected_items(store, array);
+    size_t bytes = items * td_store_arrays[array].item_bytes;
+    *out = malloc(bytes);
+    if (!*out)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for its %zu rows", store->path, items);
+    TD_TRY(read_items(store, array, 0, (int64_t)items, *out));
+    if (!td_hash_equal(td_hash_bytes(*out, bytes), store->header.hashes[array]))
+        return fail_damaged_array(store, array, "does not match its checksum");
     return TD_OK;
 }
 
-static td_status check_rows(const td_store *store) {
-    if (store->offsets[0] != 0 || store->offsets[store->n_rows] != store->n_tokens)
-        return damaged(store, TD_STORE_OFFSETS);
-    for (int64_t row = 0; row < store->n_rows; row++) {
-        int64_t length = store->offsets[row + 1] - store->offsets[row];
-        if (length < 1 || length > INT32_MAX)
-            return damaged(store, TD_STORE_OFFSETS);
+static td_status check_index(const td_store *store) {
+    const int64_t *offsets = store->offsets;
+    int64_t n_rows = store->header.n_rows;
+    if (offsets[0] != 0 || offsets[n_rows] != store->header.n_tokens)
+        return fail_damaged_array(store, TD_STORE_OFFSETS, "does not cover the tokens");
+    for (int64_t row = 0; row < n_rows; row++) {
+        int64_t length = offsets[row + 1] - offsets[row];
+        // The first test keeps the subtraction of the next row in range.
+        if (offsets[row + 1] < 0 || offsets[row + 1] > store->header.n_tokens || length < 1 ||
+            length > INT32_MAX)
+            return fail_damaged_array(store, TD_STORE_OFFSETS, "does not ascend");
         if (store->row_trained[row] < 0 || store->row_trained[row] >= length)
-            return damaged(store, TD_STORE_ROW_TRAINED);
+            return fail_damaged_array(store, TD_STORE_ROW_TRAINED, "does not fit the rows");
     }
     return TD_OK;
-}
-
-// What the run trains on: tokens, masks and borders, whatever file they came from.
-static td_status hash_content(td_store *store) {
-    td_hash parts[3];
-    td_hasher *hasher;
-    TD_TRY(read_hash(store, store->tokens, TD_STORE_CHECKSUM, &parts[0]));
-    TD_TRY(read_hash(store, store->trained, TD_STORE_CHECKSUM, &parts[1]));
-    parts[2] = td_hash_bytes(store->offsets, (size_t)(store->n_rows + 1) * sizeof *store->offsets);
-    TD_TRY(td_hasher_create(&hasher));
-    td_hasher_add(hasher, parts, sizeof parts);
-    store->content = td_hasher_value(hasher);
-    td_hasher_destroy(hasher);
-    return TD_OK;
-}
-
-static td_status open_columns(td_store *store) {
-    int64_t n_offsets, n_masks, n_row_trained;
-    TD_TRY(read_column(store, TD_STORE_OFFSETS, H5T_NATIVE_INT64, sizeof(int64_t), (void **)&store->offsets,
-                       &n_offsets));
-    TD_TRY(read_column(store, TD_STORE_ROW_TRAINED, H5T_NATIVE_INT32, sizeof(int32_t),
-                       (void **)&store->row_trained, &n_row_trained));
-    TD_TRY(open_dataset(store, TD_STORE_TOKENS, H5T_NATIVE_INT32, &store->tokens, &store->n_tokens));
-    TD_TRY(open_dataset(store, TD_STORE_TRAINED, H5T_NATIVE_UINT8, &store->trained, &n_masks));
-    TD_TRY(check_size(store, TD_STORE_TOKENS, store->n_tokens, sizeof(int32_t)));
-    store->n_rows = n_offsets - 1;
-    if (n_offsets < 2 || n_row_trained != store->n_rows || n_masks != store->n_tokens)
-        return damaged(store, "its parts do not fit together");
-    TD_TRY(check_rows(store));
-    return hash_content(store);
 }
 
 static td_status open_locked(td_store *store) {
-    int version;
-    store->file = H5Fopen(store->path, H5F_ACC_RDONLY, H5P_DEFAULT);
+    store->file = open_file(store->path);
     if (store->file < 0)
-        return td_fail(TD_ERR_DATA, "%s: not a whole token store: HDF5 cannot open it", store->path);
-    TD_TRY(read_int(store, TD_STORE_VERSION_NAME, &version));
-    if (version != TD_STORE_VERSION)
-        return td_fail(TD_ERR_DATA, "%s: token store of version %d, this program reads %d", store->path,
-                       version, TD_STORE_VERSION);
-    TD_TRY(read_int(store, TD_STORE_MAX_TOKEN, &store->max_token));
-    TD_TRY(read_hash(store, store->file, TD_STORE_FINGERPRINT, &store->fingerprint));
-    TD_TRY(read_text(store, store->file, TD_STORE_ACCOUNT, TD_STORE_MAX_ACCOUNT, &store->account));
-    return open_columns(store);
+        return td_fail(TD_ERR_DATA,
+                       "%s: cannot be opened as HDF5: it is truncated, damaged or something else; "
+                       "delete it and it is made again from the rows",
+                       store->path);
+    TD_TRY(read_header(store));
+    TD_TRY(check_file_size(store));
+    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+        TD_TRY(open_array(store, (td_store_array)array));
+    TD_TRY(read_index(store, TD_STORE_OFFSETS, (void **)&store->offsets));
+    TD_TRY(read_index(store, TD_STORE_ROW_TRAINED, (void **)&store->row_trained));
+    return check_index(store);
 }
 
 td_status td_store_open(const char *path, td_store **out) {
-    if (strlen(path) >= TD_PATH_MAX)
-        return td_fail(TD_ERR_USAGE, "%s: the path is too long", path);
+    uint64_t bytes;
+    TD_TRY(td_file_size(path, &bytes));
     td_store *store = calloc(1, sizeof *store);
     if (!store)
-        return td_fail(TD_ERR_MEMORY, "no memory for %s", path);
-    strcpy(store->path, path);
-    store->file = store->tokens = store->trained = H5I_INVALID_HID;
+        return td_fail(TD_ERR_MEMORY, "%s: no memory to open it", path);
+    store->file = NO_ID;
+    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+        store->arrays[array] = NO_ID;
+    td_status status = TD_OK;
+    if (snprintf(store->path, sizeof store->path, "%s", path) >= TD_PATH_MAX)
+        status = td_fail(TD_ERR_USAGE, "path is too long: %.80s...", path);
     td_hdf5_lock();
-    td_status status = open_locked(store);
+    if (status == TD_OK)
+        status = open_locked(store);
     td_hdf5_unlock();
     if (status != TD_OK) {
         td_store_close(store);
@@ -225,93 +305,99 @@ void td_store_close(td_store *store) {
     if (!store)
         return;
     td_hdf5_lock();
-    if (store->trained >= 0)
-        H5Dclose(store->trained);
-    if (store->tokens >= 0)
-        H5Dclose(store->tokens);
+    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+        if (store->arrays[array] >= 0)
+            H5Dclose(store->arrays[array]);
     if (store->file >= 0)
         H5Fclose(store->file);
     td_hdf5_unlock();
-    free(store->trained_values);
-    free(store->token_values);
     free(store->account);
-    free(store->row_trained);
     free(store->offsets);
+    free(store->row_trained);
+    free(store->tokens);
+    free(store->trained);
     free(store);
 }
 
-// Streams a dataset past its checksum.
-static td_status verify_column(const td_store *store, hid_t dataset, const char *name, hid_t type,
-                               size_t item_bytes) {
-    td_hash expected;
-    td_hasher *hasher;
-    TD_TRY(read_hash(store, dataset, TD_STORE_CHECKSUM, &expected));
-    TD_TRY(td_hasher_create(&hasher));
-    void *piece = malloc(TD_STORE_CHUNK * item_bytes);
-    td_status status = piece ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory to verify %s", store->path);
-    for (int64_t begin = 0; status == TD_OK && begin < store->n_tokens; begin += TD_STORE_CHUNK) {
-        int64_t left = store->n_tokens - begin, count = left < TD_STORE_CHUNK ? left : TD_STORE_CHUNK;
-        status = read_span(store, dataset, type, begin, count, piece);
-        if (status == TD_OK)
-            td_hasher_add(hasher, piece, (size_t)count * item_bytes);
+// What one pass over the tokens recomputes.
+typedef struct verification {
+    td_hasher *hashers[2];
+    int32_t *tokens;
+    uint8_t *trained;
+    int64_t row;       // that the next token belongs to
+    int64_t n_trained; // of that row so far
+    int32_t max_token;
+} verification;
+
+static td_status check_token(const td_store *store, verification *v, int64_t at, int32_t token,
+                             uint8_t trained) {
+    if (token < 0 || trained > 1)
+        return fail_damaged(store, "a token or mask is out of range");
+    v->max_token = token > v->max_token ? token : v->max_token;
+    v->n_trained += trained && at > store->offsets[v->row];
+    if (at + 1 < store->offsets[v->row + 1])
+        return TD_OK;
+    if (v->n_trained != store->row_trained[v->row])
+        return fail_damaged_array(store, TD_STORE_ROW_TRAINED, "does not match the masks");
+    v->n_trained = 0;
+    v->row++;
+    return TD_OK;
+}
+
+static td_status verify_part(const td_store *store, verification *v, int64_t begin,
+                             int64_t count) {
+    td_hdf5_lock();
+    td_status status = read_items(store, TD_STORE_TOKENS, begin, count, v->tokens);
+    if (status == TD_OK)
+        status = read_items(store, TD_STORE_TRAINED, begin, count, v->trained);
+    td_hdf5_unlock();
+    TD_TRY(status);
+    td_hasher_add(v->hashers[TD_STORE_TOKENS], v->tokens, (size_t)count * sizeof *v->tokens);
+    td_hasher_add(v->hashers[TD_STORE_TRAINED], v->trained, (size_t)count);
+    td_progress_tick();
+    for (int64_t i = 0; i < count; i++)
+        TD_TRY(check_token(store, v, begin + i, v->tokens[i], v->trained[i]));
+    return TD_OK;
+}
+
+static td_status verify_tokens(const td_store *store, verification *v) {
+    int64_t n_tokens = store->header.n_tokens;
+    for (int64_t begin = 0; begin < n_tokens; begin += VERIFY_TOKENS) {
+        int64_t count = n_tokens - begin < VERIFY_TOKENS ? n_tokens - begin : VERIFY_TOKENS;
+        TD_TRY(verify_part(store, v, begin, count));
     }
-    if (status == TD_OK && !td_hash_equal(td_hasher_value(hasher), expected))
-        status = damaged(store, name);
-    free(piece);
-    td_hasher_destroy(hasher);
-    return status;
+    return TD_OK;
 }
 
 td_status td_store_verify(td_store *store) {
-    td_hdf5_lock();
-    td_status status =
-        verify_column(store, store->tokens, TD_STORE_TOKENS, H5T_NATIVE_INT32, sizeof(int32_t));
+    verification v = {.tokens = malloc(VERIFY_TOKENS * sizeof *v.tokens),
+                      .trained = malloc(VERIFY_TOKENS)};
+    td_status status = TD_OK;
+    if (!v.tokens || !v.trained)
+        status = td_fail(TD_ERR_MEMORY, "%s: no memory to verify it", store->path);
+    for (int array = 0; array < 2 && status == TD_OK; array++)
+        status = td_hasher_create(&v.hashers[array]);
     if (status == TD_OK)
-        status =
-            verify_column(store, store->trained, TD_STORE_TRAINED, H5T_NATIVE_UINT8, sizeof(uint8_t));
-    td_hdf5_unlock();
-    return status;
-}
-
-// Small stores are read once, against their checksums.
-static td_status make_resident(td_store *store) {
-    int64_t count;
-    if (store->token_values || (uint64_t)store->n_tokens * 5 > resident_bytes)
-        return TD_OK;
-    TD_TRY(read_column(store, TD_STORE_TRAINED, H5T_NATIVE_UINT8, sizeof(uint8_t),
-                       (void **)&store->trained_values, &count));
-    return read_column(store, TD_STORE_TOKENS, H5T_NATIVE_INT32, sizeof(int32_t),
-                       (void **)&store->token_values, &count);
-}
-
-static td_status read_row(td_store *store, int64_t begin, int64_t count, int32_t *tokens, uint8_t *trained) {
-    TD_TRY(make_resident(store));
-    if (store->token_values) {
-        memcpy(tokens, store->token_values + begin, (size_t)count * sizeof *tokens);
-        memcpy(trained, store->trained_values + begin, (size_t)count);
-        return TD_OK;
-    }
-    TD_TRY(read_span(store, store->tokens, H5T_NATIVE_INT32, begin, count, tokens));
-    return read_span(store, store->trained, H5T_NATIVE_UINT8, begin, count, trained);
-}
-
-td_status td_store_read_row(td_store *store, int64_t row, int32_t *tokens, uint8_t *trained) {
-    if (row < 0 || row >= store->n_rows)
-        return td_fail(TD_ERR_INTERNAL, "row %lld of a token store of %lld", (long long)row,
-                       (long long)store->n_rows);
-    int64_t begin = store->offsets[row];
-    td_hdf5_lock();
-    td_status status = read_row(store, begin, store->offsets[row + 1] - begin, tokens, trained);
-    td_hdf5_unlock();
+        status = verify_tokens(store, &v);
+    for (int array = 0; array < 2 && status == TD_OK; array++)
+        if (!td_hash_equal(td_hasher_value(v.hashers[array]), store->header.hashes[array]))
+            status = fail_damaged_array(store, (td_store_array)array,
+                                        "does not match its checksum");
+    if (status == TD_OK && v.max_token != store->header.max_token)
+        status = fail_damaged(store, "its largest token id is another one");
+    td_hasher_destroy(v.hashers[0]);
+    td_hasher_destroy(v.hashers[1]);
+    free(v.tokens);
+    free(v.trained);
     return status;
 }
 
 td_hash td_store_fingerprint(const td_store *store) {
-    return store->fingerprint;
+    return store->header.fingerprint;
 }
 
 td_hash td_store_content_hash(const td_store *store) {
-    return store->content;
+    return td_store_hash_content(&store->header);
 }
 
 const char *td_store_account(const td_store *store) {
@@ -319,11 +405,11 @@ const char *td_store_account(const td_store *store) {
 }
 
 int64_t td_store_rows(const td_store *store) {
-    return store->n_rows;
+    return store->header.n_rows;
 }
 
 int64_t td_store_tokens(const td_store *store) {
-    return store->n_tokens;
+    return store->header.n_tokens;
 }
 
 const int64_t *td_store_offsets(const td_store *store) {
@@ -335,5 +421,64 @@ const int32_t *td_store_row_trained(const td_store *store) {
 }
 
 int32_t td_store_max_token(const td_store *store) {
-    return store->max_token;
+    return (int32_t)store->header.max_token;
+}
+
+// Small stores are read once and kept; without memory for that rows are read one by one.
+static td_status make_resident(td_store *store) {
+    int64_t n_tokens = store->header.n_tokens;
+    if (store->tokens || n_tokens > RESIDENT_BYTES / 5)
+        return TD_OK;
+    int32_t *tokens = malloc((size_t)n_tokens * sizeof *tokens);
+    uint8_t *trained = malloc((size_t)n_tokens);
+    td_status status = TD_OK;
+    int allocated = tokens && trained;
+    if (allocated)
+        status = read_items(store, TD_STORE_TOKENS, 0, n_tokens, tokens);
+    if (allocated && status == TD_OK)
+        status = read_items(store, TD_STORE_TRAINED, 0, n_tokens, trained);
+    if (!allocated || status != TD_OK) {
+        free(tokens);
+        free(trained);
+        return status;
+    }
+    store->tokens = tokens;
+    store->trained = trained;
+    return TD_OK;
+}
+
+static td_status read_from_file(td_store *store, int64_t begin, int64_t count, int32_t *tokens,
+                                uint8_t *trained) {
+    TD_TRY(make_resident(store));
+    if (store->tokens)
+        return TD_OK;
+    TD_TRY(read_items(store, TD_STORE_TOKENS, begin, count, tokens));
+    return read_items(store, TD_STORE_TRAINED, begin, count, trained);
+}
+
+// Ids index the embedding, so damage that came after the last verification must not get through.
+static td_status check_row(const td_store *store, int64_t row, const int32_t *tokens,
+                           const uint8_t *trained, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || tokens[i] > store->header.max_token || trained[i] > 1)
+            return td_fail(TD_ERR_DATA, "%s: damaged token store: row %lld is out of range",
+                           store->path, (long long)row);
+    return TD_OK;
+}
+
+td_status td_store_read_row(td_store *store, int64_t row, int32_t *tokens, uint8_t *trained) {
+    if (row < 0 || row >= store->header.n_rows)
+        return td_fail(TD_ERR_INTERNAL, "%s: there is no row %lld", store->path, (long long)row);
+    int64_t begin = store->offsets[row], count = store->offsets[row + 1] - begin;
+    if (!store->tokens) {
+        td_hdf5_lock();
+        td_status status = read_from_file(store, begin, count, tokens, trained);
+        td_hdf5_unlock();
+        TD_TRY(status);
+    }
+    if (store->tokens) {
+        memcpy(tokens, store->tokens + begin, (size_t)count * sizeof *tokens);
+        memcpy(trained, store->trained + begin, (size_t)count);
+    }
+    return check_row(store, row, tokens, trained, count);
 }

@@ -1,28 +1,55 @@
-// Names in the token store's file, and the limits a reader accepts.
+// The file format of the token store, shared by its writer and its reader.
 #ifndef TANDEM_DATA_STORE_INTERNAL_H
 #define TANDEM_DATA_STORE_INTERNAL_H
 
 #include <hdf5.h>
+#include <stddef.h>
 
-#include "runtime/core/status.h"
+#include "runtime/data/store.h"
+
+#define TD_STORE_FORMAT "tandem-token-store"
 
 enum {
     TD_STORE_VERSION = 1,
-    TD_STORE_CHUNK = 1 << 18,       // elements per chunk and per buffer of the writer
-    TD_STORE_MAX_ACCOUNT = 1 << 20, // bytes of the account
+    TD_STORE_CHUNK_TOKENS = 1 << 16,
+    TD_STORE_CHUNK_ROWS = 1 << 13,
+    TD_STORE_BUFFER_TOKENS = 1 << 20,
+    TD_STORE_MAX_ACCOUNT_BYTES = 32 << 10, // attributes are limited to 64 KiB
 };
 
-#define TD_STORE_TOKENS      "tokens"
-#define TD_STORE_TRAINED     "trained"
-#define TD_STORE_OFFSETS     "offsets"
-#define TD_STORE_ROW_TRAINED "row_trained"
+// Beyond this nothing we could train on exists; keeps sums of sizes far from overflow.
+#define TD_STORE_MAX_TOKENS ((int64_t)1 << 42)
 
-// Attribute of a dataset: checksum of its elements in order, as hexadecimal text.
-#define TD_STORE_CHECKSUM "xxh3_128"
-// Attributes of the root group.
-#define TD_STORE_VERSION_NAME "tandem_token_store"
-#define TD_STORE_FINGERPRINT  "fingerprint"
-#define TD_STORE_MAX_TOKEN    "max_token"
-#define TD_STORE_ACCOUNT      "account"
+typedef enum td_store_array {
+    TD_STORE_TOKENS,
+    TD_STORE_TRAINED,
+    TD_STORE_OFFSETS,
+    TD_STORE_ROW_TRAINED,
+    TD_STORE_ARRAYS,
+} td_store_array;
+
+typedef struct td_store_array_info {
+    const char *name;
+    const char *hash_name; // attribute with the checksum
+    size_t item_bytes;
+    int chunk_items;
+} td_store_array_info;
+
+extern const td_store_array_info td_store_arrays[TD_STORE_ARRAYS];
+
+hid_t td_store_file_type(td_store_array array);   // on disk, little-endian
+hid_t td_store_memory_type(td_store_array array); // native
+
+// What describes the arrays.
+typedef struct td_store_header {
+    int64_t n_rows, n_tokens, max_token;
+    td_hash fingerprint;
+    td_hash hashes[TD_STORE_ARRAYS];
+} td_store_header;
+
+// Over the header and the account, so that damage to an attribute shows too.
+td_status td_store_header_hash(const td_store_header *header, const char *account, td_hash *out);
+// "The data" of checkpoints: tokens, masks and where rows begin.
+td_hash td_store_hash_content(const td_store_header *header);
 
 #endif

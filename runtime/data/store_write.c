@@ -1,3 +1,4 @@
+// Writing a token store: into a temporary beside the target, checked by reading it back, then renamed.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -5,269 +6,358 @@
 #include <unistd.h>
 
 #include "runtime/core/files.h"
+#include "runtime/core/progress.h"
 #include "runtime/data/hdf5_lock.h"
-#include "runtime/data/store.h"
 #include "runtime/data/store_internal.h"
 
-// A dataset that grows by whole buffers.
-typedef struct stored_column {
-    hid_t dataset;
-    hid_t type;
-    size_t item_bytes;
-    hsize_t written;        // elements in the file
-    unsigned char *buffer;  // (TD_STORE_CHUNK) elements
-    size_t buffered;
-    td_hasher *hasher;
-} stored_column;
+#define NO_ID ((hid_t)-1)
 
 struct td_store_writer {
     char path[TD_PATH_MAX], temporary[TD_PATH_MAX];
     hid_t file;
-    stored_column tokens, trained, offsets, row_trained;
-    int64_t n_tokens;
+    hid_t arrays[TD_STORE_ARRAYS];
+    int64_t written[TD_STORE_ARRAYS]; // items in the file
+    int32_t *tokens;                  // (TD_STORE_BUFFER_TOKENS)
+    uint8_t *trained;                 // (TD_STORE_BUFFER_TOKENS)
+    int64_t n_buffered;
+    int64_t *offsets;     // (n_rows + 1)
+    int32_t *row_trained; // (n_rows)
+    int64_t n_rows, row_capacity, n_tokens;
     int32_t max_token;
+    td_hasher *hashers[TD_STORE_ARRAYS];
 };
 
-static td_status write_failed(const td_store_writer *writer) {
-    return td_fail(TD_ERR_IO, "%s: cannot be written: %s", writer->temporary,
-                   errno ? strerror(errno) : "HDF5 refused (is the disk full?)");
+static td_status fail_write(const td_store_writer *writer, const char *what) {
+    return td_fail(TD_ERR_IO, "%s: cannot write %s: is the disk full?", writer->temporary, what);
 }
 
-static hid_t create_dataset(hid_t file, const char *name, hid_t type) {
-    hsize_t none = 0, unlimited = H5S_UNLIMITED, chunk = TD_STORE_CHUNK;
-    hid_t space = H5Screate_simple(1, &none, &unlimited);
-    hid_t layout = H5Pcreate(H5P_DATASET_CREATE);
-    hid_t dataset = H5I_INVALID_HID;
-    if (space >= 0 && layout >= 0 && H5Pset_chunk(layout, 1, &chunk) >= 0)
-        dataset = H5Dcreate2(file, name, type, space, H5P_DEFAULT, layout, H5P_DEFAULT);
-    H5Pclose(layout);
+static hid_t create_array(hid_t file, td_store_array array) {
+    const td_store_array_info *info = &td_store_arrays[array];
+    hsize_t size = 0, unlimited = H5S_UNLIMITED, chunk = (hsize_t)info->chunk_items;
+    hid_t space = H5Screate_simple(1, &size, &unlimited), list = H5Pcreate(H5P_DATASET_CREATE);
+    hid_t dataset = NO_ID;
+    if (space >= 0 && list >= 0 && H5Pset_chunk(list, 1, &chunk) >= 0 &&
+        H5Pset_obj_track_times(list, 0) >= 0)
+        dataset = H5Dcreate2(file, info->name, td_store_file_type(array), space, H5P_DEFAULT, list,
+                             H5P_DEFAULT);
+    H5Pclose(list);
     H5Sclose(space);
     return dataset;
 }
 
-static td_status column_open(td_store_writer *writer, stored_column *column, const char *name, hid_t type,
-                             size_t item_bytes) {
-    column->type = type;
-    column->item_bytes = item_bytes;
-    column->dataset = create_dataset(writer->file, name, type);
-    if (column->dataset < 0)
-        return write_failed(writer);
-    column->buffer = malloc(TD_STORE_CHUNK * item_bytes);
-    if (!column->buffer)
-        return td_fail(TD_ERR_MEMORY, "no memory for the token store's buffers");
-    return td_hasher_create(&column->hasher);
+static hid_t create_file(const char *path) {
+    hid_t list = H5Pcreate(H5P_FILE_ACCESS), file = NO_ID;
+    // Locks keep a second run out of the temporary; file systems without them are used all the same.
+    if (list >= 0 && H5Pset_libver_bounds(list, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST) >= 0 &&
+        H5Pset_fclose_degree(list, H5F_CLOSE_STRONG) >= 0 &&
+        H5Pset_file_locking(list, 1, 1) >= 0)
+        file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, list);
+    H5Pclose(list);
+    return file;
 }
 
-static void column_close(stored_column *column) {
-    if (column->dataset >= 0)
-        H5Dclose(column->dataset);
-    column->dataset = H5I_INVALID_HID;
-    free(column->buffer);
-    column->buffer = NULL;
-    td_hasher_destroy(column->hasher);
-    column->hasher = NULL;
-}
-
-static int append(stored_column *column) {
-    hsize_t begin = column->written, count = column->buffered, size = begin + count;
-    if (count == 0)
-        return 1;
-    int ok = H5Dset_extent(column->dataset, &size) >= 0;
-    hid_t space = ok ? H5Dget_space(column->dataset) : H5I_INVALID_HID;
-    hid_t memory = H5Screate_simple(1, &count, NULL);
-    ok = ok && space >= 0 && memory >= 0 &&
-         H5Sselect_hyperslab(space, H5S_SELECT_SET, &begin, NULL, &count, NULL) >= 0 &&
-         H5Dwrite(column->dataset, column->type, memory, space, H5P_DEFAULT, column->buffer) >= 0;
-    if (memory >= 0)
-        H5Sclose(memory);
-    if (space >= 0)
-        H5Sclose(space);
-    column->written = size;
-    column->buffered = 0;
-    return ok;
-}
-
-static td_status column_add(td_store_writer *writer, stored_column *column, const void *items, int64_t count) {
-    const unsigned char *next = items;
-    td_hasher_add(column->hasher, items, (size_t)count * column->item_bytes);
-    for (size_t left = (size_t)count; left > 0;) {
-        size_t room = TD_STORE_CHUNK - column->buffered, n = left < room ? left : room;
-        memcpy(column->buffer + column->buffered * column->item_bytes, next, n * column->item_bytes);
-        column->buffered += n;
-        next += n * column->item_bytes;
-        left -= n;
-        if (column->buffered == TD_STORE_CHUNK && !append(column))
-            return write_failed(writer);
+static td_status create_store(td_store_writer *writer) {
+    writer->file = create_file(writer->temporary);
+    if (writer->file < 0)
+        return td_fail(TD_ERR_IO,
+                       "%s: cannot create it: no permission, no space, or another run writes it",
+                       writer->temporary);
+    for (int array = 0; array < TD_STORE_ARRAYS; array++) {
+        writer->arrays[array] = create_array(writer->file, (td_store_array)array);
+        if (writer->arrays[array] < 0)
+            return fail_write(writer, td_store_arrays[array].name);
     }
     return TD_OK;
 }
 
-static td_status open_file(td_store_writer *writer) {
-    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
-    errno = 0;
-    if (access >= 0 && H5Pset_libver_bounds(access, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST) >= 0)
-        writer->file = H5Fcreate(writer->temporary, H5F_ACC_TRUNC, H5P_DEFAULT, access);
-    H5Pclose(access);
-    if (writer->file < 0)
-        return write_failed(writer);
-    TD_TRY(column_open(writer, &writer->tokens, TD_STORE_TOKENS, H5T_NATIVE_INT32, sizeof(int32_t)));
-    TD_TRY(column_open(writer, &writer->trained, TD_STORE_TRAINED, H5T_NATIVE_UINT8, sizeof(uint8_t)));
-    TD_TRY(column_open(writer, &writer->offsets, TD_STORE_OFFSETS, H5T_NATIVE_INT64, sizeof(int64_t)));
-    TD_TRY(column_open(writer, &writer->row_trained, TD_STORE_ROW_TRAINED, H5T_NATIVE_INT32,
-                       sizeof(int32_t)));
-    int64_t first = 0;
-    return column_add(writer, &writer->offsets, &first, 1);
+static td_status allocate(td_store_writer *writer) {
+    writer->tokens = malloc(TD_STORE_BUFFER_TOKENS * sizeof *writer->tokens);
+    writer->trained = malloc(TD_STORE_BUFFER_TOKENS);
+    writer->offsets = calloc(1, sizeof *writer->offsets);
+    if (!writer->tokens || !writer->trained || !writer->offsets)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for the write buffer", writer->path);
+    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+        TD_TRY(td_hasher_create(&writer->hashers[array]));
+    return TD_OK;
 }
 
-static void close_file(td_store_writer *writer) {
-    column_close(&writer->tokens);
-    column_close(&writer->trained);
-    column_close(&writer->offsets);
-    column_close(&writer->row_trained);
-    if (writer->file >= 0)
-        H5Fclose(writer->file);
-    writer->file = H5I_INVALID_HID;
+static td_status name_files(td_store_writer *writer, const char *path) {
+    // One fixed name: what a killed run left is overwritten by the next.
+    if (snprintf(writer->path, sizeof writer->path, "%s", path) >= TD_PATH_MAX ||
+        snprintf(writer->temporary, sizeof writer->temporary, "%s.tmp", path) >= TD_PATH_MAX)
+        return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...",
+                       TD_PATH_MAX - 5, path);
+    return TD_OK;
+}
+
+// Also after a failure: HDF5 may still hold data for a disk that is full.
+static int close_file(td_store_writer *writer) {
+    int done = 1;
+    if (writer->file < 0)
+        return 1;
+    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+        if (writer->arrays[array] >= 0)
+            done = H5Dclose(writer->arrays[array]) >= 0 && done;
+    done = H5Fclose(writer->file) >= 0 && done;
+    writer->file = NO_ID;
+    return done;
+}
+
+static void destroy(td_store_writer *writer) {
+    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+        td_hasher_destroy(writer->hashers[array]);
+    free(writer->tokens);
+    free(writer->trained);
+    free(writer->offsets);
+    free(writer->row_trained);
+    free(writer);
 }
 
 td_status td_store_writer_open(const char *path, td_store_writer **out) {
     td_store_writer *writer = calloc(1, sizeof *writer);
     if (!writer)
-        return td_fail(TD_ERR_MEMORY, "no memory for the token store");
-    writer->file = writer->tokens.dataset = writer->trained.dataset = writer->offsets.dataset =
-        writer->row_trained.dataset = H5I_INVALID_HID;
-    writer->max_token = -1;
-    int path_bytes = snprintf(writer->path, sizeof writer->path, "%s", path);
-    int temporary_bytes =
-        snprintf(writer->temporary, sizeof writer->temporary, "%s.tmp-%ld", path, (long)getpid());
-    td_status status = path_bytes < TD_PATH_MAX && temporary_bytes < TD_PATH_MAX
-                           ? TD_OK
-                           : td_fail(TD_ERR_USAGE, "%s: the path is too long", path);
-    if (status == TD_OK) {
-        td_hdf5_lock();
-        status = open_file(writer);
-        td_hdf5_unlock();
-    }
+        return td_fail(TD_ERR_MEMORY, "%s: no memory to write it", path);
+    writer->file = NO_ID;
+    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+        writer->arrays[array] = NO_ID;
+    td_status status = name_files(writer, path);
+    if (status == TD_OK)
+        status = allocate(writer);
     if (status != TD_OK) {
-        td_store_writer_abandon(writer);
+        destroy(writer);
+        return status;
+    }
+    td_hdf5_lock();
+    status = create_store(writer);
+    td_hdf5_unlock();
+    if (status != TD_OK) {
+        // Without the file there is nothing of ours to remove; it may be another run's.
+        if (writer->file < 0)
+            destroy(writer);
+        else
+            td_store_writer_abandon(writer);
         return status;
     }
     *out = writer;
     return TD_OK;
 }
 
-td_status td_store_writer_add(td_store_writer *writer, const int32_t *tokens, const uint8_t *trained,
-                              int64_t count) {
-    int32_t n_trained = 0;
-    if (count < 1)
-        return td_fail(TD_ERR_INTERNAL, "an empty row for the token store");
-    for (int64_t i = 0; i < count; i++) {
-        n_trained += i > 0 && trained[i];
-        if (tokens[i] > writer->max_token)
-            writer->max_token = tokens[i];
-    }
-    writer->n_tokens += count;
+void td_store_writer_abandon(td_store_writer *writer) {
+    if (!writer)
+        return;
     td_hdf5_lock();
-    errno = 0;
-    td_status status = column_add(writer, &writer->tokens, tokens, count);
-    if (status == TD_OK)
-        status = column_add(writer, &writer->trained, trained, count);
-    if (status == TD_OK)
-        status = column_add(writer, &writer->offsets, &writer->n_tokens, 1);
-    if (status == TD_OK)
-        status = column_add(writer, &writer->row_trained, &n_trained, 1);
+    close_file(writer);
     td_hdf5_unlock();
+    unlink(writer->temporary);
+    destroy(writer);
+}
+
+// Appends items to a dataset. The lock is held.
+static td_status append(td_store_writer *writer, td_store_array array, const void *items,
+                        int64_t count) {
+    hsize_t start = (hsize_t)writer->written[array], n = (hsize_t)count, size = start + n;
+    if (count == 0)
+        return TD_OK;
+    td_hasher_add(writer->hashers[array], items,
+                  (size_t)count * td_store_arrays[array].item_bytes);
+    hid_t dataset = writer->arrays[array], memory = NO_ID, space = NO_ID;
+    int done = H5Dset_extent(dataset, &size) >= 0;
+    if (done) {
+        memory = H5Screate_simple(1, &n, NULL);
+        space = H5Dget_space(dataset);
+        done = memory >= 0 && space >= 0 &&
+               H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &n, NULL) >= 0 &&
+               H5Dwrite(dataset, td_store_memory_type(array), memory, space, H5P_DEFAULT, items) >=
+                   0;
+        H5Sclose(memory);
+        H5Sclose(space);
+    }
+    writer->written[array] += count;
+    return done ? TD_OK : fail_write(writer, td_store_arrays[array].name);
+}
+
+static td_status flush_tokens(td_store_writer *writer) {
+    td_hdf5_lock();
+    td_status status = append(writer, TD_STORE_TOKENS, writer->tokens, writer->n_buffered);
+    if (status == TD_OK)
+        status = append(writer, TD_STORE_TRAINED, writer->trained, writer->n_buffered);
+    td_hdf5_unlock();
+    writer->n_buffered = 0;
+    td_progress_tick();
     return status;
 }
 
-static int write_text(hid_t object, const char *name, const char *text) {
-    hid_t type = H5Tcopy(H5T_C_S1), space = H5Screate(H5S_SCALAR), attribute = H5I_INVALID_HID;
-    int ok = type >= 0 && space >= 0 && H5Tset_size(type, strlen(text) + 1) >= 0;
-    if (ok)
-        attribute = H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
-    ok = ok && attribute >= 0 && H5Awrite(attribute, type, text) >= 0;
+static td_status grow_rows(td_store_writer *writer) {
+    if (writer->n_rows < writer->row_capacity)
+        return TD_OK;
+    int64_t capacity = writer->row_capacity ? writer->row_capacity * 2 : 1024;
+    int64_t *offsets =
+        realloc(writer->offsets, (size_t)(capacity + 1) * sizeof *writer->offsets);
+    if (offsets)
+        writer->offsets = offsets;
+    int32_t *row_trained =
+        realloc(writer->row_trained, (size_t)capacity * sizeof *writer->row_trained);
+    if (row_trained)
+        writer->row_trained = row_trained;
+    if (!offsets || !row_trained)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for %lld rows", writer->path,
+                       (long long)capacity);
+    writer->row_capacity = capacity;
+    return TD_OK;
+}
+
+static td_status buffer_tokens(td_store_writer *writer, const int32_t *tokens,
+                               const uint8_t *trained, int64_t count) {
+    while (count > 0) {
+        int64_t room = TD_STORE_BUFFER_TOKENS - writer->n_buffered;
+        int64_t part = count < room ? count : room;
+        memcpy(writer->tokens + writer->n_buffered, tokens, (size_t)part * sizeof *tokens);
+        for (int64_t i = 0; i < part; i++)
+            writer->trained[writer->n_buffered + i] = trained[i] != 0;
+        writer->n_buffered += part;
+        if (writer->n_buffered == TD_STORE_BUFFER_TOKENS)
+            TD_TRY(flush_tokens(writer));
+        tokens += part;
+        trained += part;
+        count -= part;
+    }
+    return TD_OK;
+}
+
+td_status td_store_writer_add(td_store_writer *writer, const int32_t *tokens,
+                              const uint8_t *trained, int64_t count) {
+    int64_t n_trained = 0;
+    int32_t max_token = writer->max_token;
+    if (count < 1 || count > INT32_MAX)
+        return td_fail(TD_ERR_DATA, "%s: row %lld has %lld tokens", writer->path,
+                       (long long)writer->n_rows, (long long)count);
+    for (int64_t i = 0; i < count; i++) {
+        if (tokens[i] < 0)
+            return td_fail(TD_ERR_DATA, "%s: row %lld has the token id %d", writer->path,
+                           (long long)writer->n_rows, (int)tokens[i]);
+        max_token = tokens[i] > max_token ? tokens[i] : max_token;
+        n_trained += i > 0 && trained[i];
+    }
+    TD_TRY(grow_rows(writer));
+    TD_TRY(buffer_tokens(writer, tokens, trained, count));
+    writer->max_token = max_token;
+    writer->n_tokens += count;
+    writer->row_trained[writer->n_rows] = (int32_t)n_trained;
+    writer->offsets[++writer->n_rows] = writer->n_tokens;
+    return TD_OK;
+}
+
+static int write_attribute(hid_t file, const char *name, hid_t file_type, hid_t memory_type,
+                           const void *value) {
+    hid_t space = H5Screate(H5S_SCALAR), attribute = NO_ID;
+    if (space >= 0)
+        attribute = H5Acreate2(file, name, file_type, space, H5P_DEFAULT, H5P_DEFAULT);
+    int done = attribute >= 0 && H5Awrite(attribute, memory_type, value) >= 0;
     if (attribute >= 0)
-        ok = H5Aclose(attribute) >= 0 && ok;
+        done = H5Aclose(attribute) >= 0 && done;
     H5Sclose(space);
+    return done;
+}
+
+static int write_int(hid_t file, const char *name, int64_t value) {
+    return write_attribute(file, name, H5T_STD_I64LE, H5T_NATIVE_INT64, &value);
+}
+
+static int write_text(hid_t file, const char *name, const char *text) {
+    hid_t type = H5Tcopy(H5T_C_S1);
+    int done = type >= 0 && H5Tset_size(type, strlen(text) + 1) >= 0 &&
+               write_attribute(file, name, type, type, text);
     H5Tclose(type);
-    return ok;
+    return done;
 }
 
-static int write_int(hid_t object, const char *name, int value) {
-    hid_t space = H5Screate(H5S_SCALAR);
-    hid_t attribute = H5Acreate2(object, name, H5T_NATIVE_INT, space, H5P_DEFAULT, H5P_DEFAULT);
-    int ok = attribute >= 0 && H5Awrite(attribute, H5T_NATIVE_INT, &value) >= 0;
-    if (attribute >= 0)
-        ok = H5Aclose(attribute) >= 0 && ok;
-    H5Sclose(space);
-    return ok;
-}
-
-static int finish_column(stored_column *column) {
+static int write_hash(hid_t file, const char *name, td_hash hash) {
     char hex[TD_HASH_HEX_CHARS];
-    td_hash_to_hex(td_hasher_value(column->hasher), hex);
-    return append(column) && write_text(column->dataset, TD_STORE_CHECKSUM, hex);
+    td_hash_to_hex(hash, hex);
+    return write_text(file, name, hex);
 }
 
-static int finish_file(td_store_writer *writer, td_hash fingerprint, const char *account) {
-    char hex[TD_HASH_HEX_CHARS];
-    td_hash_to_hex(fingerprint, hex);
-    return finish_column(&writer->tokens) && finish_column(&writer->trained) &&
-           finish_column(&writer->offsets) && finish_column(&writer->row_trained) &&
-           write_text(writer->file, TD_STORE_FINGERPRINT, hex) &&
-           write_text(writer->file, TD_STORE_ACCOUNT, account) &&
-           write_int(writer->file, TD_STORE_MAX_TOKEN, writer->max_token) &&
-           write_int(writer->file, TD_STORE_VERSION_NAME, TD_STORE_VERSION) &&
-           H5Fflush(writer->file, H5F_SCOPE_GLOBAL) >= 0;
+static td_status write_header(td_store_writer *writer, td_hash fingerprint, const char *account) {
+    td_hash hash = {0};
+    td_store_header header = {.n_rows = writer->n_rows,
+                              .n_tokens = writer->n_tokens,
+                              .max_token = writer->max_token,
+                              .fingerprint = fingerprint};
+    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+        header.hashes[array] = td_hasher_value(writer->hashers[array]);
+    TD_TRY(td_store_header_hash(&header, account, &hash));
+    hid_t file = writer->file;
+    int done = write_text(file, "format", TD_STORE_FORMAT) &&
+               write_int(file, "version", TD_STORE_VERSION) &&
+               write_int(file, "n_rows", header.n_rows) &&
+               write_int(file, "n_tokens", header.n_tokens) &&
+               write_int(file, "max_token", header.max_token) &&
+               write_hash(file, "fingerprint", fingerprint) &&
+               write_text(file, "account", account) && write_hash(file, "hash_header", hash);
+    for (int array = 0; array < TD_STORE_ARRAYS && done; array++)
+        done = write_hash(file, td_store_arrays[array].hash_name, header.hashes[array]);
+    return done ? TD_OK : fail_write(writer, "its attributes");
 }
 
-// On a full disk flush and close of the library may report success: what counts is what can be read back.
-static td_status verify(const char *path) {
-    td_store *store;
-    TD_TRY(td_store_open(path, &store));
+static td_status finish_file(td_store_writer *writer, td_hash fingerprint, const char *account) {
+    TD_TRY(append(writer, TD_STORE_TOKENS, writer->tokens, writer->n_buffered));
+    TD_TRY(append(writer, TD_STORE_TRAINED, writer->trained, writer->n_buffered));
+    TD_TRY(append(writer, TD_STORE_OFFSETS, writer->offsets, writer->n_rows + 1));
+    TD_TRY(append(writer, TD_STORE_ROW_TRAINED, writer->row_trained, writer->n_rows));
+    TD_TRY(write_header(writer, fingerprint, account));
+    int flushed = H5Fflush(writer->file, H5F_SCOPE_GLOBAL) >= 0;
+    return close_file(writer) && flushed ? TD_OK : fail_write(writer, "its end");
+}
+
+// HDF5 reports success for some writes that a full disk swallowed, so only reading it back proves the file.
+static td_status verify_temporary(const td_store_writer *writer, td_hash fingerprint) {
+    td_store *store = NULL;
+    TD_TRY(td_store_open(writer->temporary, &store));
     td_status status = td_store_verify(store);
+    if (status == TD_OK && (td_store_rows(store) != writer->n_rows ||
+                            td_store_tokens(store) != writer->n_tokens ||
+                            !td_hash_equal(td_store_fingerprint(store), fingerprint)))
+        status = td_fail(TD_ERR_IO, "%s: reads back other data than was written",
+                         writer->temporary);
     td_store_close(store);
     return status;
 }
 
-static td_status publish(const td_store_writer *writer) {
-    char folder[TD_PATH_MAX];
-    TD_TRY(td_file_sync(writer->temporary));
-    td_status status = verify(writer->temporary);
-    if (status != TD_OK) {
-        td_error_clear();
-        return td_fail(TD_ERR_IO, "%s: what was written cannot be read back (is the disk full?)",
-                       writer->temporary);
-    }
+static td_status put_in_place(const td_store_writer *writer) {
+    char parent[TD_PATH_MAX];
+    snprintf(parent, sizeof parent, "%s", writer->path);
+    char *slash = strrchr(parent, '/');
+    if (!slash)
+        snprintf(parent, sizeof parent, ".");
+    else
+        slash[slash == parent] = '\0';
     if (rename(writer->temporary, writer->path) != 0)
-        return td_fail(TD_ERR_IO, "%s: cannot be renamed: %s", writer->temporary, strerror(errno));
-    snprintf(folder, sizeof folder, "%s", writer->path);
-    char *slash = strrchr(folder, '/');
-    if (slash)
-        *slash = '\0';
-    return td_file_sync(!slash ? "." : slash == folder ? "/" : folder);
+        return td_fail(TD_ERR_IO, "%s: cannot replace: %s", writer->path, strerror(errno));
+    return td_file_sync(parent);
 }
 
-td_status td_store_writer_commit(td_store_writer *writer, td_hash fingerprint, const char *account_json) {
+td_status td_store_writer_commit(td_store_writer *writer, td_hash fingerprint,
+                                 const char *account_json) {
     td_status status = TD_OK;
-    td_hdf5_lock();
-    errno = 0;
-    if (strlen(account_json) >= TD_STORE_MAX_ACCOUNT)
-        status = td_fail(TD_ERR_INTERNAL, "the account of the token store is too long");
-    else if (!finish_file(writer, fingerprint, account_json))
-        status = write_failed(writer);
-    close_file(writer);
-    td_hdf5_unlock();
+    if (writer->n_rows == 0)
+        status = td_fail(TD_ERR_DATA, "%s: has no rows", writer->path);
+    else if (strlen(account_json) >= TD_STORE_MAX_ACCOUNT_BYTES)
+        status = td_fail(TD_ERR_INTERNAL, "%s: the account is too long", writer->path);
+    if (status == TD_OK) {
+        td_hdf5_lock();
+        status = finish_file(writer, fingerprint, account_json);
+        td_hdf5_unlock();
+    }
     if (status == TD_OK)
-        status = publish(writer);
-    td_store_writer_abandon(writer);
-    return status;
-}
-
-void td_store_writer_abandon(td_store_writer *writer) {
-    td_hdf5_lock();
-    close_file(writer);
-    td_hdf5_unlock();
-    if (writer->temporary[0])
-        unlink(writer->temporary);
-    free(writer);
+        status = td_file_sync(writer->temporary);
+    if (status == TD_OK)
+        status = verify_temporary(writer, fingerprint);
+    if (status == TD_OK)
+        status = put_in_place(writer);
+    if (status != TD_OK) {
+        td_store_writer_abandon(writer);
+        return status;
+    }
+    destroy(writer);
+    return TD_OK;
 }

@@ -1,0 +1,21 @@
+// One line of JSON to one row of tokens with a mask. Thread-safe: any number of rows at a time.
+#ifndef TANDEM_DATA_ROWS_H
+#define TANDEM_DATA_ROWS_H
+
+#include "runtime/data/prepare.h"
+
+typedef struct td_row {
+    int32_t *tokens;  // (count), owned
+    uint8_t *trained; // (count), owned
+    int64_t count;
+} td_row;
+
+// `where` is "file:line". Neither max_length nor the number of trained tokens is looked at. TD_ERR_DATA for whatever the row format
+// does not allow. Free with td_row_fini(), not needed after a failure.
+td_status td_row_read(const td_prepare_options *options, const char *where, const char *line, size_t bytes,
+                      td_row *out);
+void td_row_fini(td_row *row);
+// Trained tokens after the shift: the first token never counts.
+int64_t td_row_trained_count(const td_row *row);
+
+#endif
