@@ -29,7 +29,7 @@ NF4_BLOCK = 64
 def parse():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="config.json with the model's shape, or its folder")
+    parser.add_argument("--config", required=True, help="config.json of the shape, or its folder")
     parser.add_argument("--seq", type=int, default=512, help="tokens per sequence")
     parser.add_argument("--batch", type=int, default=1, help="sequences per step")
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank; alpha is twice the rank")
@@ -59,8 +59,9 @@ def quantize(model, compute_dtype):
         if leaf not in PROJECTIONS or not isinstance(layer, nn.Linear):
             continue
         if layer.in_features % NF4_BLOCK:
-            raise SystemExit(f"{name}: bitsandbytes reads rows of {layer.in_features} elements wrongly "
-                             f"on a CPU with AVX-512; use a shape with multiples of {NF4_BLOCK}")
+            raise SystemExit(
+                f"{name}: bitsandbytes reads rows of {layer.in_features} elements wrongly on a CPU "
+                f"with AVX-512; use a shape with multiples of {NF4_BLOCK}")
         replaced = bitsandbytes.nn.Linear4bit(
             layer.in_features, layer.out_features, bias=layer.bias is not None,
             compute_dtype=compute_dtype, compress_statistics=True, quant_type="nf4", device="meta")
@@ -194,9 +195,10 @@ def run_child(variant):
 
 def print_row(found):
     mib = 1 << 20
-    print(f"{found['variant']:5} {found['tokens_per_s']:9.1f} tokens/s   step {found['step_s']:.3f} s "
-          f"(min {found['step_min_s']:.3f}, max {found['step_max_s']:.3f})   peak "
-          f"{found['peak_resident_bytes'] / mib:.0f} MiB   loss {found['first_loss']:.4f} -> "
+    print(f"{found['variant']:5} {found['tokens_per_s']:9.1f} tokens/s   "
+          f"step {found['step_s']:.3f} s (min {found['step_min_s']:.3f}, "
+          f"max {found['step_max_s']:.3f})   "
+          f"peak {found['peak_resident_bytes'] / mib:.0f} MiB   loss {found['first_loss']:.4f} -> "
           f"{found['last_loss']:.4f}")
 
 
@@ -211,8 +213,9 @@ def main():
             print(json.dumps(found), flush=True)
             continue
         if number == 0:
-            print(f"{found['cpu']}, {found['threads']} threads, seq {found['seq']} x {found['batch']}, "
-                  f"rank {found['rank']}, {found['trainable_parameters']} trainable parameters, "
+            print(f"{found['cpu']}, {found['threads']} threads, "
+                  f"seq {found['seq']} x {found['batch']}, rank {found['rank']}, "
+                  f"{found['trainable_parameters']} trainable parameters, "
                   f"{'block recompute' if found['recompute'] else 'no recompute'}, "
                   + ", ".join(f"{name} {version}" for name, version in found["versions"].items()))
         print_row(found)

@@ -1,5 +1,5 @@
-"""What the fixture scripts share: seeds, safetensors output, NF4 as CONTRACT defines it, and the
-search for weights on which every bitsandbytes version and device agrees."""
+"""What the fixture scripts share: seeds, safetensors output, NF4 as tandem defines it, and the
+search for weights on which bitsandbytes agrees with it on every device."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ NF4_THRESHOLDS = np.array(
 
 
 def restart_with_fixed_hashing():
-    """PEFT turns target_modules into a set; its order in adapter_config.json follows the hash seed."""
+    """PEFT turns target_modules into a set, whose order in the file follows the hash seed."""
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, *sys.argv])
@@ -157,7 +157,7 @@ def nf4_dequantize(codes, absmax):
 
 
 def cpu_nested_codes(x, codes):
-    """What the CPU kernel of bitsandbytes 0.50 does instead of the nearest code: 65536 table steps."""
+    """What the CPU kernel of bitsandbytes 0.50 does: a table of 65536 steps, not the nearest code."""
     grid = np.arange(65536, dtype=np.float32)
     table = np.searchsorted(midpoints(codes), (grid + grid) / np.float32(65535) - np.float32(1))
     unit = (np.clip(x, -1, 1).astype(np.float32) + np.float32(1)) * np.float32(0.5)
@@ -171,7 +171,7 @@ def distance_to(points, x):
 
 
 def is_unambiguous(weight, margin=2.5e-7):
-    """True when bitsandbytes' CPU path, its CUDA path and CONTRACT.md give the same bytes.
+    """True when bitsandbytes' CPU path, its CUDA path and the formulas above agree.
 
     They differ within an ulp or two of a threshold (the CPU path divides in the tail block and
     computes its thresholds), in the nested codes (a table instead of the nearest code on the CPU),

@@ -1,5 +1,6 @@
 """Tiny random models of every family with the logits, losses and LoRA gradients that transformers
-and PEFT compute for them in fp32: tests/fixtures/families/<family>/. README.md lists the tensors."""
+and PEFT compute for them in fp32: tests/fixtures/families/<family>/. README.md names the
+tensors."""
 
 import json
 import sys
@@ -123,7 +124,7 @@ def save_base(model, family, folder):
 
 
 def write_older_config(folder):
-    """config_v4.json: the same model in the keys that transformers 4 wrote and most folders have."""
+    """config_v4.json: the same model in the keys of transformers 4, which most folders have."""
     config = json.loads((folder / "config.json").read_text())
     rope = dict(config.pop("rope_parameters"))
     config["rope_theta"] = rope.pop("rope_theta")

@@ -1,7 +1,6 @@
 """NF4 weights quantized by bitsandbytes on the CPU: tests/fixtures/nf4/*.safetensors.
 
-Also checks CONTRACT's formula, written in numpy in common.py, against bitsandbytes bit for bit, and
-reports how often the CPU kernels of bitsandbytes leave that formula on unselected weights."""
+Also checks the formulas in common.py, plain numpy, against bitsandbytes bit for bit, and reports how often the CPU kernels of bitsandbytes leave that formula on unselected weights."""
 
 import sys
 
@@ -9,7 +8,8 @@ import numpy as np
 import torch
 
 from common import (
-    FIXTURES, NF4_BLOCK, NF4_THRESHOLDS, block_absmax, bnb_dequantize, bnb_roundtrip, cpu_nested_codes,
+    FIXTURES, NF4_BLOCK, NF4_THRESHOLDS, block_absmax, bnb_dequantize, bnb_roundtrip,
+    cpu_nested_codes,
     draw_unambiguous, dynamic_map, fresh_folder, midpoints, nested_dequantize, nested_quantize,
     nf4_codes, nf4_dequantize, nf4_pack, normalized, save_tensors, start)
 
@@ -53,8 +53,8 @@ CASES = {
 }
 
 
-def contract_bytes(weight, nested):
-    """Everything CONTRACT.md defines for one weight, by numpy only."""
+def formula_bytes(weight, nested):
+    """Everything the fixture holds for one weight, by numpy only."""
     flat = weight.float().reshape(-1).numpy()
     absmax = block_absmax(flat, NF4_BLOCK)
     codes = nf4_codes(normalized(flat, absmax, NF4_BLOCK))
@@ -86,8 +86,8 @@ def bnb_bytes(weight, nested):
     return found, state
 
 
-def check_agreement(name, fixture, contract):
-    for key, expected in contract.items():
+def check_agreement(name, fixture, formula):
+    for key, expected in formula.items():
         found = fixture[key].numpy().reshape(-1)
         expected = np.asarray(expected).reshape(-1)
         assert found.dtype == expected.dtype, (name, key, found.dtype, expected.dtype)
@@ -102,7 +102,7 @@ def write_cases(folder):
             if not wanted[0 if nested else 1]:
                 continue
             fixture, state = bnb_bytes(weight, nested)
-            check_agreement(f"{name}.{kind}", fixture, contract_bytes(weight, nested))
+            check_agreement(f"{name}.{kind}", fixture, formula_bytes(weight, nested))
             save_tensors(folder / f"{name}.{kind}.safetensors", fixture)
 
 
@@ -127,7 +127,7 @@ def write_prequantized(folder):
 
 
 def report_deviations():
-    """How bitsandbytes' CPU path differs from CONTRACT.md on weights that nobody selected."""
+    """How bitsandbytes' CPU path differs from the formulas on weights that nobody selected."""
     torch.manual_seed(3000)
     codes = dynamic_map()
     nf4 = nested = table = mean = total = blocks = 0
@@ -147,8 +147,8 @@ def report_deviations():
         total, blocks = total + expected.size, blocks + absmax.size
     computed = midpoints(state.code.numpy())
     print(f"thresholds: {(computed != NF4_THRESHOLDS).sum()} of 15 midpoints differ by one ulp "
-          f"from the constants of the CUDA kernel (number {np.flatnonzero(computed != NF4_THRESHOLDS)})")
-    print(f"nf4 bytes: {nf4} of {total} differ from CONTRACT on the CPU")
+          f"from the constants of the CUDA kernel: {np.flatnonzero(computed != NF4_THRESHOLDS)}")
+    print(f"nf4 bytes: {nf4} of {total} differ from the formula")
     print(f"nested codes: {nested} of {blocks} are not the nearest code; {table} differ from the "
           "65536-step table of cpu_nested_codes")
     print(f"offset: {mean} of 40 means differ from the fp64 mean rounded to fp32")

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from common import (
-    FIXTURES, distance_to, dynamic_map, fresh_folder, midpoints, save_tensors, start, write_json)
+    FIXTURES, block_absmax, distance_to, dynamic_map, fresh_folder, midpoints, save_tensors, start,
+    write_json)
 
 from bitsandbytes.backends.cpu import ops as bnb_cpu
 from transformers import get_scheduler
@@ -62,7 +63,7 @@ class NearestQuantizer:
     def __call__(self, values, codes, absmax_out, codes_out, block):
         codes = codes.numpy()
         flat = values.numpy().reshape(-1)
-        absmax = np.array([np.abs(flat[at : at + block]).max() for at in range(0, flat.size, block)])
+        absmax = block_absmax(flat, block)
         x = flat * np.repeat((1 / absmax).astype(np.float32), block)[: flat.size]
         middle = midpoints(codes)
         self.clear = self.clear and bool((distance_to(middle, x) > 1e-5 * np.abs(x))[x != 0].all())

@@ -51,7 +51,8 @@ def special(*names, **settings):
 def template(begin, end, tokenizer):
     ids = [(name, tokenizer.token_to_id(name)) for name in (begin, end) if name]
     single = " ".join(filter(None, [begin, "$A", end]))
-    pair = " ".join(filter(None, [begin, "$A", end, begin and f"{begin}:1", "$B:1", end and f"{end}:1"]))
+    second = [begin and f"{begin}:1", "$B:1", end and f"{end}:1"]
+    pair = " ".join(filter(None, [begin, "$A", end, *second]))
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 
 
@@ -77,13 +78,15 @@ def make_qwen2(texts):
     tokenizer.add_special_tokens(special(*names))
     thought = ["<think>", "</think>"]
     tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in thought])
-    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.post_processor = processors.ByteLevel(
+        add_prefix_space=False, trim_offsets=False, use_regex=False)
     return tokenizer, names + thought
 
 
 def make_smollm(texts):
     tokenizer = trained(texts, 800, pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True), byte_level(trim_offsets=True, use_regex=True)]))
+        pre_tokenizers.Digits(individual_digits=True),
+        byte_level(trim_offsets=True, use_regex=True)]))
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<jupyter_start>"]
     tokenizer.add_special_tokens(special(*names))
     return tokenizer, names
@@ -106,19 +109,28 @@ def make_added(texts):
         AddedToken("  ", normalized=False), AddedToken("\n\n", normalized=True),
         AddedToken("<tail>", lstrip=True, single_word=True, normalized=True)])
     tokenizer.post_processor = template("<s>", "</s>", tokenizer)
-    return tokenizer, ["<s>", "</s>", "<mask>", "<sep>", "<both>", "<caf\u00e9>", "word", "na\u00efve",
+    return tokenizer, ["<s>", "</s>", "<mask>", "<sep>", "<both>", "<caf\u00e9>", "word",
+                       "na\u00efve",
                        "re\u0301sume\u0301", "<a>", "<a><b>", "<b>", "<b><c>", "<tail>"]
 
 
 ADDED_TEXTS = [
-    "a <mask> b", "a  \n\t<mask>  b", "a<mask>b", "<mask> <mask>", "  <mask>", "a <sep> b", "a<sep> \n\n b", "<sep>  ",
-    "a  <both>  b", " <both> <both> ", "<both><mask><sep> x", "x <mask><sep>  <both> y", "<cafe\u0301>", "<caf\u00e9>",
-    "x<cafe\u0301>y", "word", "a word b", "words", "sword", "word word", "word-word", "word_word", "word1", "1word",
-    "\u00e9word", "word\u00e9", "word.", "(word)", "\nword\n", "wordword", "nai\u0308ve", "na\u00efve", "a nai\u0308ve b",
-    "nai\u0308vet\u00e9", "re\u0301sume\u0301", "r\u00e9sum\u00e9", "my re\u0301sume\u0301.", "<a>", "<a><b>", "<a><b><c>", "<b><c>", "<b>",
-    "<a> <b>", "<a><a><b>", "<b><b><c>", "<a><b", "x  y", "x   y", "x    y", "\n\n", "\n\n\n", "a\n\n\n\nb", "  \n\n  ",
-    "a <tail>", "a <tail>b", "a<tail>", "  <tail>.", "<tail><tail>", "<s>a</s>", "<s> a </s>", "< s>", "<mask",
-    "a\u00a0<mask>\u00a0b", "a\u3000<both>\u3000b", "word<mask>word", "<mask>\u0301", "<sep>\u0301x", "word\u0301",
+    "a <mask> b", "a  \n\t<mask>  b", "a<mask>b", "<mask> <mask>", "  <mask>", "a <sep> b",
+    "a<sep> \n\n b", "<sep>  ",
+    "a  <both>  b", " <both> <both> ", "<both><mask><sep> x", "x <mask><sep>  <both> y",
+    "<cafe\u0301>", "<caf\u00e9>",
+    "x<cafe\u0301>y", "word", "a word b", "words", "sword", "word word", "word-word", "word_word",
+    "word1", "1word",
+    "\u00e9word", "word\u00e9", "word.", "(word)", "\nword\n", "wordword", "nai\u0308ve",
+    "na\u00efve", "a nai\u0308ve b",
+    "nai\u0308vet\u00e9", "re\u0301sume\u0301", "r\u00e9sum\u00e9", "my re\u0301sume\u0301.", "<a>",
+    "<a><b>", "<a><b><c>", "<b><c>", "<b>",
+    "<a> <b>", "<a><a><b>", "<b><b><c>", "<a><b", "x  y", "x   y", "x    y", "\n\n", "\n\n\n",
+    "a\n\n\n\nb", "  \n\n  ",
+    "a <tail>", "a <tail>b", "a<tail>", "  <tail>.", "<tail><tail>", "<s>a</s>", "<s> a </s>",
+    "< s>", "<mask",
+    "a\u00a0<mask>\u00a0b", "a\u3000<both>\u3000b", "word<mask>word", "<mask>\u0301",
+    "<sep>\u0301x", "word\u0301",
 ]
 
 
@@ -172,7 +184,8 @@ STYLES = {
 def passages(texts):
     """A long passage, long words, lines and pieces of the training text."""
     play = texts[0]
-    return [*play[9000:9900].splitlines(), play[5000:6200], "z" * 400, "ab" * 150, "the" * 70, play[20000:20200].upper(),
+    return [*play[9000:9900].splitlines(), play[5000:6200], "z" * 400, "ab" * 150, "the" * 70,
+            play[20000:20200].upper(),
             " ".join(play[30000:30300].split())]
 
 

@@ -107,7 +107,7 @@ def padded(rows):
         "input_ids": torch.tensor([fill(row, "input_ids", 0) for row in rows]),
         "labels": torch.tensor([fill(row, "labels", -100) for row in rows]),
         "attention_mask": torch.tensor(
-            [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]),
+            [[int(at < len(row["input_ids"])) for at in range(longest)] for row in rows]),
     }
 
 
