@@ -4,14 +4,21 @@
 #include <pthread.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int is_prepared;
 
-// The thread-safe build of HDF5 keeps one error handler per thread.
-static _Thread_local int is_silenced;
+// In a thread-safe build of HDF5 every thread has an error stack, and a printer, of its own.
+static _Thread_local int is_quiet;
 
 void td_hdf5_lock(void) {
     pthread_mutex_lock(&lock);
-    if (!is_silenced)
-        is_silenced = H5Eset_auto2(H5E_DEFAULT, NULL, NULL) >= 0;
+    // A file that could not be closed (full disk) stays in the library's tables, and its handler at
+    // exit would crash on it. Whoever writes closes and checks, so the handler has nothing to do.
+    if (!is_prepared)
+        H5dont_atexit();
+    is_prepared = 1;
+    if (!is_quiet)
+        H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+    is_quiet = 1;
 }
 
 void td_hdf5_unlock(void) {

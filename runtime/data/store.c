@@ -35,8 +35,7 @@ static td_status fail_damaged(const td_store *store, const char *what) {
                    store->path, what);
 }
 
-static td_status fail_damaged_array(const td_store *store, td_store_array array,
-                                    const char *what) {
+static td_status fail_damaged_array(const td_store *store, td_store_array array, const char *what) {
     return td_fail(TD_ERR_DATA,
                    "%s: damaged token store: /%s %s; delete it and it is made again from the rows",
                    store->path, td_store_arrays[array].name, what);
@@ -85,7 +84,8 @@ static td_status read_int(const td_store *store, const char *name, int64_t min, 
     return TD_OK;
 }
 
-// Text of a fixed-length string attribute, NUL-terminated; the caller frees. NULL when it is no such thing.
+// Text of a fixed-length string attribute, NUL-terminated; the caller frees. NULL when it is no
+// such thing.
 static char *read_text(hid_t file, const char *name, size_t max_bytes) {
     hid_t attribute = open_attribute(file, name), type = NO_ID;
     char *text = NULL;
@@ -173,7 +173,8 @@ static td_status check_file_size(const td_store *store) {
     return bytes >= needed ? TD_OK : fail_damaged(store, "the file is too short for its rows");
 }
 
-// Data must lie in this file, as it is: no link to elsewhere, no virtual or external storage, no filter.
+// Data must lie in this file, as it is: no link to elsewhere, no virtual or external storage, no
+// filter.
 static int is_plain_storage(hid_t file, const char *name, hid_t dataset) {
     H5L_info_t link;
     hid_t list = H5Dget_create_plist(dataset);
@@ -196,8 +197,7 @@ static int is_expected_extent(hid_t dataset, int64_t items) {
     hid_t space = H5Dget_space(dataset);
     hsize_t extent = 0;
     int expected = space >= 0 && H5Sget_simple_extent_ndims(space) == 1 &&
-                   H5Sget_simple_extent_dims(space, &extent, NULL) == 1 &&
-                   extent == (hsize_t)items;
+                   H5Sget_simple_extent_dims(space, &extent, NULL) == 1 && extent == (hsize_t)items;
     H5Sclose(space);
     return expected;
 }
@@ -232,16 +232,21 @@ static td_status read_items(const td_store *store, td_store_array array, int64_t
     return done ? TD_OK : fail_damaged_array(store, array, "cannot be read");
 }
 
-static td_status read_index(td_store *store, td_store_array array, void **out) {
+static td_status read_whole(const td_store *store, td_store_array array, void *out) {
     size_t items = (size_t)expected_items(store, array);
-    size_t bytes = items * td_store_arrays[array].item_bytes;
-    *out = malloc(bytes);
-    if (!*out)
-        return td_fail(TD_ERR_MEMORY, "%s: no memory for its %zu rows", store->path, items);
-    TD_TRY(read_items(store, array, 0, (int64_t)items, *out));
-    if (!td_hash_equal(td_hash_bytes(*out, bytes), store->header.hashes[array]))
+    TD_TRY(read_items(store, array, 0, (int64_t)items, out));
+    td_hash hash = td_hash_bytes(out, items * td_store_arrays[array].item_bytes);
+    if (!td_hash_equal(hash, store->header.hashes[array]))
         return fail_damaged_array(store, array, "does not match its checksum");
     return TD_OK;
+}
+
+static td_status read_index(td_store *store, td_store_array array, void **out) {
+    size_t items = (size_t)expected_items(store, array);
+    *out = malloc(items * td_store_arrays[array].item_bytes);
+    if (!*out)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for its %zu rows", store->path, items);
+    return read_whole(store, array, *out);
 }
 
 static td_status check_index(const td_store *store) {
@@ -344,8 +349,7 @@ static td_status check_token(const td_store *store, verification *v, int64_t at,
     return TD_OK;
 }
 
-static td_status verify_part(const td_store *store, verification *v, int64_t begin,
-                             int64_t count) {
+static td_status verify_part(const td_store *store, verification *v, int64_t begin, int64_t count) {
     td_hdf5_lock();
     td_status status = read_items(store, TD_STORE_TOKENS, begin, count, v->tokens);
     if (status == TD_OK)
@@ -381,8 +385,8 @@ td_status td_store_verify(td_store *store) {
         status = verify_tokens(store, &v);
     for (int array = 0; array < 2 && status == TD_OK; array++)
         if (!td_hash_equal(td_hasher_value(v.hashers[array]), store->header.hashes[array]))
-            status = fail_damaged_array(store, (td_store_array)array,
-                                        "does not match its checksum");
+            status =
+                fail_damaged_array(store, (td_store_array)array, "does not match its checksum");
     if (status == TD_OK && v.max_token != store->header.max_token)
         status = fail_damaged(store, "its largest token id is another one");
     td_hasher_destroy(v.hashers[0]);
@@ -434,9 +438,9 @@ static td_status make_resident(td_store *store) {
     td_status status = TD_OK;
     int allocated = tokens && trained;
     if (allocated)
-        status = read_items(store, TD_STORE_TOKENS, 0, n_tokens, tokens);
+        status = read_whole(store, TD_STORE_TOKENS, tokens);
     if (allocated && status == TD_OK)
-        status = read_items(store, TD_STORE_TRAINED, 0, n_tokens, trained);
+        status = read_whole(store, TD_STORE_TRAINED, trained);
     if (!allocated || status != TD_OK) {
         free(tokens);
         free(trained);

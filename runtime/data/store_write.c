@@ -1,4 +1,5 @@
-// Writing a token store: into a temporary beside the target, checked by reading it back, then renamed.
+// Writing a token store: into a temporary beside the target, checked by reading it back, then
+// renamed.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,10 +48,10 @@ static hid_t create_array(hid_t file, td_store_array array) {
 
 static hid_t create_file(const char *path) {
     hid_t list = H5Pcreate(H5P_FILE_ACCESS), file = NO_ID;
-    // Locks keep a second run out of the temporary; file systems without them are used all the same.
+    // Locks keep a second run out of the temporary; file systems without them are used all the
+    // same.
     if (list >= 0 && H5Pset_libver_bounds(list, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST) >= 0 &&
-        H5Pset_fclose_degree(list, H5F_CLOSE_STRONG) >= 0 &&
-        H5Pset_file_locking(list, 1, 1) >= 0)
+        H5Pset_fclose_degree(list, H5F_CLOSE_STRONG) >= 0 && H5Pset_file_locking(list, 1, 1) >= 0)
         file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, list);
     H5Pclose(list);
     return file;
@@ -85,8 +86,8 @@ static td_status name_files(td_store_writer *writer, const char *path) {
     // One fixed name: what a killed run left is overwritten by the next.
     if (snprintf(writer->path, sizeof writer->path, "%s", path) >= TD_PATH_MAX ||
         snprintf(writer->temporary, sizeof writer->temporary, "%s.tmp", path) >= TD_PATH_MAX)
-        return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...",
-                       TD_PATH_MAX - 5, path);
+        return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...", TD_PATH_MAX - 5,
+                       path);
     return TD_OK;
 }
 
@@ -158,17 +159,16 @@ static td_status append(td_store_writer *writer, td_store_array array, const voi
     hsize_t start = (hsize_t)writer->written[array], n = (hsize_t)count, size = start + n;
     if (count == 0)
         return TD_OK;
-    td_hasher_add(writer->hashers[array], items,
-                  (size_t)count * td_store_arrays[array].item_bytes);
+    td_hasher_add(writer->hashers[array], items, (size_t)count * td_store_arrays[array].item_bytes);
     hid_t dataset = writer->arrays[array], memory = NO_ID, space = NO_ID;
     int done = H5Dset_extent(dataset, &size) >= 0;
     if (done) {
         memory = H5Screate_simple(1, &n, NULL);
         space = H5Dget_space(dataset);
-        done = memory >= 0 && space >= 0 &&
-               H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &n, NULL) >= 0 &&
-               H5Dwrite(dataset, td_store_memory_type(array), memory, space, H5P_DEFAULT, items) >=
-                   0;
+        done =
+            memory >= 0 && space >= 0 &&
+            H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &n, NULL) >= 0 &&
+            H5Dwrite(dataset, td_store_memory_type(array), memory, space, H5P_DEFAULT, items) >= 0;
         H5Sclose(memory);
         H5Sclose(space);
     }
@@ -191,8 +191,7 @@ static td_status grow_rows(td_store_writer *writer) {
     if (writer->n_rows < writer->row_capacity)
         return TD_OK;
     int64_t capacity = writer->row_capacity ? writer->row_capacity * 2 : 1024;
-    int64_t *offsets =
-        realloc(writer->offsets, (size_t)(capacity + 1) * sizeof *writer->offsets);
+    int64_t *offsets = realloc(writer->offsets, (size_t)(capacity + 1) * sizeof *writer->offsets);
     if (offsets)
         writer->offsets = offsets;
     int32_t *row_trained =
@@ -309,16 +308,17 @@ static td_status finish_file(td_store_writer *writer, td_hash fingerprint, const
     return close_file(writer) && flushed ? TD_OK : fail_write(writer, "its end");
 }
 
-// HDF5 reports success for some writes that a full disk swallowed, so only reading it back proves the file.
+// HDF5 reports success for some writes that a full disk swallowed, so only reading it back proves
+// the file.
 static td_status verify_temporary(const td_store_writer *writer, td_hash fingerprint) {
     td_store *store = NULL;
     TD_TRY(td_store_open(writer->temporary, &store));
     td_status status = td_store_verify(store);
-    if (status == TD_OK && (td_store_rows(store) != writer->n_rows ||
-                            td_store_tokens(store) != writer->n_tokens ||
-                            !td_hash_equal(td_store_fingerprint(store), fingerprint)))
-        status = td_fail(TD_ERR_IO, "%s: reads back other data than was written",
-                         writer->temporary);
+    if (status == TD_OK &&
+        (td_store_rows(store) != writer->n_rows || td_store_tokens(store) != writer->n_tokens ||
+         !td_hash_equal(td_store_fingerprint(store), fingerprint)))
+        status =
+            td_fail(TD_ERR_IO, "%s: reads back other data than was written", writer->temporary);
     td_store_close(store);
     return status;
 }
