@@ -105,14 +105,22 @@ static int differs(const td_board *board, const td_mark *mark, td_mark *out_own)
            out_own->chain != mark->chain;
 }
 
-// The earliest mark of the peer that differs from this rank's.
+static void keep_earliest(const td_board *board, const td_mark *mark, const td_mark **earliest,
+                          td_mark *own) {
+    td_mark candidate;
+    if ((*earliest && (*earliest)->sequence <= mark->sequence) || !differs(board, mark, &candidate))
+        return;
+    *earliest = mark;
+    *own = candidate;
+}
+
+// The earliest mark of the peer that differs from this rank's, NULL when none does.
 static const td_mark *find_difference(const td_board *board, const td_beat *beat, td_mark *own) {
-    if (differs(board, &beat->earlier, own))
-        return &beat->earlier;
+    const td_mark *earliest = NULL;
+    keep_earliest(board, &beat->earlier, &earliest, own);
     for (int i = 0; i < beat->n_marks; i++)
-        if (differs(board, &beat->marks[i], own))
-            return &beat->marks[i];
-    return NULL;
+        keep_earliest(board, &beat->marks[i], &earliest, own);
+    return earliest;
 }
 
 static int judge_agreement(const td_board *board, double now, char *diagnosis) {

@@ -36,7 +36,7 @@ void td_comm_base_fini(td_comm *comm) {
 }
 
 void td_comm_set_deadline(td_comm *comm, double seconds) {
-    comm->transport->set_deadline(comm, seconds);
+    comm->transport->set_deadline(comm, seconds > 1 ? seconds : 1);
 }
 
 td_status td_comm_finish(td_comm *comm) {
@@ -224,7 +224,17 @@ int td_abort_claim(void) {
     return !atomic_flag_test_and_set(&is_claimed);
 }
 
+// Ranks that fail at the same time speak in the order of their numbers: the first one's word
+// reaches the others before it is their turn.
+static void wait_for_turn(const td_comm *comm) {
+    enum { TURN_MS = 150, LAST_TURN = 5 };
+    int turn = comm->rank < LAST_TURN ? comm->rank : LAST_TURN;
+    nanosleep(&(struct timespec){.tv_nsec = turn * TURN_MS * 1000000L}, NULL);
+}
+
 void td_comm_abort(td_comm *comm, td_status status, const char *message) {
+    if (comm)
+        wait_for_turn(comm);
     if (td_abort_claim()) {
         const char *reason = message ? message : td_error_message();
         td_error("%s", *reason ? reason : td_status_name(status));

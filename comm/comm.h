@@ -1,11 +1,19 @@
 // Communication between the ranks of one job.
 //
 // One interface, three transports: self (one rank), mpi (host memory), nccl (in the CUDA module). Collective functions must be
-// called by every rank in the same order with matching arguments; each carries a short constant `what` that diagnostics
-// show ("adapter gather"). Every wait has a deadline: when a collective is not complete after the deadline and the
-// progress words of a missing rank (runtime/core/progress.h) have stood still for as long, the watchdog prints which rank
-// is where and ends the job on all ranks with TD_ERR_PEER. Functions are for the thread that bootstrapped unless said
-// otherwise; a communication thread inside owns all MPI calls.
+// called by every rank in the same order with matching arguments; each carries a short constant `what` that lives as long as
+// the communicator and that diagnostics show ("adapter gather"). Functions are for the thread that bootstrapped unless said
+// otherwise; a communication thread inside owns all MPI calls (MPI_THREAD_SERIALIZED).
+//
+// Every wait has a deadline. Ranks exchange heartbeats with their progress words (runtime/core/progress.h) and the collectives
+// they are in. The job ends on all ranks with TD_ERR_PEER, after one line from one rank that says which rank is where, when
+// - a rank has waited in a collective for the deadline and a rank it waits for has stood still, or has given no sign of
+//   life, for as long (a rank whose words change is alive and is given any time);
+// - ranks call different collectives, whether MPI could match them or not: noticed within about a second. Until then a
+//   receiving buffer may hold garbage, and Open MPI may write past the end of the shorter one of two that do not fit;
+// - all are in a collective and it makes no progress for the deadline.
+// So a failure of another rank is never returned: the process ends inside the waiting function. Time in which the whole process
+// was stopped does not count.
 #ifndef TANDEM_COMM_COMM_H
 #define TANDEM_COMM_COMM_H
 
@@ -17,11 +25,16 @@
 
 typedef struct td_comm td_comm;
 
-// Collective. Starts MPI when the process was launched by mpirun or srun (their environment says so), else uses `self`. On
-// failure nothing needs to be undone.
+// Collective. Starts MPI when the process was launched by mpirun or srun on more than one rank (their environment says so), else
+// uses `self` and leaves MPI alone. On failure nothing needs to be undone. A rank that is missing at the start is noticed
+// after TANDEM_START_DEADLINE_SECONDS (environment, default 300), which is also the deadline until td_comm_set_deadline().
+// For Open MPI these are set in the environment unless the user has: mpi_yield_when_idle=1, coll_libnbc_ireduce_algorithm=2
+// (binomial), btl_base_warn_component_unused=0. The soft limit of open files is raised to the hard one.
 td_status td_comm_bootstrap(td_comm **out);
+// Local; the same on all ranks. At least one second.
 void td_comm_set_deadline(td_comm *comm, double seconds);
-// Collective. Finishes outstanding work, stops the communication thread, MPI_Finalize. comm is gone afterwards.
+// Collective. Finishes outstanding work, stops the communication thread, MPI_Finalize. comm is gone afterwards. Bounded: a rank that
+// does not come ends the others after the deadline.
 td_status td_comm_finish(td_comm *comm);
 
 // Local.
@@ -76,7 +89,9 @@ typedef struct td_comm_counters {
 td_comm_counters td_comm_read_counters(const td_comm *comm);
 
 // Any thread. Ends the job on all ranks: prints this thread's error message (or `message` if not NULL) once, tells the others,
-// and exits with `status`. Does not return. comm may be NULL (before bootstrap).
+// and exits with `status`, at the latest after two seconds. Does not return. comm may be NULL (before bootstrap). When several
+// ranks abort within about 0.1 s the lowest one speaks; a rank that was told by another says nothing any more. mpirun returns
+// `status`; its own explanation is silenced by mpirun -q.
 void td_comm_abort(td_comm *comm, td_status status, const char *message) __attribute__((noreturn));
 
 #endif

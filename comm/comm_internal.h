@@ -50,7 +50,7 @@ struct td_comm {
     const td_transport *transport;
     int rank, size;
     int local_rank, local_size;
-    int is_agreed; // the last failure is known to every rank
+    int is_agreed;             // the last failure is known to every rank
     td_comm_counters counters; // of the calling thread
     td_hash *gathered;         // size; what td_comm_agree() and td_comm_require_same() gather
 };

@@ -16,7 +16,7 @@
 static const double spin_seconds = 100e-6, spin_seconds_waited_for = 1e-3;
 static const double patience_seconds = 2e-3, slow_bytes_per_second = 100e6;
 static const double shortest_sleep_seconds = 50e-6, longest_sleep_seconds = 1e-3;
-static const double idle_seconds = 50e-3;
+static const double idle_seconds = 20e-3;
 // Ordinary scheduling never holds the loop for this long: the process was stopped, or the library
 // kept the thread.
 static const double stopped_seconds = 1.0;

@@ -4,14 +4,12 @@
 // The thread that owns MPI arms the watchdog before it enters a place where it may get stuck and
 // kicks it while it gets on. Time is counted in the watchdog's own ticks, so time in which the
 // whole process was stopped does not count. When the limit passes, the process prints one line and
-// ends; the launcher or the other ranks' boards then end the job. It also ends the process when the
-// launcher that started it is gone.
+// ends; the launcher or the other ranks' boards then end the job.
 #ifndef TANDEM_COMM_WATCHDOG_INTERNAL_H
 #define TANDEM_COMM_WATCHDOG_INTERNAL_H
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <sys/types.h>
 
 #include "runtime/core/status.h"
 
@@ -25,7 +23,6 @@ typedef struct td_watchdog {
     _Atomic(const char *) doing; // constant, for the message
     atomic_int end_status;       // not 0: the process ends with it when end_ms have passed
     atomic_uint end_ms;
-    pid_t launcher;
 } td_watchdog;
 
 td_status td_watchdog_start(td_watchdog *watchdog);

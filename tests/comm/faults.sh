@@ -139,7 +139,7 @@ slow)
     expect_error_lines 0
     ;;
 nap)
-    run 3 nap 0 2
+    run 3 nap -1
     expect_exit 0
     expect_error_lines 0
     ;;
@@ -149,6 +149,20 @@ abort)
     expect_gone_within 5
     expect_error_lines 1
     expect_line '^\[1\] error: line 7 is broken$'
+    ;;
+abort_together)
+    run 3 abort -1 20
+    expect_exit 3
+    expect_gone_within 5
+    expect_error_lines 1
+    expect_line '^error: line 7 is broken$'
+    ;;
+abort_without_cleanup)
+    # Others that fail after they were told are silent, and go though the launcher does not end them.
+    mpirun_options="--enable-recovery" run 3 abort -1 20
+    expect_gone_within 5
+    expect_error_lines 1
+    expect_line '^error: line 7 is broken$'
     ;;
 abort_in_thread)
     run 4 thread 3 20

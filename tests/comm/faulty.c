@@ -13,7 +13,7 @@
 #include "runtime/core/log.h"
 #include "runtime/core/progress.h"
 
-enum { N_STEPS = 12, FAULTY_STEP = 7 };
+enum { N_STEPS = 12, FAULTY_STEP = 7, ALL = -1, NONE = -2 };
 
 static td_comm *comm;
 static int rank, size;
@@ -92,16 +92,19 @@ static void be_slow(void) {
     }
 }
 
+// All processes are stopped for longer than the deadline and continued, as on a suspended machine.
+// By then the last rank has not called the next collective, and the others wait for it.
 static void nap(void) {
-    // Longer than the deadline, but the whole process: stopped from outside and continued by a
-    // child.
     pid_t self = getpid(), child = fork();
     if (child == 0) {
-        sleep_ms(1000);
+        sleep_ms(500);
+        kill(self, SIGSTOP);
+        sleep_ms(3000);
         kill(self, SIGCONT);
         _exit(0);
     }
-    raise(SIGSTOP);
+    for (int i = 0; i < 10 && rank == size - 1; i++)
+        sleep_ms(100);
 }
 
 static void give_up(void) {
@@ -148,7 +151,7 @@ static void run_steps(void (*fault)(void), int faulty_rank) {
         td_progress_step(step);
         td_progress_phase(TD_PHASE_BACKWARD);
         td_progress_layer(step % 3);
-        if (step == FAULTY_STEP && rank == faulty_rank) {
+        if (step == FAULTY_STEP && (rank == faulty_rank || faulty_rank == ALL)) {
             write_note("fault");
             fault();
         }
@@ -173,7 +176,7 @@ static int get_stuck(void) {
     return 0;
 }
 
-// faulty SCENARIO RANK FOLDER [DEADLINE]
+// faulty SCENARIO RANK FOLDER [DEADLINE]; rank -1: all
 int main(int argc, char **argv) {
     if (argc < 4)
         return TD_ERR_USAGE;
@@ -182,7 +185,9 @@ int main(int argc, char **argv) {
     if (strcmp(argv[1], "stuck") == 0)
         return get_stuck();
     write_note("pid");
-    if (strcmp(argv[1], "absent") == 0 && atoi(getenv("OMPI_COMM_WORLD_RANK")) == faulty_rank) {
+    // The rank is known from the environment only: this one never gets to MPI.
+    const char *launched_rank = getenv("OMPI_COMM_WORLD_RANK");
+    if (strcmp(argv[1], "absent") == 0 && launched_rank && atoi(launched_rank) == faulty_rank) {
         write_note("fault");
         stand_still();
     }
@@ -196,8 +201,8 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++)
         if (strcmp(argv[1], scenarios[i].name) == 0)
             fault = scenarios[i].fault;
-    sums_are_garbage = strcmp(argv[1], "skip") == 0 || strcmp(argv[1], "longer") == 0;
-    run_steps(fault, fault ? faulty_rank : -1);
+    sums_are_garbage = fault == skip || fault == skip_to_longer || fault == skip_alike;
+    run_steps(fault, fault ? faulty_rank : NONE);
     td_status status = td_comm_finish(comm);
     if (status == TD_OK && rank == 0)
         printf("all steps done\n");
