@@ -1,5 +1,5 @@
 // exp in fp32 at every vector width, with the same bits at each: every step is one correctly
-// rounded operation. Error below 1.1 ulp (tests/ops/test_vector_math.c); overflow gives infinity,
+// rounded operation. Error below 1.1 ulp (tests/ops/test_vectors.c); overflow gives infinity,
 // below -104 gives 0, NaN stays NaN.
 #ifndef TANDEM_KERNELS_CPU_VECTOR_MATH_H
 #define TANDEM_KERNELS_CPU_VECTOR_MATH_H

@@ -1,5 +1,5 @@
 // nf4_quantize, absmax_quantize and dequantize: all exact. Bytes made by bitsandbytes itself are
-// compared in nf4_fixture.c.
+// compared in test_nf4_fixtures.c.
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
