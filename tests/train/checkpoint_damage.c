@@ -223,6 +223,37 @@ static int reads_like_before(const char *path) {
     return same;
 }
 
+static void check_belongs_elsewhere(const char *path, td_shard shard, const char *part) {
+    td_shard_reader *reader = NULL;
+    CHECK_INT(td_shard_open(path, &shard, &reader), TD_ERR_DATA);
+    CHECK(strstr(td_error_message(), "belongs elsewhere") != NULL);
+    CHECK_MESSAGE(part);
+}
+
+static void a_shard_tells_where_it_belongs(void) {
+    char path[TD_PATH_MAX];
+    start("belongs");
+    shard_path(2, path);
+    td_shard shard = {.map = run.options.map,
+                      .rank = td_comm_size(comm) - 1,
+                      .step = 2,
+                      .state_bytes = RUN_STATE_BYTES};
+    td_shard other = shard;
+    other.step = 1;
+    check_belongs_elsewhere(path, other, "step is 2, expected 1");
+    other = shard;
+    other.rank++;
+    other.map.size += 3;
+    check_belongs_elsewhere(path, other, "rank");
+    other = shard;
+    other.state_bytes--;
+    check_belongs_elsewhere(path, other, "state_bytes");
+    other = shard;
+    other.map.n_elements--;
+    check_belongs_elsewhere(path, other, "n_elements is 1000, expected 999");
+    finish();
+}
+
 static void overwrite(const char *path, const char *data, size_t bytes) {
     FILE *file = fopen(path, "wb");
     REQUIRE(file && fwrite(data, 1, bytes, file) == bytes && fclose(file) == 0);
@@ -241,7 +272,7 @@ static void damage_behind_the_manifest(void) {
     CHECK_STRING(td_error_message(), "");
     for (size_t i = 0; i < bytes; i++) {
         // Every byte of the headers, fewer of the long runs of data.
-        if (i > 4096 && i + 4096 < bytes && i % 7)
+        if (i > 3072 && i + 3072 < bytes && i % 13)
             continue;
         data[i] ^= (char)(1 + i % 255);
         overwrite(copy, data, bytes);
@@ -268,6 +299,7 @@ int main(void) {
     TEST(a_missing_manifest);
     TEST(a_damaged_manifest);
     TEST(everything_damaged_starts_anew);
+    TEST(a_shard_tells_where_it_belongs);
     if (td_comm_size(comm) == 1)
         TEST(damage_behind_the_manifest);
     REQUIRE(td_comm_barrier(comm, "test") == TD_OK);

@@ -287,6 +287,65 @@ static void a_newer_incarnation_fences_the_old_one(void) {
     run_close(&run);
 }
 
+// Nothing is cleaned away here: the comparison alone must stop the old process, also in the last
+// moment.
+static void take_incarnation(const char *folder) {
+    char incarnation[TD_INCARNATION_CHARS];
+    if (is_first)
+        REQUIRE(td_incarnation_take(folder, incarnation) == TD_OK);
+}
+
+static char fenced_folder[512];
+
+static td_status take_over_at_the_manifest(td_checkpoint_phase phase) {
+    if (phase == TD_CHECKPOINT_MANIFEST)
+        take_incarnation(fenced_folder);
+    return TD_OK;
+}
+
+static void check_fenced(toy_run *run, td_checkpoint_writer *writer, td_status status) {
+    CHECK_INT(status, TD_ERR_IO);
+    CHECK_MESSAGE("another incarnation");
+    CHECK(td_checkpoint_is_fenced(writer) && !run_has_step(run, 2));
+    sync_ranks();
+    CHECK_INT(run_resume(run, "auto"), 1);
+    td_checkpoint_destroy(writer);
+}
+
+static void a_fenced_process_cannot_commit_at_any_moment(void) {
+    toy_run run;
+    open_run(&run, "fence2");
+    td_checkpoint_writer *writer = run_writer(&run);
+    CHECK_INT(run_write(&run, writer, 1), TD_OK);
+    take_incarnation(run.folder); // before the save
+    check_fenced(&run, writer, run_save(&run, writer, 2));
+    writer = run_writer(&run);
+    CHECK_INT(run_save(&run, writer, 2), TD_OK);
+    take_incarnation(run.folder); // before the commit
+    check_fenced(&run, writer, td_checkpoint_finish(writer, NULL));
+    writer = run_writer(&run);
+    snprintf(fenced_folder, sizeof fenced_folder, "%s", run.folder);
+    td_checkpoint_test_hook = take_over_at_the_manifest; // within the commit
+    td_status status = run_write(&run, writer, 2);
+    td_checkpoint_test_hook = NULL;
+    check_fenced(&run, writer, status);
+    run_close(&run);
+}
+
+static void later_steps_are_not_purged(void) {
+    toy_run run;
+    open_run(&run, "future");
+    run.options.keep_last = 1;
+    td_checkpoint_writer *writer = run_writer(&run);
+    CHECK_INT(run_write(&run, writer, 5), TD_OK);
+    CHECK_INT(run_write(&run, writer, 2), TD_OK); // went back by hand
+    CHECK_INT(run_write(&run, writer, 3), TD_OK);
+    sync_ranks();
+    CHECK(run_has_step(&run, 5) && run_has_step(&run, 3) && !run_has_step(&run, 2));
+    td_checkpoint_destroy(writer);
+    run_close(&run);
+}
+
 static td_checkpoint_phase failing_phase;
 static int failing_rank;
 
@@ -352,18 +411,24 @@ static void failures_after_the_commit_are_warnings(void) {
     run_close(&run);
 }
 
+static atomic_int failures_left;
+
+static td_status fail_once(td_checkpoint_phase phase) {
+    if (phase != TD_CHECKPOINT_WRITE || !is_first || atomic_fetch_sub(&failures_left, 1) <= 0)
+        return TD_OK;
+    return td_fail(TD_ERR_IO, "test: failure");
+}
+
 static void a_failed_save_does_not_stop_the_next(void) {
     toy_run run;
     open_run(&run, "skip");
     td_checkpoint_writer *writer = run_writer(&run);
-    td_checkpoint_test_hook = fail_there;
-    failing_rank = 0;
-    failing_phase = TD_CHECKPOINT_WRITE;
+    atomic_store(&failures_left, 1);
+    td_checkpoint_test_hook = fail_once;
     CHECK_INT(run_save(&run, writer, 1), TD_OK);
-    usleep(100000); // the thread has met the failure
-    td_checkpoint_test_hook = NULL;
     CHECK_INT(run_save(&run, writer, 2), TD_OK);
     CHECK_INT(td_checkpoint_finish(writer, NULL), TD_OK);
+    td_checkpoint_test_hook = NULL;
     CHECK_STRING(td_error_message(), "");
     CHECK(!run_has_step(&run, 1));
     CHECK_INT(run_resume(&run, "auto"), 2);
@@ -410,6 +475,8 @@ int main(void) {
     TEST(the_adapter_is_part_of_the_checkpoint);
     TEST(the_identity_must_match);
     TEST(a_newer_incarnation_fences_the_old_one);
+    TEST(a_fenced_process_cannot_commit_at_any_moment);
+    TEST(later_steps_are_not_purged);
     TEST(a_failed_save_leaves_nothing_and_can_be_repeated);
     TEST(failures_after_the_commit_are_warnings);
     TEST(a_failed_save_does_not_stop_the_next);
