@@ -13,6 +13,7 @@ enum { BEAT_TAG = 1 };
 static const double longest_period_seconds = 0.5;
 // Observers speak one after the other, so that the first can end the job before the next one
 // repeats it. The other ranks come last: they only speak when no observer does.
+static const double judge_seconds = 50e-3;
 static const double turn_seconds = 0.4, others_wait_seconds = 3.0;
 // A rank that was told that the job ends waits this long for the launcher's signal.
 static const double told_seconds = 1.5;
@@ -163,6 +164,18 @@ static double turn_of(int rank, int size) {
     return index >= 0 ? index * turn_seconds : others_wait_seconds + rank % 8 * turn_seconds;
 }
 
+static void beat_now(td_mpi_comm *mpi, double now) {
+    td_beats *beats = &mpi->beats;
+    td_beat beat = make_beat(mpi, now);
+    if (beat.n_marks > 0)
+        beats->newest = beat.marks[beat.n_marks - 1];
+    td_board_note(&beats->board, &beat, now);
+    send_all(mpi, &beat);
+    beats->next_at = now + period_seconds(mpi);
+}
+
+// The first bad verdict is followed by a beat at once: what this rank has noticed the others shall
+// see now, not up to a period later, so that the turns are kept.
 static void judge(td_mpi_comm *mpi, double now) {
     td_beats *beats = &mpi->beats;
     char diagnosis[TD_DIAGNOSIS_BYTES];
@@ -173,8 +186,10 @@ static void judge(td_mpi_comm *mpi, double now) {
         beats->verdict_since = -1;
         return;
     }
-    if (beats->verdict_since < 0)
+    if (beats->verdict_since < 0) {
         beats->verdict_since = now;
+        beat_now(mpi, now);
+    }
     if (now - beats->verdict_since < turn_of(mpi->base.rank, mpi->base.size))
         return;
     if (td_abort_claim())
@@ -185,15 +200,12 @@ static void judge(td_mpi_comm *mpi, double now) {
 void td_beats_run(td_mpi_comm *mpi, double now) {
     td_beats *beats = &mpi->beats;
     receive_all(mpi, now);
-    if (now < beats->next_at)
-        return;
-    beats->next_at = now + period_seconds(mpi);
-    td_beat beat = make_beat(mpi, now);
-    if (beat.n_marks > 0)
-        beats->newest = beat.marks[beat.n_marks - 1];
-    td_board_note(&beats->board, &beat, now);
-    send_all(mpi, &beat);
-    judge(mpi, now);
+    if (now >= beats->next_at)
+        beat_now(mpi, now);
+    if (now >= beats->judge_at) {
+        beats->judge_at = now + judge_seconds;
+        judge(mpi, now);
+    }
 }
 
 static void wait_for(MPI_Request *request) {

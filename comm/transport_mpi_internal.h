@@ -50,7 +50,8 @@ typedef struct td_beats {
     MPI_Request requests[TD_MPI_INCOMING];
     td_beat end_beat; // what is sent when the job ends
     td_mark newest;   // of the beat before
-    double next_at;
+    double next_at;   // beat
+    double judge_at;
     double verdict_since; // a verdict other than FINE stands since then; < 0: none does
 } td_beats;
 
