@@ -1,279 +1,414 @@
 #include "runtime/data/prepare.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "runtime/core/files.h"
+#include "runtime/core/json.h"
+#include "runtime/core/log.h"
 #include "runtime/core/progress.h"
 #include "runtime/core/rng.h"
+#include "runtime/data/lines.h"
 #include "runtime/data/rows.h"
 #include "runtime/data/store.h"
 
-enum { LINES_PER_BATCH = 1024, MAX_LINE_BYTES = 64 << 20, MESSAGE_BYTES = 512 };
+enum {
+    PREPARE_VERSION = 1, // of what rows become; part of the fingerprint
+    BATCH_LINES = 1024,
+    BATCH_BYTES = 32 << 20, // a batch ends with the line that reaches this
+    MAX_LINE_BYTES = 64 << 20,
+    MESSAGE_BYTES = 8 << 10,
+    REPORTED_BAD_ROWS = 3,
+};
 
 // One line of a batch and what became of it.
 typedef struct batch_line {
     char *text;
     size_t bytes;
-    int64_t number; // from 1
+    int is_too_long;
+    int64_t number; // in its file, from 1
     td_row row;
     td_status status;
-    char message[MESSAGE_BYTES];
+    char *message; // of a failure, owned
 } batch_line;
+
+// Which rows go to the second store. With few rows or a small share chance may leave a store empty;
+// then the row that came nearest to it is moved there.
+typedef struct split_state {
+    int64_t moved_to_split, moved_to_main; // row, -1: none
+    int64_t nearest_to_split, nearest_to_main;
+    float smallest, largest;
+    int64_t n_split;
+} split_state;
 
 typedef struct preparer {
     const td_prepare_options *options;
     td_store_writer *writer, *split; // split: NULL without
     td_prepare_account account;
-    int64_t n_split;
-    int64_t row; // rows read, over all files
-    batch_line *lines; // (LINES_PER_BATCH)
+    split_state chosen;
+    batch_line *lines; // (BATCH_LINES)
     int n_lines;
+    size_t batch_bytes;
     const char *path;
 } preparer;
 
-static void hash_number(td_hasher *hasher, double value) {
+static void add_number(td_hasher *hasher, int64_t value) {
     td_hasher_add(hasher, &value, sizeof value);
 }
 
+static td_status hash_sources(td_hasher *hasher, const td_prepare_options *options) {
+    td_hash hash = {0};
+    for (int i = 0; i < options->files->count; i++) {
+        TD_TRY(td_hash_file(options->files->items[i], &hash));
+        td_hasher_add(hasher, &hash, sizeof hash);
+        td_progress_tick();
+    }
+    if (options->tokenizer)
+        hash = td_tokenizer_fingerprint(options->tokenizer);
+    else
+        hash = (td_hash){0};
+    td_hasher_add(hasher, &hash, sizeof hash);
+    return TD_OK;
+}
+
 td_status td_prepare_fingerprint(const td_prepare_options *options, td_hash *out) {
-    td_hasher *hasher;
-    td_hash part = {0};
+    td_hasher *hasher = NULL;
     TD_TRY(td_hasher_create(&hasher));
-    td_status status = TD_OK;
-    for (int i = 0; i < options->files->count && status == TD_OK; i++) {
-        status = td_hash_file(options->files->items[i], &part);
-        td_hasher_add(hasher, &part, sizeof part);
+    td_status status = hash_sources(hasher, options);
+    add_number(hasher, PREPARE_VERSION);
+    add_number(hasher, options->files->count);
+    add_number(hasher, options->vocabulary);
+    add_number(hasher, options->eos_id);
+    add_number(hasher, options->max_length);
+    add_number(hasher, options->assistant_only_loss != 0);
+    add_number(hasher, options->completion_only_loss != 0);
+    add_number(hasher, options->bad_rows);
+    add_number(hasher, options->too_long);
+    if (options->split_ratio > 0) {
+        td_hasher_add(hasher, &options->split_ratio, sizeof options->split_ratio);
+        td_hasher_add(hasher, &options->seed, sizeof options->seed);
     }
-    if (options->tokenizer) {
-        part = td_tokenizer_fingerprint(options->tokenizer);
-        td_hasher_add(hasher, &part, sizeof part);
-    }
-    const double numbers[] = {
-        (double)options->vocabulary,          options->eos_id,
-        (double)options->max_length,          options->assistant_only_loss,
-        options->completion_only_loss,        options->bad_rows,
-        options->too_long,                    options->split_ratio,
-        (double)(options->seed & 0xffffffff), (double)(options->seed >> 32),
-    };
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        hash_number(hasher, numbers[i]);
-    *out = td_hasher_value(hasher);
+    if (status == TD_OK)
+        *out = td_hasher_value(hasher);
     td_hasher_destroy(hasher);
     return status;
 }
 
-static void read_line(const preparer *self, batch_line *line) {
+// Runs on any thread; what goes wrong is kept with the line until its turn comes.
+static void read_row(const preparer *self, batch_line *line) {
     char where[TD_PATH_MAX + 32];
     snprintf(where, sizeof where, "%s:%lld", self->path, (long long)line->number);
-    line->row = (td_row){0};
-    line->status = td_row_read(self->options, where, line->text, line->bytes, &line->row);
-    if (line->status != TD_OK) {
-        // What the tokenizer or the template reports does not know the line.
-        const char *reason = td_error_message();
-        if (strncmp(reason, where, strlen(where)) == 0)
-            snprintf(line->message, sizeof line->message, "%s", reason);
-        else
-            snprintf(line->message, sizeof line->message, "%.300s: %.200s", where, reason);
-        td_error_clear();
-    }
-}
-
-static int goes_to_split(const preparer *self, int64_t row) {
-    uint64_t key = td_rng_key(self->options->seed, TD_RNG_SPLIT);
-    return self->split &&
-           td_rng_uniform(td_rng_word(key, 0, 0, (uint64_t)row)) < (float)self->options->split_ratio;
-}
-
-static td_status fit_length(preparer *self, batch_line *line, int *keep) {
-    int64_t limit = self->options->max_length;
-    if (line->row.count <= limit)
-        return TD_OK;
-    switch (self->options->too_long) {
-    case TD_TOO_LONG_ERROR:
-        return td_fail(TD_ERR_DATA, "%s:%lld: %lld tokens, max_length is %lld (too_long: \"drop\" or \"truncate\")",
-                       self->path, (long long)line->number, (long long)line->row.count, (long long)limit);
-    case TD_TOO_LONG_TRUNCATE:
-        line->row.count = limit;
-        self->account.rows_truncated++;
-        return TD_OK;
-    default:
-        self->account.rows_too_long++;
-        *keep = 0;
-        return TD_OK;
-    }
-}
-
-static td_status keep_line(preparer *self, batch_line *line) {
-    int keep = 1;
-    int64_t row = self->row++;
-    self->account.rows_read++;
-    if (line->status != TD_OK) {
-        if (line->status != TD_ERR_DATA || self->options->bad_rows == TD_BAD_ROWS_ERROR)
-            return td_fail(line->status, "%s", line->message);
-        self->account.rows_bad++;
-        return TD_OK;
-    }
-    TD_TRY(fit_length(self, line, &keep));
-    int64_t n_trained = td_row_trained_count(&line->row);
-    if (keep && n_trained == 0) {
-        self->account.rows_untrained++;
-        keep = 0;
-    }
-    if (!keep)
-        return TD_OK;
-    int split = goes_to_split(self, row);
-    self->account.rows_kept++;
-    self->account.tokens += line->row.count;
-    self->account.trained_tokens += n_trained;
-    self->n_split += split;
-    return td_store_writer_add(split ? self->split : self->writer, line->row.tokens, line->row.trained,
-                               line->row.count);
-}
-
-// Tokenizes the batch on all threads, then stores it in order.
-static td_status flush_batch(preparer *self) {
-    td_status status = TD_OK;
-#pragma omp parallel for schedule(dynamic, 4) num_threads(self->options->n_threads)
-    for (int i = 0; i < self->n_lines; i++)
-        read_line(self, &self->lines[i]);
-    for (int i = 0; i < self->n_lines; i++) {
-        batch_line *line = &self->lines[i];
-        if (status == TD_OK)
-            status = keep_line(self, line);
-        td_row_fini(&line->row);
-        free(line->text);
-        line->text = NULL;
-    }
-    self->n_lines = 0;
+    if (line->is_too_long)
+        line->status =
+            td_fail(TD_ERR_DATA, "%s: the line is longer than %d MiB", where, MAX_LINE_BYTES >> 20);
+    else
+        line->status = td_row_read(self->options, where, line->text, line->bytes, &line->row);
     td_progress_tick();
-    return status;
+    if (line->status == TD_OK)
+        return;
+    // The tokenizer and the chat format do not know the line.
+    const char *reason = td_error_message();
+    int is_named = strncmp(reason, where, strlen(where)) == 0;
+    line->message = malloc(MESSAGE_BYTES);
+    if (line->message)
+        snprintf(line->message, MESSAGE_BYTES, "%s%s%s", is_named ? "" : where,
+                 is_named ? "" : ": ", reason);
+    td_error_clear();
 }
 
-static td_status add_line(preparer *self, const char *text, size_t bytes, int64_t number) {
-    if (bytes > MAX_LINE_BYTES)
-        return td_fail(TD_ERR_DATA, "%s:%lld: the line is longer than %d MiB", self->path, (long long)number,
-                       MAX_LINE_BYTES >> 20);
-    batch_line *line = &self->lines[self->n_lines];
-    line->text = malloc(bytes + 1);
-    if (!line->text)
-        return td_fail(TD_ERR_MEMORY, "%s:%lld: no memory for the line", self->path, (long long)number);
-    memcpy(line->text, text, bytes);
-    line->text[bytes] = '\0';
-    line->bytes = bytes;
-    line->number = number;
-    self->n_lines++;
-    return self->n_lines == LINES_PER_BATCH ? flush_batch(self) : TD_OK;
-}
-
-static int is_blank(const char *text, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++)
-        if (!strchr(" \t\r\n", text[i]) || text[i] == '\0')
-            return 0;
-    return 1;
-}
-
-static td_status read_file(preparer *self, const char *path) {
-    char *buffer = NULL;
-    size_t room = 0;
-    ssize_t bytes;
-    int64_t number = 0;
-    td_status status = TD_OK;
-    FILE *file = fopen(path, "rb");
-    if (!file)
-        return td_fail(TD_ERR_DATA, "%s: cannot be read: %s", path, strerror(errno));
-    self->path = path;
-    while (status == TD_OK && (bytes = getline(&buffer, &room, file)) >= 0) {
-        const char *text = buffer;
-        size_t left = (size_t)bytes;
-        if (number++ == 0 && left >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) {
-            text += 3;
-            left -= 3;
-        }
-        if (!is_blank(text, left))
-            status = add_line(self, text, left, number);
-    }
-    if (status == TD_OK && ferror(file))
-        status = td_fail(TD_ERR_DATA, "%s: cannot be read: %s", path, strerror(errno));
-    if (status == TD_OK)
-        status = flush_batch(self);
-    free(buffer);
-    fclose(file);
-    return status;
-}
-
-static td_status check_result(const preparer *self) {
-    const td_prepare_account *account = &self->account;
-    const char *first = self->options->files->items[0];
-    if (account->rows_read == 0)
-        return td_fail(TD_ERR_DATA, "%s: no rows", first);
-    if (account->rows_kept == self->n_split)
-        return td_fail(TD_ERR_DATA,
-                       "%s: no rows left to train on: of %lld read, %lld malformed, %lld longer than max_length, "
-                       "%lld without a trained token, %lld set apart for evaluation",
-                       first, (long long)account->rows_read, (long long)account->rows_bad,
-                       (long long)account->rows_too_long, (long long)account->rows_untrained,
-                       (long long)self->n_split);
-    if (self->split && self->n_split == 0)
-        return td_fail(TD_ERR_DATA, "%s: eval_split_ratio %g of %lld rows leaves none for evaluation", first,
-                       self->options->split_ratio, (long long)account->rows_kept);
+static td_status take_bad_row(preparer *self, const batch_line *line) {
+    int is_skipped = line->status == TD_ERR_DATA && !line->row.is_setup_error &&
+                     self->options->bad_rows == TD_BAD_ROWS_SKIP;
+    const char *message = line->message ? line->message : "no memory";
+    if (!is_skipped)
+        return td_fail(line->status, "%s", message);
+    if (self->account.rows_bad++ < REPORTED_BAD_ROWS)
+        td_warn("skipped: %s", message);
     return TD_OK;
 }
 
-static td_status commit(preparer *self) {
-    char text[512];
-    td_hash fingerprint;
-    const td_prepare_account *account = &self->account;
-    TD_TRY(td_prepare_fingerprint(self->options, &fingerprint));
-    snprintf(text, sizeof text,
-             "{\"rows_read\": %lld, \"rows_kept\": %lld, \"rows_bad\": %lld, \"rows_too_long\": %lld, "
-             "\"rows_truncated\": %lld, \"rows_untrained\": %lld, \"tokens\": %lld, \"trained_tokens\": %lld}",
-             (long long)account->rows_read, (long long)account->rows_kept, (long long)account->rows_bad,
-             (long long)account->rows_too_long, (long long)account->rows_truncated,
-             (long long)account->rows_untrained, (long long)account->tokens,
-             (long long)account->trained_tokens);
-    td_store_writer *split = self->split, *writer = self->writer;
-    self->split = NULL;
-    if (split)
-        TD_TRY(td_store_writer_commit(split, fingerprint, text));
-    self->writer = NULL;
-    return td_store_writer_commit(writer, fingerprint, text);
+static td_status fit_length(preparer *self, batch_line *line, int *out_keep) {
+    int64_t limit = self->options->max_length;
+    *out_keep = 1;
+    if (line->row.count <= limit)
+        return TD_OK;
+    if (self->options->too_long == TD_TOO_LONG_ERROR)
+        return td_fail(TD_ERR_DATA,
+                       "%s:%lld: %lld tokens are more than max_length, %lld: raise it, or set "
+                       "too_long to \"drop\" or \"truncate\"",
+                       self->path, (long long)line->number, (long long)line->row.count,
+                       (long long)limit);
+    if (self->options->too_long == TD_TOO_LONG_TRUNCATE) {
+        line->row.count = limit;
+        return TD_OK;
+    }
+    self->account.rows_too_long++;
+    *out_keep = 0;
+    return TD_OK;
 }
 
-static td_status run(preparer *self, const char *store_path, const char *split_path) {
-    TD_TRY(td_store_writer_open(store_path, &self->writer));
-    if (split_path && self->options->split_ratio > 0)
-        TD_TRY(td_store_writer_open(split_path, &self->split));
-    for (int i = 0; i < self->options->files->count; i++)
-        TD_TRY(read_file(self, self->options->files->items[i]));
-    TD_TRY(check_result(self));
-    return commit(self);
+static int goes_to_split(preparer *self, int64_t row) {
+    split_state *chosen = &self->chosen;
+    if (!self->split)
+        return 0;
+    uint64_t key = td_rng_key(self->options->seed, TD_RNG_SPLIT);
+    float value = td_rng_uniform(td_rng_word(key, 0, 0, (uint64_t)row));
+    if (value < chosen->smallest) {
+        chosen->smallest = value;
+        chosen->nearest_to_split = row;
+    }
+    if (value >= chosen->largest) {
+        chosen->largest = value;
+        chosen->nearest_to_main = row;
+    }
+    if (row == chosen->moved_to_split || row == chosen->moved_to_main)
+        return row == chosen->moved_to_split;
+    return (double)value < self->options->split_ratio;
 }
 
-td_status td_prepare(const td_prepare_options *options, const char *store_path, const char *split_path,
-                     td_prepare_account *out) {
-    preparer self = {.options = options};
-    if (options->files->count == 0)
-        return td_fail(TD_ERR_USAGE, "train_files is empty: name at least one JSONL file");
-    self.lines = calloc(LINES_PER_BATCH, sizeof *self.lines);
-    td_status status = self.lines ? run(&self, store_path, split_path)
-                                  : td_fail(TD_ERR_MEMORY, "no memory to prepare data");
-    for (int i = 0; self.lines && i < self.n_lines; i++)
-        free(self.lines[i].text);
-    free(self.lines);
-    if (self.split)
-        td_store_writer_abandon(self.split);
-    if (self.writer)
-        td_store_writer_abandon(self.writer);
-    if (status == TD_OK)
-        *out = self.account;
+static td_status store_row(preparer *self, const td_row *row, int64_t index, int64_t n_trained) {
+    int split = goes_to_split(self, index);
+    self->account.rows_kept++;
+    self->account.tokens += row->count;
+    self->account.trained_tokens += n_trained;
+    self->chosen.n_split += split;
+    return td_store_writer_add(split ? self->split : self->writer, row->tokens, row->trained,
+                               row->count);
+}
+
+static td_status take_row(preparer *self, batch_line *line) {
+    int64_t index = self->account.rows_read++, length = line->row.count;
+    int keep;
+    if (line->status != TD_OK)
+        return take_bad_row(self, line);
+    TD_TRY(fit_length(self, line, &keep));
+    if (!keep)
+        return TD_OK;
+    int64_t n_trained = td_row_trained_count(&line->row);
+    if (n_trained == 0) {
+        self->account.rows_untrained++;
+        return TD_OK;
+    }
+    self->account.rows_truncated += line->row.count < length;
+    return store_row(self, &line->row, index, n_trained);
+}
+
+static void drop_lines(preparer *self) {
+    for (int i = 0; i < self->n_lines; i++) {
+        free(self->lines[i].text);
+        free(self->lines[i].message);
+        td_row_fini(&self->lines[i].row);
+    }
+    self->n_lines = 0;
+    self->batch_bytes = 0;
+}
+
+// Tokenizes the batch on all threads, then takes the rows in order.
+static td_status finish_batch(preparer *self) {
+    td_status status = TD_OK;
+    int n_threads = self->options->n_threads > 0 ? self->options->n_threads : 1;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
+    for (int i = 0; i < self->n_lines; i++)
+        read_row(self, &self->lines[i]);
+    for (int i = 0; i < self->n_lines && status == TD_OK; i++)
+        status = take_row(self, &self->lines[i]);
+    drop_lines(self);
     return status;
 }
 
-td_status td_prepare_row(const td_prepare_options *options, const char *where, const char *line, size_t bytes,
-                         int32_t **out_tokens, uint8_t **out_trained, int64_t *out_count) {
+static int is_blank(const td_line *line) {
+    for (size_t i = 0; i < line->bytes; i++)
+        if (line->text[i] != ' ' && line->text[i] != '\t' && line->text[i] != '\r')
+            return 0;
+    return !line->is_too_long;
+}
+
+static td_status add_line(preparer *self, const td_line *line, int64_t number) {
+    batch_line *slot = &self->lines[self->n_lines];
+    *slot = (batch_line){.bytes = line->bytes, .is_too_long = line->is_too_long, .number = number};
+    slot->text = malloc(line->bytes + 1);
+    if (!slot->text)
+        return td_fail(TD_ERR_MEMORY, "%s:%lld: no memory for the line", self->path,
+                       (long long)number);
+    memcpy(slot->text, line->text, line->bytes);
+    slot->text[line->bytes] = '\0';
+    self->n_lines++;
+    self->batch_bytes += line->bytes;
+    int is_full = self->n_lines == BATCH_LINES || self->batch_bytes >= BATCH_BYTES;
+    return is_full ? finish_batch(self) : TD_OK;
+}
+
+static td_status read_lines(preparer *self, td_line_reader *reader) {
+    td_line line;
+    for (int found = 1;;) {
+        TD_TRY(td_line_reader_next(reader, &line, &found));
+        if (!found)
+            return finish_batch(self);
+        if (!is_blank(&line))
+            TD_TRY(add_line(self, &line, reader->number));
+    }
+}
+
+static td_status read_file(preparer *self, const char *path) {
+    td_line_reader reader;
+    self->path = path;
+    TD_TRY(td_line_reader_open(&reader, path, MAX_LINE_BYTES));
+    td_status status = read_lines(self, &reader);
+    drop_lines(self);
+    td_line_reader_close(&reader);
+    return status;
+}
+
+// "a.jsonl" or "a.jsonl and 2 more".
+static void name_sources(const td_string_list *files, char out[TD_PATH_MAX]) {
+    if (files->count == 1)
+        snprintf(out, TD_PATH_MAX, "%s", files->items[0]);
+    else
+        snprintf(out, TD_PATH_MAX, "%.3900s and %d more", files->items[0], files->count - 1);
+}
+
+static td_status check_rows_left(const preparer *self) {
+    const td_prepare_account *account = &self->account;
+    char sources[TD_PATH_MAX];
+    name_sources(self->options->files, sources);
+    if (account->rows_read == 0)
+        return td_fail(TD_ERR_DATA, "%s: no rows: the file is empty or blank", sources);
+    if (account->rows_kept == 0)
+        return td_fail(TD_ERR_DATA,
+                       "%s: no rows left to train on: of %lld read, %lld are malformed, %lld are "
+                       "longer than max_length %lld, %lld have no trained token",
+                       sources, (long long)account->rows_read, (long long)account->rows_bad,
+                       (long long)account->rows_too_long, (long long)self->options->max_length,
+                       (long long)account->rows_untrained);
+    if (self->split && account->rows_kept < 2)
+        return td_fail(TD_ERR_DATA,
+                       "%s: one row cannot be divided between training and evaluation: set "
+                       "eval_split_ratio to 0 or give eval_files",
+                       sources);
+    return TD_OK;
+}
+
+static td_status open_writers(preparer *self, const char *store_path, const char *split_path) {
+    self->account = (td_prepare_account){0};
+    self->chosen.n_split = 0;
+    self->chosen.smallest = 2;
+    self->chosen.largest = -1;
+    TD_TRY(td_store_writer_open(store_path, &self->writer));
+    if (split_path)
+        TD_TRY(td_store_writer_open(split_path, &self->split));
+    return TD_OK;
+}
+
+static void abandon(preparer *self) {
+    td_store_writer_abandon(self->writer);
+    td_store_writer_abandon(self->split);
+    self->writer = self->split = NULL;
+}
+
+static td_status read_all(preparer *self, const char *store_path, const char *split_path) {
+    TD_TRY(open_writers(self, store_path, split_path));
+    for (int i = 0; i < self->options->files->count; i++)
+        TD_TRY(read_file(self, self->options->files->items[i]));
+    return check_rows_left(self);
+}
+
+// Reads once more, with one row moved, when chance left a store empty.
+static td_status read_balanced(preparer *self, const char *store_path, const char *split_path) {
+    split_state *chosen = &self->chosen;
+    chosen->moved_to_split = chosen->moved_to_main = -1;
+    TD_TRY(read_all(self, store_path, split_path));
+    if (!self->split || (chosen->n_split > 0 && chosen->n_split < self->account.rows_kept))
+        return TD_OK;
+    if (chosen->n_split == 0)
+        chosen->moved_to_split = chosen->nearest_to_split;
+    else
+        chosen->moved_to_main = chosen->nearest_to_main;
+    abandon(self);
+    return read_all(self, store_path, split_path);
+}
+
+static td_status print_account(const td_prepare_account *account, char **out) {
+    const struct {
+        const char *name;
+        int64_t value;
+    } fields[] = {
+        {"rows_read", account->rows_read},
+        {"rows_kept", account->rows_kept},
+        {"rows_bad", account->rows_bad},
+        {"rows_too_long", account->rows_too_long},
+        {"rows_truncated", account->rows_truncated},
+        {"rows_untrained", account->rows_untrained},
+        {"tokens", account->tokens},
+        {"trained_tokens", account->trained_tokens},
+    };
+    cJSON *object = cJSON_CreateObject();
+    int done = object != NULL;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields && done; i++)
+        done = cJSON_AddNumberToObject(object, fields[i].name, (double)fields[i].value) != NULL;
+    *out = done ? td_json_print(object, 0) : NULL;
+    cJSON_Delete(object);
+    return *out ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for the account of the rows");
+}
+
+// The split goes first: a store that exists is believed to have its split beside it.
+static td_status commit_stores(preparer *self, td_hash fingerprint, const char *account,
+                               const char *split_path) {
+    td_store_writer *writer = self->writer, *split = self->split;
+    self->split = NULL;
+    if (split)
+        TD_TRY(td_store_writer_commit(split, fingerprint, account));
+    self->writer = NULL;
+    td_status status = td_store_writer_commit(writer, fingerprint, account);
+    if (status != TD_OK && split)
+        unlink(split_path);
+    return status;
+}
+
+static td_status check_unchanged(const preparer *self, td_hash fingerprint) {
+    td_hash now = {0};
+    char sources[TD_PATH_MAX];
+    TD_TRY(td_prepare_fingerprint(self->options, &now));
+    if (td_hash_equal(now, fingerprint))
+        return TD_OK;
+    name_sources(self->options->files, sources);
+    return td_fail(TD_ERR_DATA, "%s: changed while it was read", sources);
+}
+
+static td_status run(preparer *self, const char *store_path, const char *split_path) {
+    td_hash fingerprint = {0};
+    char *account;
+    TD_TRY(td_prepare_fingerprint(self->options, &fingerprint));
+    TD_TRY(read_balanced(self, store_path, split_path));
+    TD_TRY(check_unchanged(self, fingerprint));
+    TD_TRY(print_account(&self->account, &account));
+    td_status status = commit_stores(self, fingerprint, account, split_path);
+    free(account);
+    return status;
+}
+
+td_status td_prepare(const td_prepare_options *options, const char *store_path,
+                     const char *split_path, td_prepare_account *out) {
+    preparer self = {.options = options};
+    if (options->files->count < 1)
+        return td_fail(TD_ERR_USAGE, "no files with rows: set train_files or eval_files");
+    self.lines = calloc(BATCH_LINES, sizeof *self.lines);
+    td_status status = self.lines
+                           ? run(&self, store_path, options->split_ratio > 0 ? split_path : NULL)
+                           : td_fail(TD_ERR_MEMORY, "no memory to prepare rows");
+    free(self.lines);
+    if (status != TD_OK) {
+        abandon(&self);
+        return status;
+    }
+    *out = self.account;
+    return TD_OK;
+}
+
+td_status td_prepare_row(const td_prepare_options *options, const char *where, const char *line,
+                         size_t bytes, int32_t **out_tokens, uint8_t **out_trained,
+                         int64_t *out_count) {
     td_row row = {0};
     TD_TRY(td_row_read(options, where, line, bytes, &row));
     *out_tokens = row.tokens;

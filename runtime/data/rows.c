@@ -6,16 +6,27 @@
 #include "model/chat.h"
 #include "runtime/core/json.h"
 
-enum { MAX_MESSAGES = 4096 };
+typedef struct byte_range {
+    size_t begin, end;
+} byte_range;
 
-// What a row says, before tokens: text with the byte ranges to train.
+// What a row says, before tokens: text with the byte ranges that the model is to produce.
 typedef struct row_text {
-    td_rendered rendered;
-    int add_special;   // the tokenizer's own bos and eos belong to it
-    int append_eos;    // ends with the end-of-sequence token, appended and trained when missing
+    char *text;
+    size_t bytes;
+    byte_range *ranges; // ascending, disjoint
+    size_t n_ranges;
     int train_all;
-    size_t train_from; // else: tokens that begin here or later (SIZE_MAX: the ranges say)
+    int add_special; // the tokenizer's own first and last tokens belong to it
+    int append_eos;  // the end-of-sequence token is appended when missing
 } row_text;
+
+// A row on its way, and what every message about it begins with.
+typedef struct row_context {
+    const td_prepare_options *options;
+    const char *where;
+    td_row *row;
+} row_context;
 
 void td_row_fini(td_row *row) {
     free(row->trained);
@@ -30,237 +41,340 @@ int64_t td_row_trained_count(const td_row *row) {
     return count;
 }
 
-static td_status allocate(const char *where, int64_t count, td_row *row) {
-    if (count < 1)
-        return td_fail(TD_ERR_DATA, "%s: the row has no tokens", where);
-    row->tokens = malloc((size_t)count * sizeof *row->tokens);
-    row->trained = calloc((size_t)count, 1);
+static td_status allocate(const row_context *context, int64_t count) {
+    td_row *row = context->row;
+    row->tokens = malloc(((size_t)count + 1) * sizeof *row->tokens);
+    row->trained = calloc((size_t)count + 1, 1);
+    if (!row->tokens || !row->trained)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for %lld tokens", context->where,
+                       (long long)count);
     row->count = count;
-    if (row->tokens && row->trained)
-        return TD_OK;
-    td_row_fini(row);
-    return td_fail(TD_ERR_MEMORY, "%s: no memory for %lld tokens", where, (long long)count);
-}
-
-static td_status check_id(const td_prepare_options *options, const char *where, double id) {
-    if (id < 0 || id >= (double)options->vocabulary || id != (double)(int64_t)id)
-        return td_fail(TD_ERR_DATA, "%s: token id %.17g is outside the model's vocabulary of %lld", where, id,
-                       (long long)options->vocabulary);
     return TD_OK;
 }
 
-// {"input_ids", "labels"}: labels are the ids themselves, or -100 where nothing is trained.
-static td_status fill_ids(const td_prepare_options *options, const char *where, const cJSON *ids,
-                          const cJSON *labels, td_row *row) {
+static td_status fill_ids(const row_context *context, const cJSON *ids, const cJSON *labels) {
     const cJSON *id = ids->child, *label = labels ? labels->child : NULL;
-    for (int64_t i = 0; id; i++, id = id->next) {
-        if (!cJSON_IsNumber(id))
-            return td_fail(TD_ERR_DATA, "%s: input_ids[%lld] is not a number", where, (long long)i);
-        TD_TRY(check_id(options, where, id->valuedouble));
-        row->tokens[i] = (int32_t)id->valuedouble;
-        row->trained[i] = 1;
-        if (!labels)
-            continue;
-        if (!cJSON_IsNumber(label) ||
-            (label->valuedouble != -100 && label->valuedouble != id->valuedouble))
+    for (long long i = 0; id; i++, id = id->next, label = label ? label->next : NULL) {
+        double value = cJSON_IsNumber(id) ? id->valuedouble : -1;
+        if (!(value >= 0 && value < (double)context->options->vocabulary) ||
+            value != (double)(int32_t)value)
             return td_fail(TD_ERR_DATA,
-                           "%s: labels[%lld] is neither -100 nor input_ids[%lld] (labels are not shifted)",
-                           where, (long long)i, (long long)i);
-        row->trained[i] = label->valuedouble != -100;
-        label = label->next;
+                           "%s: input_ids[%lld] must be an integer below the model's vocabulary "
+                           "of %lld",
+                           context->where, i, (long long)context->options->vocabulary);
+        double target = !labels ? value : cJSON_IsNumber(label) ? label->valuedouble : -1;
+        if (target != -100 && target != value)
+            return td_fail(TD_ERR_DATA,
+                           "%s: labels[%lld] must be -100 or equal input_ids[%lld] (labels are not "
+                           "shifted)",
+                           context->where, i, i);
+        context->row->tokens[i] = (int32_t)value;
+        context->row->trained[i] = i > 0 && target != -100;
     }
     return TD_OK;
 }
 
-static td_status read_ids(const td_prepare_options *options, const char *where, const cJSON *object,
-                          const cJSON *ids, td_row *out) {
+// {"input_ids"} with or without "labels".
+static td_status read_ids(const row_context *context, const cJSON *object) {
+    const cJSON *ids = cJSON_GetObjectItemCaseSensitive(object, "input_ids");
     const cJSON *labels = cJSON_GetObjectItemCaseSensitive(object, "labels");
+    if (cJSON_IsNull(labels))
+        labels = NULL;
     if (!cJSON_IsArray(ids) || (labels && !cJSON_IsArray(labels)))
-        return td_fail(TD_ERR_DATA, "%s: input_ids and labels must be lists of numbers", where);
+        return td_fail(TD_ERR_DATA, "%s: \"input_ids\" and \"labels\" must be lists of integers",
+                       context->where);
     int count = cJSON_GetArraySize(ids);
     if (labels && cJSON_GetArraySize(labels) != count)
-        return td_fail(TD_ERR_DATA, "%s: %d input_ids but %d labels", where, count,
+        return td_fail(TD_ERR_DATA, "%s: %d input_ids but %d labels", context->where, count,
                        cJSON_GetArraySize(labels));
-    td_row row = {0};
-    TD_TRY(allocate(where, count, &row));
-    td_status status = fill_ids(options, where, ids, labels, &row);
-    if (status != TD_OK)
-        td_row_fini(&row);
-    else
-        *out = row;
+    TD_TRY(allocate(context, count));
+    return fill_ids(context, ids, labels);
+}
+
+static int has_items(const cJSON *item) {
+    return item && !cJSON_IsNull(item) && (item->child || !cJSON_IsArray(item));
+}
+
+static td_status read_message(const row_context *context, const char *key, int index,
+                              const cJSON *item, td_message *out) {
+    const cJSON *role = cJSON_GetObjectItemCaseSensitive(item, "role");
+    const cJSON *content = cJSON_GetObjectItemCaseSensitive(item, "content");
+    if (!cJSON_IsString(role) || role->valuestring[0] == '\0' || !cJSON_IsString(content))
+        return td_fail(TD_ERR_DATA, "%s: %s[%d] must have \"role\" and \"content\" strings",
+                       context->where, key, index);
+    if (has_items(cJSON_GetObjectItemCaseSensitive(item, "tool_calls")))
+        return td_fail(TD_ERR_DATA,
+                       "%s: %s[%d] has \"tool_calls\", which ChatML does not define: write them "
+                       "into \"content\"",
+                       context->where, key, index);
+    *out = (td_message){.role = role->valuestring, .content = content->valuestring};
+    return TD_OK;
+}
+
+// Appends the messages of a list to messages[*count].
+static td_status read_messages(const row_context *context, const char *key, const cJSON *list,
+                               td_message *messages, size_t *count) {
+    int index = 0;
+    for (const cJSON *item = list->child; item; item = item->next, index++)
+        TD_TRY(read_message(context, key, index, item, &messages[(*count)++]));
+    return TD_OK;
+}
+
+static td_status allocate_messages(const row_context *context, int count, td_message **out) {
+    *out = calloc((size_t)count + 1, sizeof **out);
+    return *out ? TD_OK : td_fail(TD_ERR_MEMORY, "%s: no memory for its messages", context->where);
+}
+
+static td_status require_chat(const row_context *context, const cJSON *object) {
+    if (has_items(cJSON_GetObjectItemCaseSensitive(object, "tools")))
+        return td_fail(TD_ERR_DATA,
+                       "%s: has \"tools\", which ChatML does not define: write them into a system "
+                       "message",
+                       context->where);
+    td_status status = td_chat_require_tokens(context->options->tokenizer);
+    context->row->is_setup_error = status != TD_OK;
     return status;
 }
 
-// Appends the list's messages to messages[*count].
-static td_status read_messages(const char *where, const cJSON *list, td_message *messages, size_t *count) {
-    const cJSON *item;
-    cJSON_ArrayForEach(item, list) {
-        td_message message = {0};
-        if (*count == MAX_MESSAGES)
-            return td_fail(TD_ERR_DATA, "%s: more than %d messages", where, MAX_MESSAGES);
-        if (!cJSON_IsObject(item))
-            return td_fail(TD_ERR_DATA, "%s: message %zu is not an object", where, *count + 1);
-        TD_TRY(td_json_string(where, item, "role", &message.role));
-        TD_TRY(td_json_string(where, item, "content", &message.content));
-        if (!message.role || !message.content)
-            return td_fail(TD_ERR_DATA, "%s: message %zu lacks \"%s\"", where, *count + 1,
-                           message.role ? "content" : "role");
-        messages[(*count)++] = message;
+// Takes the text over; keeps of the assistant's ranges what lies in [begin, end).
+static td_status take_rendered(const row_context *context, td_rendered *rendered, size_t begin,
+                               size_t end, row_text *out) {
+    out->ranges = calloc(rendered->n_trained + 1, sizeof *out->ranges);
+    if (!out->ranges)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for its mask", context->where);
+    out->text = rendered->text;
+    out->bytes = rendered->bytes;
+    rendered->text = NULL;
+    for (size_t i = 0; i < rendered->n_trained; i++) {
+        byte_range range = {rendered->trained[i].begin, rendered->trained[i].end};
+        range.begin = range.begin > begin ? range.begin : begin;
+        range.end = range.end < end ? range.end : end;
+        if (range.begin < range.end)
+            out->ranges[out->n_ranges++] = range;
     }
     return TD_OK;
 }
 
-static td_status render_chat(const char *where, const cJSON *list, int assistant_only, row_text *out) {
+// {"messages"}
+static td_status render_messages(const row_context *context, const cJSON *object, const cJSON *list,
+                                 row_text *out) {
+    td_message *messages;
+    td_rendered rendered = {0};
     size_t count = 0;
-    if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) == 0)
-        return td_fail(TD_ERR_DATA, "%s: \"messages\" must be a list of messages, at least one", where);
-    td_message *messages = malloc(MAX_MESSAGES * sizeof *messages);
-    td_status status = messages ? read_messages(where, list, messages, &count)
-                                : td_fail(TD_ERR_MEMORY, "%s: no memory for the messages", where);
+    if (!cJSON_IsArray(list) || !list->child)
+        return td_fail(TD_ERR_DATA, "%s: \"messages\" must be a list with messages",
+                       context->where);
+    TD_TRY(require_chat(context, object));
+    TD_TRY(allocate_messages(context, cJSON_GetArraySize(list), &messages));
+    td_status status = read_messages(context, "messages", list, messages, &count);
     if (status == TD_OK)
-        status = td_chat_render(messages, count, 0, &out->rendered);
-    out->train_all = !assistant_only;
+        status = td_chat_render(messages, count, 0, &rendered);
+    if (status == TD_OK)
+        status = take_rendered(context, &rendered, 0, rendered.bytes, out);
+    out->train_all = !context->options->assistant_only_loss;
+    td_rendered_fini(&rendered);
     free(messages);
     return status;
 }
 
-static td_status join_texts(const char *where, const char *first, const char *second, row_text *out) {
-    size_t n = strlen(first), m = strlen(second);
-    out->rendered.text = malloc(n + m + 1);
-    if (!out->rendered.text)
-        return td_fail(TD_ERR_MEMORY, "%s: no memory for the text", where);
-    memcpy(out->rendered.text, first, n);
-    memcpy(out->rendered.text + n, second, m + 1);
-    out->rendered.bytes = n + m;
+static size_t common_prefix(const td_rendered *a, const td_rendered *b) {
+    size_t length = 0;
+    while (length < a->bytes && length < b->bytes && a->text[length] == b->text[length])
+        length++;
+    return length;
+}
+
+// The completion is what follows the prompt with the opening of the assistant's turn, up to and
+// with its last <|im_end|>; with assistant_only_loss, of that what the assistant says.
+static td_status take_chat_completion(const row_context *context, const td_rendered *prompt,
+                                      td_rendered *all, row_text *out) {
+    const td_prepare_options *options = context->options;
+    size_t begin = options->completion_only_loss ? common_prefix(prompt, all) : 0;
+    size_t end = all->bytes - 1; // without the line end that follows <|im_end|>
+    TD_TRY(take_rendered(context, all, begin, end, out));
+    if (options->assistant_only_loss)
+        return TD_OK;
+    out->train_all = !options->completion_only_loss;
+    out->ranges[0] = (byte_range){begin, end};
+    out->n_ranges = 1;
     return TD_OK;
 }
 
-// Lists of messages: the completion's assistant messages are trained.
-static td_status render_two_chats(const char *where, const cJSON *prompt, const cJSON *completion,
-                                  int completion_only, row_text *out) {
-    size_t count = 0, prompt_count;
-    td_rendered before = {0};
-    td_message *messages = malloc(MAX_MESSAGES * sizeof *messages);
-    if (!messages)
-        return td_fail(TD_ERR_MEMORY, "%s: no memory for the messages", where);
-    td_status status = read_messages(where, prompt, messages, &count);
-    prompt_count = count;
+// {"prompt", "completion"} as lists of messages.
+static td_status render_chat_completion(const row_context *context, const cJSON *object,
+                                        const cJSON *prompt, const cJSON *completion,
+                                        row_text *out) {
+    td_message *messages;
+    td_rendered before = {0}, all = {0};
+    size_t count = 0;
+    if (!completion->child)
+        return td_fail(TD_ERR_DATA, "%s: \"completion\" has no messages", context->where);
+    TD_TRY(require_chat(context, object));
+    TD_TRY(allocate_messages(context, cJSON_GetArraySize(prompt) + cJSON_GetArraySize(completion),
+                             &messages));
+    td_status status = read_messages(context, "prompt", prompt, messages, &count);
     if (status == TD_OK)
-        status = read_messages(where, completion, messages, &count);
-    if (status == TD_OK && prompt_count > 0)
-        status = td_chat_render(messages, prompt_count, 1, &before);
+        status = td_chat_render(messages, count, 1, &before);
     if (status == TD_OK)
-        status = td_chat_render(messages, count, 0, &out->rendered);
-    out->train_all = !completion_only;
-    out->train_from = before.bytes;
+        status = read_messages(context, "completion", completion, messages, &count);
+    if (status == TD_OK)
+        status = td_chat_render(messages, count, 0, &all);
+    if (status == TD_OK)
+        status = take_chat_completion(context, &before, &all, out);
     td_rendered_fini(&before);
+    td_rendered_fini(&all);
     free(messages);
     return status;
 }
 
-static td_status render_completion(const char *where, const cJSON *prompt, const cJSON *completion,
-                                   int completion_only, row_text *out) {
-    if (cJSON_IsArray(prompt) && cJSON_IsArray(completion))
-        return render_two_chats(where, prompt, completion, completion_only, out);
-    if (!cJSON_IsString(prompt) || !cJSON_IsString(completion))
-        return td_fail(TD_ERR_DATA, "%s: \"prompt\" and \"completion\" must both be strings or lists of messages",
-                       where);
+// Two strings after each other, of which the second is trained.
+static td_status join(const row_context *context, const char *first, const char *second,
+                      row_text *out) {
+    size_t n = strlen(first), m = strlen(second);
+    out->text = malloc(n + m + 1);
+    out->ranges = calloc(1, sizeof *out->ranges);
+    if (!out->text || !out->ranges)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for its text", context->where);
+    memcpy(out->text, first, n);
+    memcpy(out->text + n, second, m + 1);
+    out->bytes = n + m;
+    out->ranges[0] = (byte_range){n, n + m};
+    out->n_ranges = 1;
     out->add_special = out->append_eos = 1;
-    out->train_all = !completion_only;
-    out->train_from = strlen(prompt->valuestring);
-    return join_texts(where, prompt->valuestring, completion->valuestring, out);
+    return TD_OK;
 }
 
-static td_status render(const td_prepare_options *options, const char *where, const cJSON *object,
-                        row_text *out) {
-    const cJSON *messages = cJSON_GetObjectItemCaseSensitive(object, "messages");
-    const cJSON *prompt = cJSON_GetObjectItemCaseSensitive(object, "prompt");
-    const cJSON *completion = cJSON_GetObjectItemCaseSensitive(object, "completion");
-    const cJSON *text = cJSON_GetObjectItemCaseSensitive(object, "text");
-    *out = (row_text){.train_from = SIZE_MAX};
-    if (messages) {
-        TD_TRY(td_chat_require_tokens(options->tokenizer));
-        return render_chat(where, messages, options->assistant_only_loss, out);
-    }
+// {"prompt", "completion"}
+static td_status render_completion(const row_context *context, const cJSON *object,
+                                   const cJSON *prompt, const cJSON *completion, row_text *out) {
+    if (cJSON_IsArray(prompt) && cJSON_IsArray(completion))
+        return render_chat_completion(context, object, prompt, completion, out);
+    if (!cJSON_IsString(prompt) || !cJSON_IsString(completion))
+        return td_fail(TD_ERR_DATA,
+                       "%s: \"prompt\" and \"completion\" must both be strings or both be lists of "
+                       "messages",
+                       context->where);
+    TD_TRY(join(context, prompt->valuestring, completion->valuestring, out));
+    out->train_all = !context->options->completion_only_loss;
+    return TD_OK;
+}
+
+static const cJSON *get(const cJSON *object, const char *key) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+    return cJSON_IsNull(item) ? NULL : item;
+}
+
+static td_status render(const row_context *context, const cJSON *object, row_text *out) {
+    const cJSON *prompt = get(object, "prompt"), *completion = get(object, "completion");
+    const cJSON *messages = get(object, "messages"), *text = get(object, "text");
     if (prompt && completion)
-        return render_completion(where, prompt, completion, options->completion_only_loss, out);
-    if (cJSON_IsString(text)) {
-        out->add_special = out->append_eos = out->train_all = 1;
-        return join_texts(where, text->valuestring, "", out);
-    }
-    return td_fail(TD_ERR_DATA,
-                   "%s: no known row format; rows have \"messages\", \"prompt\" and \"completion\", \"text\", or "
-                   "\"input_ids\"",
-                   where);
+        return render_completion(context, object, prompt, completion, out);
+    if (messages)
+        return render_messages(context, object, messages, out);
+    if (!text)
+        return td_fail(TD_ERR_DATA,
+                       "%s: unknown row format: a row has \"messages\", \"prompt\" and "
+                       "\"completion\", \"text\", or \"input_ids\"",
+                       context->where);
+    if (!cJSON_IsString(text))
+        return td_fail(TD_ERR_DATA, "%s: \"text\" must be a string", context->where);
+    out->train_all = 1;
+    return join(context, "", text->valuestring, out);
 }
 
-// A token is trained when any of its bytes is to be produced. Special tokens that the tokenizer adds have no bytes; they are
-// trained with the text around them only when everything is.
-static uint8_t is_trained(const row_text *text, uint32_t begin, uint32_t end) {
-    if (text->train_all)
-        return 1;
-    if (begin == end)
-        return 0;
-    if (text->train_from != SIZE_MAX && begin < text->train_from)
-        return 0;
-    if (text->rendered.n_trained == 0)
-        return text->train_from != SIZE_MAX;
-    for (size_t i = 0; i < text->rendered.n_trained; i++)
-        if (begin < text->rendered.trained[i].end && end > text->rendered.trained[i].begin)
-            return 1;
-    return 0;
+// Tokens and ranges both ascend, so one pass over both marks every token that has a byte in a
+// range. A token without bytes, which the post-processor put at the end, is trained with what it
+// ends.
+static void mark_trained(const row_text *text, const td_tokens *tokens, td_row *row) {
+    size_t range = 0;
+    for (size_t i = 1; i < tokens->count; i++) {
+        while (range < text->n_ranges && text->ranges[range].end <= tokens->begins[i] &&
+               text->ranges[range].end < text->bytes)
+            range++;
+        int is_at_end = tokens->begins[i] == text->bytes && text->n_ranges > 0 &&
+                        text->ranges[text->n_ranges - 1].end == text->bytes;
+        row->trained[i] = text->train_all || is_at_end ||
+                          (range < text->n_ranges && tokens->begins[i] < text->ranges[range].end &&
+                           tokens->ends[i] > text->ranges[range].begin);
+    }
 }
 
-static td_status fill_tokens(const td_prepare_options *options, const char *where, const row_text *text,
-                             const td_tokens *tokens, td_row *out) {
-    int64_t count = (int64_t)tokens->count;
-    int missing_eos = text->append_eos && options->eos_id >= 0 &&
-                      (count == 0 || tokens->ids[count - 1] != options->eos_id);
-    TD_TRY(allocate(where, count + missing_eos, out));
-    for (int64_t i = 0; i < count; i++) {
-        out->tokens[i] = tokens->ids[i];
-        out->trained[i] = is_trained(text, tokens->begins[i], tokens->ends[i]);
-    }
-    if (missing_eos) {
-        out->tokens[count] = options->eos_id;
-        out->trained[count] = 1;
-    }
-    for (int64_t i = 0; i < out->count; i++)
-        if (check_id(options, where, out->tokens[i]) != TD_OK) {
-            td_row_fini(out);
-            return TD_ERR_DATA;
+static td_status check_ids(const row_context *context) {
+    const td_row *row = context->row;
+    for (int64_t i = 0; i < row->count; i++)
+        if (row->tokens[i] >= context->options->vocabulary) {
+            context->row->is_setup_error = 1;
+            return td_fail(TD_ERR_DATA,
+                           "%s: token id %d is outside the model's vocabulary of %lld: tokenizer "
+                           "and model do not belong together",
+                           context->where, (int)row->tokens[i],
+                           (long long)context->options->vocabulary);
         }
     return TD_OK;
 }
 
-static td_status read_text(const td_prepare_options *options, const char *where, const cJSON *object,
-                           td_row *out) {
-    row_text text;
+static td_status take_tokens(const row_context *context, const row_text *text,
+                             const td_tokens *tokens) {
+    td_row *row = context->row;
+    int32_t eos = context->options->eos_id;
+    size_t count = tokens->count;
+    int is_missing = text->append_eos && eos >= 0 && (count == 0 || tokens->ids[count - 1] != eos);
+    TD_TRY(allocate(context, (int64_t)count));
+    if (count > 0)
+        memcpy(row->tokens, tokens->ids, count * sizeof *row->tokens);
+    mark_trained(text, tokens, row);
+    if (is_missing) {
+        row->tokens[count] = eos;
+        row->trained[count] = count > 0;
+        row->count++;
+    }
+    return check_ids(context);
+}
+
+static td_status tokenize(const row_context *context, const row_text *text) {
     td_tokens tokens = {0};
-    if (!options->tokenizer)
-        return td_fail(TD_ERR_DATA, "%s: the model folder has no tokenizer.json; without one rows need \"input_ids\"",
-                       where);
-    td_status status = render(options, where, object, &text);
+    td_status status = td_tokenizer_encode(context->options->tokenizer, text->text, text->bytes,
+                                           text->add_special, &tokens);
     if (status == TD_OK)
-        status = td_tokenizer_encode(options->tokenizer, text.rendered.text, text.rendered.bytes,
-                                     text.add_special, &tokens);
-    if (status == TD_OK)
-        status = fill_tokens(options, where, &text, &tokens, out);
+        status = take_tokens(context, text, &tokens);
     td_tokens_fini(&tokens);
-    td_rendered_fini(&text.rendered);
     return status;
 }
 
-td_status td_row_read(const td_prepare_options *options, const char *where, const char *line, size_t bytes,
-                      td_row *out) {
+static td_status read_text(const row_context *context, const cJSON *object) {
+    row_text text = {0};
+    if (!context->options->tokenizer) {
+        context->row->is_setup_error = 1;
+        return td_fail(TD_ERR_DATA,
+                       "%s: the model folder has no tokenizer.json; without it rows must have "
+                       "\"input_ids\"",
+                       context->where);
+    }
+    td_status status = render(context, object, &text);
+    if (status == TD_OK)
+        status = tokenize(context, &text);
+    free(text.text);
+    free(text.ranges);
+    return status;
+}
+
+td_status td_row_read(const td_prepare_options *options, const char *where, const char *line,
+                      size_t bytes, td_row *row) {
     cJSON *object;
+    row_context context = {.options = options, .where = where, .row = row};
     TD_TRY(td_json_parse(where, line, bytes, &object));
-    const cJSON *ids = cJSON_GetObjectItemCaseSensitive(object, "input_ids");
     td_status status;
     if (!cJSON_IsObject(object))
         status = td_fail(TD_ERR_DATA, "%s: the line is not a JSON object", where);
+    else if (get(object, "input_ids"))
+        status = read_ids(&context, object);
     else
-        status = ids ? read_ids(options, where, object, ids, out) : read_text(options, where, object, out);
+        status = read_text(&context, object);
     cJSON_Delete(object);
+    if (status != TD_OK) {
+        int is_setup_error = row->is_setup_error;
+        td_row_fini(row);
+        row->is_setup_error = is_setup_error;
+    }
     return status;
 }

@@ -6,14 +6,18 @@
 
 typedef struct td_row {
     int32_t *tokens;  // (count), owned
-    uint8_t *trained; // (count), owned
+    uint8_t *trained; // (count), owned; the first token's is 0, no model is trained to produce it
     int64_t count;
+    // Set with a failure that other rows will share, because model, tokenizer and options do not
+    // fit together: skipping the row would hide it.
+    int is_setup_error;
 } td_row;
 
-// `where` is "file:line". Neither max_length nor the number of trained tokens is looked at. TD_ERR_DATA for whatever the row format
-// does not allow. Free with td_row_fini(), not needed after a failure.
-td_status td_row_read(const td_prepare_options *options, const char *where, const char *line, size_t bytes,
-                      td_row *out);
+// `where` is "file:line" and begins every message. Neither max_length nor the number of trained
+// tokens is looked at. TD_ERR_DATA for whatever the row format does not allow. Zero-initialise
+// `row`; free with td_row_fini(), not needed after a failure.
+td_status td_row_read(const td_prepare_options *options, const char *where, const char *line,
+                      size_t bytes, td_row *row);
 void td_row_fini(td_row *row);
 // Trained tokens after the shift: the first token never counts.
 int64_t td_row_trained_count(const td_row *row);
