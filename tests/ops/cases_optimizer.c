@@ -25,6 +25,8 @@ static double hard_value(op_run *run, int64_t i) {
         return i % 2 ? (double)FLT_MAX : 0x1p17; // 2^63 quanta
     case 17:
         return ldexp(i & 1 ? 1.0 : -1.0, QUANTUM);
+    case 19: // 1.5 * 2^62 quanta: wraps around beside an accumulator at its limit
+        return i & 1 ? 0x1.8p16 : -0x1.8p16;
     default:
         return magnitude;
     }
@@ -35,6 +37,8 @@ static int64_t hard_accumulator(op_run *run, int64_t i, int64_t limit) {
     switch (i % 23) {
     case 17:
         return i % 3 == 0 ? limit : i % 3 == 1 ? -limit : limit - 1;
+    case 19:
+        return i & 1 ? limit : -limit;
     case 5:
         return word % limit;
     default:
@@ -131,6 +135,8 @@ static void check_fixed_to_f32(op_run *run, int64_t n, int quantum) {
     for (int64_t i = 0; i < n; i++) {
         uint64_t word = (uint64_t)op_word(run) << 32 | op_word(run);
         fixed[i] = (int64_t)word >> (op_word(run) % 60);
+        // Just above the middle of two floats, by less than a double can tell.
+        fixed[i] = i % 19 == 6 ? (INT64_C(1) << 62) + (INT64_C(1) << 38) + 1 : fixed[i];
         // Rounds once: a long double holds every int64.
         expected[i] = (double)(float)ldexpl((long double)fixed[i], quantum);
     }
