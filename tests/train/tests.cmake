@@ -16,3 +16,4 @@ foreach(pair "4;2" "2;4" "4;1" "1;3" "3;10")
   set_tests_properties(checkpoint_ranks_${from}_to_${to} PROPERTIES TIMEOUT 120 LABELS train
     ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMP_NUM_THREADS=1;ASAN_OPTIONS=detect_leaks=0")
 endforeach()
+tandem_test(train100 train/train100.c LIBS tandem_train TIMEOUT 120 LABELS train)

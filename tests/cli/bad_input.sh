@@ -26,17 +26,18 @@ train() {
         --set gradient_accumulation_steps=2 --set page_elements=1000 "$@"
 }
 
-# check NAME CODE PATTERN COMMAND...: exit code, one line that matches, no adapter.
+# check NAME CODE PATTERN COMMAND...: exit code, one error line in all, which matches, and no adapter.
 check() {
-    local name=$1 code=$2 pattern=$3 got=0 lines
+    local name=$1 code=$2 pattern=$3 got=0 errors lines
     shift 3
     "$@" >"$folder/log" 2>&1 || got=$?
-    lines=$(grep -cE "$pattern" "$folder/log")
-    if [ "$got" -eq "$code" ] && [ "$lines" -eq 1 ] && [ ! -e "$folder/out/adapter" ]; then
+    errors=$(grep -cE '^(\[[0-9]+\] )?error:' "$folder/log")
+    lines=$(grep -cE "^error: .*($pattern)" "$folder/log")
+    if [ "$got" -eq "$code" ] && [ "$errors" -eq 1 ] && [ "$lines" -eq 1 ] && [ ! -e "$folder/out/adapter" ]; then
         echo "ok     $name"
         passed=$((passed + 1))
     else
-        echo "FAILED $name: code $got (expected $code), $lines lines match '$pattern'"
+        echo "FAILED $name: code $got (expected $code), $errors errors, $lines match '$pattern'"
         sed 's/^/    /' "$folder/log"
         failed=$((failed + 1))
     fi
@@ -53,7 +54,7 @@ with_broken() {
 }
 
 # Model folders.
-check "missing model folder" 3 'no such folder' train --set model_name_or_path="$folder/nowhere"
+check "missing model folder" 3 'there is no folder' train --set model_name_or_path="$folder/nowhere"
 copy_model
 rm "$folder/broken/model.safetensors"
 check "missing weights" 3 'model\.safetensors' with_broken
@@ -65,7 +66,7 @@ printf '\377\377\377\377\377\377\377\177' | dd of="$folder/broken/model.safetens
 check "oversized header length" 3 'model\.safetensors' with_broken
 copy_model
 sed -i 's/"hidden_size": 64/"hidden_size": 32/; s/"head_dim": 16/"head_dim": 8/' "$folder/broken/config.json"
-check "shapes differ from config.json" 3 'model\.safetensors.*expected' with_broken
+check "shapes differ from config.json" 3 'model\.safetensors.*must have the shape' with_broken
 copy_model
 sed -i 's/LlamaForCausalLM/MambaForCausalLM/; s/"model_type": "llama"/"model_type": "mamba"/' "$folder/broken/config.json"
 check "unknown architecture" 3 'MambaForCausalLM' with_broken
@@ -92,7 +93,7 @@ check "target_modules match nothing" 2 'no_proj' train --set 'target_modules=["n
 check "unknown option" 2 '\-\-resum.*--resume' train --resum auto
 check "unknown command" 2 'trian.*train' "$tandem" trian
 check "no data" 2 'train_files' train --set 'train_files=[]'
-check "missing data file" 2 'nowhere\.jsonl' train --set train_files="$folder/nowhere.jsonl"
+check "missing data file" 3 'nowhere\.jsonl' train --set train_files="$folder/nowhere.jsonl"
 
 # Data.
 : >"$folder/empty.jsonl"
@@ -113,7 +114,10 @@ check "ranks disagree on the config" 2 'config is not the same on all ranks' tim
     -n 1 "$tandem" train --set model_name_or_path="$model" --set train_files="$folder/data.jsonl" --set output_dir="$folder/out" : \
     -n 1 "$tandem" train --set model_name_or_path="$model" --set train_files="$folder/data.jsonl" --set output_dir="$folder/out" --set seed=9
 check "memory plan does not fit" 4 'memory plan' train --set memory_limit_bytes=1000000
-check "loss is not finite" 7 'step [0-9]+.*finite' train --set learning_rate=1000000 --set max_steps=40 --set max_grad_norm=0 --set warmup_ratio=0
+copy_model
+printf '\377\377\377\177' | dd of="$folder/broken/model.safetensors" bs=1 conv=notrunc status=none \
+    seek=$(($(stat -c %s "$folder/broken/model.safetensors") - 4))
+check "loss is not finite" 7 'step 1: .*not finite' with_broken
 
 keep=$folder/keep
 train --set output_dir="$keep" >"$folder/log" 2>&1 || { cat "$folder/log"; echo "FAILED the good run"; failed=$((failed + 1)); }
@@ -122,10 +126,10 @@ check "output folder of another run" 2 'another lora_r' train --set output_dir="
 check "resume with another config" 2 'another learning_rate' train --set output_dir="$keep" --set learning_rate=0.5 --resume auto
 check "resume from nowhere" 3 'nowhere' train --set output_dir="$keep" --resume "$folder/nowhere"
 tail -n 7 "$folder/data.jsonl" >"$folder/other.jsonl"
-check "resume with other data" 3 'data' train --set output_dir="$keep" --set train_files="$folder/other.jsonl" --resume auto
+check "resume with other data" 3 'other training data' train --set output_dir="$keep" --set train_files="$folder/other.jsonl" --resume auto
 copy_model
 printf '\101' | dd of="$folder/broken/model.safetensors" bs=1 seek=$(($(stat -c %s "$folder/broken/model.safetensors") - 7)) conv=notrunc status=none
-check "resume with another base" 3 'base' with_broken --set output_dir="$keep" --resume auto
+check "resume with another base" 3 'another base model' with_broken --set output_dir="$keep" --resume auto
 
 # A policy skips bad rows and says how many.
 if train --set train_files="$folder/bad.jsonl" --set bad_rows=skip >"$folder/log" 2>&1 && grep -q '1 malformed rows' "$folder/log"; then
@@ -141,7 +145,7 @@ rm -rf "$folder/out"
 mkdir "$folder/small"
 if mount -t tmpfs -o size=256k tmpfs "$folder/small" 2>/dev/null; then
     mounted=$folder/small
-    check "no disk space" 5 'space' train --set output_dir="$folder/small/out" --set lora_r=64
+    check "no disk space" 5 'disk full' train --set output_dir="$folder/small/out" --set lora_r=64
 else
     echo "skipped no disk space: mounting a small file system needs root"
 fi

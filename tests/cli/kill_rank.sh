@@ -48,7 +48,7 @@ for round in $(seq "$rounds"); do
     launcher=$!
     wanted=$((RANDOM % 50 + 1))
     for _ in $(seq 600); do
-        done_steps=$(wc -l <"$folder/$mark/$output/$steps_file" 2>/dev/null || echo 0)
+        done_steps=$({ wc -l <"$folder/$mark/$output/$steps_file"; } 2>/dev/null || echo 0)
         [ "$done_steps" -lt "$wanted" ] || break
         kill -0 "$launcher" 2>/dev/null || break
         sleep 0.05

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Every command explains itself, with every option and an example, without MPI and without a model. usage: help.sh TANDEM
+set -uo pipefail
+tandem=$1
+failed=0
+
+# expect NAME PATTERN TEXT
+expect() {
+    if grep -qE -- "$2" <<<"$3"; then
+        echo "ok     $1"
+    else
+        echo "FAILED $1: no '$2' in:"
+        echo "$3"
+        failed=1
+    fi
+}
+
+overview=$("$tandem" --help) || failed=1
+for command in train evaluate generate inspect config bench; do
+    expect "the overview lists $command" "^  $command +[a-z]" "$overview"
+    help=$("$tandem" "$command" --help) || failed=1
+    expect "$command: usage" "^usage: tandem $command" "$help"
+    expect "$command: options" '^  --[a-z-]+.* [a-z]' "$help"
+done
+expect "the overview lists exit codes" 'exit codes: 0 done' "$overview"
+for command in train evaluate generate inspect bench; do
+    expect "$command: example" '^example: .*tandem' "$("$tandem" "$command" --help)"
+done
+table=$("$tandem" config)
+for key in learning_rate lora_alpha target_modules bnb_4bit_use_double_quant resume_from_checkpoint; do
+    expect "the table explains $key" "^ *$key " "$table"
+done
+values=$("$tandem" config --set lora_r=5)
+expect "values in force" '"lora_r":[[:space:]]*5' "$values"
+none=$("$tandem" 2>&1)
+[ $? -eq 2 ] || { echo "FAILED no command: code 2 expected"; failed=1; }
+expect "no command shows the usage" '^usage: tandem' "$none"
+exit "$failed"
