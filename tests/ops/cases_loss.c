@@ -28,7 +28,8 @@ static void check_gather(op_run *run, int64_t x_rows, int64_t cols, double share
         expected[i] = x->values[(int64_t)rows->values[i / cols] * cols + i % cols];
     td_rows_args args = {rows->n, cols, rows->memory, x->memory, y->memory, 0};
     OP_CALL(run, gather_rows, &args, 0, 8.0 * (double)y->n);
-    op_expect(run, "y", y, expected, 0.0);
+    if (y->n > 0)
+        op_expect(run, "y", y, expected, 0.0);
     op_case_end(run);
 }
 
