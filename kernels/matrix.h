@@ -14,7 +14,7 @@ typedef enum td_matrix_format {
 } td_matrix_format;
 
 enum {
-    TD_NF4_BLOCK = 64,     // elements that share one absmax
+    TD_NF4_BLOCK = 64,         // elements that share one absmax
     TD_NF4_NESTED_BLOCK = 256, // absmax values that share one nested absmax
 };
 
@@ -29,12 +29,13 @@ static inline int64_t td_nf4_nested_count(int64_t n_elements) {
 typedef struct td_matrix {
     td_matrix_format format;
     int64_t rows, cols; // (out, in)
-    const void *data;   // F32 or BF16: (rows, cols) row-major; NF4: ceil(rows * cols / 2) bytes, first code in the high half
+    const void *data;   // F32 or BF16: (rows, cols) row-major; NF4: ceil(rows * cols / 2) bytes,
+                        // first code in the high half
     // NF4. Either absmax, or the nested four (double quantization).
-    const float *absmax;          // (n_blocks)
-    const uint8_t *absmax_codes;  // (n_blocks)
-    const float *nested_absmax;   // (n_nested)
-    const float *nested_map;      // (256)
+    const float *absmax;         // (n_blocks)
+    const uint8_t *absmax_codes; // (n_blocks)
+    const float *nested_absmax;  // (n_nested)
+    const float *nested_map;     // (256)
     float nested_offset;
     td_dtype compute; // what a dequantized weight is rounded to: TD_F32 or TD_BF16
 } td_matrix;

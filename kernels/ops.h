@@ -1,12 +1,15 @@
-// The operations: one table of functions per backend, each function one operation of the training step.
+// The operations: one table of functions per backend, each function one operation of the training
+// step.
 //
-// All operands are a flat token stream of T tokens without padding. "act" is the activation type of the backend:
-// fp32 on the CPU, bf16 on a GPU. Everything is row-major and contiguous unless a stride is given. Pointers are device
-// memory and owned by the caller. Work is queued on context->stream and may still run when the function returns; buffers
-// may be reused by later work on the same stream. Every operation is deterministic: the same inputs give the same bits
-// on the same hardware and thread count. Preconditions on shapes are checked by ops.c and are programmer errors
-// (TD_ERR_INTERNAL). Tolerances are relative to the largest magnitude of the exact result, and are what tests/ops checks
-// against a plain double reference; gradients are checked against finite differences of that reference.
+// All operands are a flat token stream of T tokens without padding. "act" is the activation type of
+// the backend: fp32 on the CPU, bf16 on a GPU. Everything is row-major and contiguous unless a
+// stride is given. Pointers are device memory and owned by the caller. Work is queued on
+// context->stream and may still run when the function returns; buffers may be reused by later work
+// on the same stream. Every operation is deterministic: the same inputs give the same bits on the
+// same hardware and thread count. Preconditions on shapes are checked by ops.c and are programmer
+// errors (TD_ERR_INTERNAL). Tolerances are relative to the largest magnitude of the exact result,
+// and are what tests/ops checks against a plain double reference; gradients are checked against
+// finite differences of that reference.
 #ifndef TANDEM_KERNELS_OPS_H
 #define TANDEM_KERNELS_OPS_H
 
@@ -24,7 +27,8 @@ typedef struct td_op_context {
     const td_ops *ops;
     const td_device *device;
     td_stream *stream;
-    void *workspace; // scratch, at least ops->workspace_bytes(); contents are undefined between operations
+    void *workspace; // scratch, at least ops->workspace_bytes(); contents are undefined between
+                     // operations
     size_t workspace_bytes;
 } td_op_context;
 
@@ -32,7 +36,8 @@ typedef struct td_op_context {
 typedef struct td_workspace_query {
     int64_t max_tokens;          // T
     int64_t max_in, max_out;     // of any linear layer
-    int64_t max_weight_elements; // rows * cols of the largest NF4 or BF16 matrix that is used through linear_*
+    int64_t max_weight_elements; // rows * cols of the largest NF4 or BF16 matrix that is used
+                                 // through linear_*
     int64_t max_head_rows;       // rows of the LM head matrix (vocabulary), 0 without head
     int64_t max_head_tokens;     // tokens per logits chunk
     int64_t max_rank;
@@ -51,26 +56,27 @@ typedef struct td_lora_weights {
 // y = x W^T + bias + scaling * dropout(x) A^T B^T
 typedef struct td_linear_forward_args {
     int64_t n_tokens;
-    const void *x;            // (T, in) act
-    const td_matrix *weight;  // (out, in)
-    const float *bias;        // (out) fp32 or NULL
+    const void *x;               // (T, in) act
+    const td_matrix *weight;     // (out, in)
+    const float *bias;           // (out) fp32 or NULL
     const td_lora_weights *lora; // or NULL
-    void *xa;                 // (T, rank) act, out: dropout(x) A^T, needed by the backward pass; NULL without lora
-    void *y;                  // (T, out) act, out
+    void *xa; // (T, rank) act, out: dropout(x) A^T, needed by the backward pass; NULL without lora
+    void *y;  // (T, out) act, out
 } td_linear_forward_args;
 
-// dx = dy W + scaling * undropout((dy B) A);  da = scaling * (dy B)^T dropout(x);  db = scaling * dy^T xa
+// dx = dy W + scaling * undropout((dy B) A);  da = scaling * (dy B)^T dropout(x);  db = scaling *
+// dy^T xa
 typedef struct td_linear_backward_args {
     int64_t n_tokens;
-    const void *dy;           // (T, out) act
-    const void *x;            // (T, in) act; read only with lora
-    const void *xa;           // (T, rank) act; read only with lora
+    const void *dy; // (T, out) act
+    const void *x;  // (T, in) act; read only with lora
+    const void *xa; // (T, rank) act; read only with lora
     const td_matrix *weight;
     const td_lora_weights *lora;
-    void *dx;                 // (T, in) act, or NULL when nobody needs it
-    int accumulate_dx;        // 1: dx += instead of dx =
-    float *da;                // (rank, in) fp32, overwritten; with lora
-    float *db;                // (out, rank) fp32, overwritten; with lora
+    void *dx;          // (T, in) act, or NULL when nobody needs it
+    int accumulate_dx; // 1: dx += instead of dx =
+    float *da;         // (rank, in) fp32, overwritten; with lora
+    float *db;         // (out, rank) fp32, overwritten; with lora
 } td_linear_backward_args;
 
 // bitsandbytes NF4, blocks of 64 of the flattened weight (CONTRACT.md, "NF4").
@@ -84,10 +90,10 @@ typedef struct td_nf4_quantize_args {
 // Double quantization of absmax: offset = mean, signed dynamic 8-bit map in blocks of 256.
 typedef struct td_absmax_quantize_args {
     int64_t n_blocks;
-    const float *absmax;   // (n_blocks)
-    uint8_t *codes;        // (n_blocks) out
-    float *nested_absmax;  // (ceil(n_blocks / 256)) out
-    float *offset;         // (1) out, host memory
+    const float *absmax;  // (n_blocks)
+    uint8_t *codes;       // (n_blocks) out
+    float *nested_absmax; // (ceil(n_blocks / 256)) out
+    float *offset;        // (1) out, host memory
 } td_absmax_quantize_args;
 
 // Rows [row_begin, row_begin + row_count) of any matrix format as fp32.
@@ -105,17 +111,19 @@ typedef struct td_embedding_args {
     void *y;                // (T, hidden) act, out
 } td_embedding_args;
 
-// y = x * rsqrt(mean(x^2) + eps) * weight; statistics in fp32 or wider. Rows may be heads (q and k norms).
+// y = x * rsqrt(mean(x^2) + eps) * weight; statistics in fp32 or wider. Rows may be heads (q and k
+// norms).
 typedef struct td_rmsnorm_forward_args {
     int64_t n_rows, n_cols;
     const void *x;       // (rows, cols) act
     const float *weight; // (cols) fp32
     float eps;
-    void *y;             // (rows, cols) act, out; may be x
-    float *rstd;         // (rows) fp32, out, or NULL
+    void *y;     // (rows, cols) act, out; may be x
+    float *rstd; // (rows) fp32, out, or NULL
 } td_rmsnorm_forward_args;
 
-// The weight is frozen: only dx. With g = dy * weight, xhat = x * rstd: dx = rstd * (g - xhat * mean(g * xhat)).
+// The weight is frozen: only dx. With g = dy * weight, xhat = x * rstd: dx = rstd * (g - xhat *
+// mean(g * xhat)).
 typedef struct td_rmsnorm_backward_args {
     int64_t n_rows, n_cols;
     const void *dy;      // (rows, cols) act
@@ -133,15 +141,15 @@ typedef struct td_rope_args {
     void *x;                  // (T, n_heads, head_dim) act, in place
     const int32_t *positions; // (T), each in [0, n_positions)
     int64_t n_positions;
-    const float *cos, *sin;   // (n_positions, head_dim / 2) fp32
+    const float *cos, *sin; // (n_positions, head_dim / 2) fp32
     int inverse;
 } td_rope_args;
 
 // Causal grouped-query attention over sequences of one token stream; online softmax, O(T) memory.
-// Sequence s has queries [cu_q[s], cu_q[s+1]) and keys [cu_k[s], cu_k[s+1]), at least as many keys as queries; the last query is
-// aligned with the last key (queries that follow a cache of keys). Query i of n_q sees key j of n_k when
-// j <= i + n_k - n_q, and with window > 0 only when also j > i + n_k - n_q - window.
-// Query head h reads key head h / (n_heads / n_kv_heads).
+// Sequence s has queries [cu_q[s], cu_q[s+1]) and keys [cu_k[s], cu_k[s+1]), at least as many keys
+// as queries; the last query is aligned with the last key (queries that follow a cache of keys).
+// Query i of n_q sees key j of n_k when j <= i + n_k - n_q, and with window > 0 only when also j >
+// i + n_k - n_q - window. Query head h reads key head h / (n_heads / n_kv_heads).
 typedef struct td_attention_shape {
     int64_t n_sequences;
     const int32_t *cu_q, *cu_k; // (n_sequences + 1) host memory
@@ -162,9 +170,9 @@ typedef struct td_attention_forward_args {
 typedef struct td_attention_backward_args {
     td_attention_shape shape;
     const void *q, *k, *v;
-    const void *out;  // (Tq, n_heads, head_dim) act
-    const float *lse; // (Tq, n_heads)
-    const void *dout; // (Tq, n_heads, head_dim) act
+    const void *out;    // (Tq, n_heads, head_dim) act
+    const float *lse;   // (Tq, n_heads)
+    const void *dout;   // (Tq, n_heads, head_dim) act
     void *dq, *dk, *dv; // like q, k, v; overwritten
 } td_attention_backward_args;
 
@@ -188,7 +196,8 @@ typedef struct td_add_args {
     void *y;       // (n) act, in place
 } td_add_args;
 
-// gather: y[i] = x[rows[i]];  scatter: y[rows[i]] = x[i], other rows of y are set to zero. rows ascend strictly.
+// gather: y[i] = x[rows[i]];  scatter: y[rows[i]] = x[i], other rows of y are set to zero. rows
+// ascend strictly.
 typedef struct td_rows_args {
     int64_t n_rows, n_cols; // rows of the index list
     const int32_t *rows;    // (n_rows)
@@ -205,21 +214,23 @@ typedef struct td_cross_entropy_args {
     const int32_t *targets; // (n), each in [0, V)
     float gradient_scale;   // 1 / trained tokens of the whole step
     int gradient;
-    float *loss;            // (n) fp32, out
+    float *loss; // (n) fp32, out
 } td_cross_entropy_args;
 
-// Fixed point: accumulator[i] += round_to_nearest_even(value[i] * 2^-quantum_log2). Exact sums in any order.
-// A non-finite value, or an accumulator beyond limit in magnitude, is counted in *faults and not added.
+// Fixed point: accumulator[i] += round_to_nearest_even(value[i] * 2^-quantum_log2). Exact sums in
+// any order. A non-finite value, or an accumulator beyond limit in magnitude, is counted in *faults
+// and not added.
 typedef struct td_fixed_add_args {
     int64_t n_elements;
-    const float *values;   // (n)
-    int64_t *accumulator;  // (n) in place
-    int quantum_log2;      // e.g. -46
-    int64_t limit;         // INT64_MAX / ranks: the sum over ranks cannot wrap
-    int64_t *faults;       // (1) in place
+    const float *values;  // (n)
+    int64_t *accumulator; // (n) in place
+    int quantum_log2;     // e.g. -46
+    int64_t limit;        // INT64_MAX / ranks: the sum over ranks cannot wrap
+    int64_t *faults;      // (1) in place
 } td_fixed_add_args;
 
-// values[i] = accumulator[i] * 2^quantum_log2, and the sum of their squares in double, in a fixed order.
+// values[i] = accumulator[i] * 2^quantum_log2, and the sum of their squares in double, in a fixed
+// order.
 typedef struct td_fixed_to_f32_args {
     int64_t n_elements;
     const int64_t *accumulator;
@@ -228,7 +239,8 @@ typedef struct td_fixed_to_f32_args {
     double *sum_squares; // (1) out, host memory; valid after the stream is synchronized
 } td_fixed_to_f32_args;
 
-// accumulator += values in fp32, faults counted; and the sum of squares: the inexact pair, for comparison.
+// accumulator += values in fp32, faults counted; and the sum of squares: the inexact pair, for
+// comparison.
 typedef struct td_f32_add_args {
     int64_t n_elements;
     const float *values;
@@ -242,11 +254,12 @@ typedef struct td_sum_squares_args {
     double *sum_squares; // as above
 } td_sum_squares_args;
 
-// AdamW as torch.optim.AdamW (Loshchilov and Hutter, ICLR 2019): p *= 1 - lr * decay; g' = g * gradient_scale;
-// m = b1 m + (1 - b1) g'; v = b2 v + (1 - b2) g'^2; p -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps).
-// State layout: adamw: float m[page_elements], float v[page_elements];
-// adamw_8bit: uint8 m[page_elements], uint8 v[page_elements], float m_absmax[page_elements / 256 up], float v_absmax[same]: blocks
-// of 256 with the signed (m) and unsigned (v) dynamic 8-bit maps (CONTRACT.md). Zeroed bytes are the initial state in both.
+// AdamW as torch.optim.AdamW (Loshchilov and Hutter, ICLR 2019): p *= 1 - lr * decay; g' = g *
+// gradient_scale; m = b1 m + (1 - b1) g'; v = b2 v + (1 - b2) g'^2; p -= lr / (1 - b1^t) * m /
+// (sqrt(v / (1 - b2^t)) + eps). State layout: adamw: float m[page_elements], float
+// v[page_elements]; adamw_8bit: uint8 m[page_elements], uint8 v[page_elements], float
+// m_absmax[page_elements / 256 up], float v_absmax[same]: blocks of 256 with the signed (m) and
+// unsigned (v) dynamic 8-bit maps (CONTRACT.md). Zeroed bytes are the initial state in both.
 typedef struct td_adamw_args {
     int64_t n_elements;    // of this page
     int64_t page_elements; // layout of the state
@@ -256,7 +269,7 @@ typedef struct td_adamw_args {
     float gradient_scale;  // of clipping
     // double, as torch computes with them: 1 - beta2 in fp32 would be off by 1e-5.
     double learning_rate, beta1, beta2, epsilon, weight_decay;
-    int64_t step;          // t, from 1
+    int64_t step; // t, from 1
 } td_adamw_args;
 
 size_t td_adamw_state_bytes(int64_t page_elements);
@@ -280,24 +293,27 @@ struct td_ops {
     td_status (*attention_backward)(const td_op_context *, const td_attention_backward_args *);
     td_status (*swiglu_forward)(const td_op_context *, const td_swiglu_forward_args *);
     td_status (*swiglu_backward)(const td_op_context *, const td_swiglu_backward_args *);
-    td_status (*add)(const td_op_context *, const td_add_args *); // exact
-    td_status (*gather_rows)(const td_op_context *, const td_rows_args *); // exact
+    td_status (*add)(const td_op_context *, const td_add_args *);           // exact
+    td_status (*gather_rows)(const td_op_context *, const td_rows_args *);  // exact
     td_status (*scatter_rows)(const td_op_context *, const td_rows_args *); // exact
     td_status (*cross_entropy)(const td_op_context *, const td_cross_entropy_args *);
     td_status (*fixed_add)(const td_op_context *, const td_fixed_add_args *);       // exact
     td_status (*fixed_to_f32)(const td_op_context *, const td_fixed_to_f32_args *); // exact
     td_status (*f32_add)(const td_op_context *, const td_f32_add_args *);
     td_status (*sum_squares)(const td_op_context *, const td_sum_squares_args *);
-    td_status (*adamw)(const td_op_context *, const td_adamw_args *);      // 1e-6
-    td_status (*adamw_8bit)(const td_op_context *, const td_adamw_args *); // codes equal to the reference's
+    td_status (*adamw)(const td_op_context *, const td_adamw_args *); // 1e-6
+    td_status (*adamw_8bit)(const td_op_context *,
+                            const td_adamw_args *); // codes equal to the reference's
 };
 
 extern const td_ops td_ops_cpu;
 
-// The table for a device, after checking that no slot is empty: TD_ERR_INTERNAL names the first missing operation.
+// The table for a device, after checking that no slot is empty: TD_ERR_INTERNAL names the first
+// missing operation.
 td_status td_ops_find(const td_device *device, const td_ops **out);
 
-// Number of threads the CPU backend uses, for itself and the BLAS library. Call before the first operation.
+// Number of threads the CPU backend uses, for itself and the BLAS library. Call before the first
+// operation.
 void td_ops_cpu_set_threads(int n_threads);
 
 #endif

@@ -1,7 +1,8 @@
 // The frozen base model: embeddings, norms, linear layers in NF4 (or as they are), head.
 //
-// Loading goes tensor by tensor: one is read, quantized, shared with the other ranks of the node, and let go, so that the peak is the
-// 4-bit base plus one tensor. Weights live in one arena whose size is known from the config alone.
+// Loading goes tensor by tensor: one is read, quantized, shared with the other ranks of the node,
+// and let go, so that the peak is the 4-bit base plus one tensor. Weights live in one arena whose
+// size is known from the config alone.
 #ifndef TANDEM_MODEL_BASE_H
 #define TANDEM_MODEL_BASE_H
 
@@ -21,17 +22,19 @@ typedef struct td_base_layer {
 
 typedef struct td_base {
     td_model_config config;
-    td_base_layer *layers; // (n_layers)
-    td_matrix embedding;   // (vocabulary, hidden) BF16 or F32
-    td_matrix head;        // (vocabulary, hidden); the embedding's memory when tied
+    td_base_layer *layers;   // (n_layers)
+    td_matrix embedding;     // (vocabulary, hidden) BF16 or F32
+    td_matrix head;          // (vocabulary, hidden); the embedding's memory when tied
     const float *final_norm; // (hidden)
-    td_hash fingerprint;   // over config.json's values that matter and the tensors read from the files
-    td_arena arena;        // owns all of the above
+    td_hash
+        fingerprint; // over config.json's values that matter and the tensors read from the files
+    td_arena arena;  // owns all of the above
 } td_base;
 
-// How the ranks of a node share one reader. With `broadcast` NULL the caller reads everything itself. Otherwise it is a
-// collective among the ranks of the node: the reader's bytes arrive in everybody's `buffer` (host memory). `agree` is collective too
-// and returns TD_OK on all ranks or on none: it comes before every tensor, so that nobody waits for one that failed.
+// How the ranks of a node share one reader. With `broadcast` NULL the caller reads everything
+// itself. Otherwise it is a collective among the ranks of the node: the reader's bytes arrive in
+// everybody's `buffer` (host memory). `agree` is collective too and returns TD_OK on all ranks or
+// on none: it comes before every tensor, so that nobody waits for one that failed.
 typedef struct td_base_share {
     int is_reader;
     td_status (*broadcast)(void *self, void *buffer, size_t bytes, const char *what);
@@ -40,26 +43,28 @@ typedef struct td_base_share {
 } td_base_share;
 
 typedef struct td_base_options {
-    int quantize;         // NF4 for the linear layers of the blocks
+    int quantize; // NF4 for the linear layers of the blocks
     int double_quantize;
-    td_dtype stored;      // TD_BF16: 16-bit tensors that are not quantized stay BF16 (F16 is widened to F32); TD_F32: all F32
-    td_dtype compute;     // what dequantized weights are rounded to: TD_F32 on the CPU
+    td_dtype stored;  // TD_BF16: 16-bit tensors that are not quantized stay BF16 (F16 is widened to
+                      // F32); TD_F32: all F32
+    td_dtype compute; // what dequantized weights are rounded to: TD_F32 on the CPU
 } td_base_options;
 
-// Device bytes of the arena, and bytes of the buffers that live during loading only (a slice of a tensor in fp32 and the absmax
-// of the largest one), from the config alone. `embedding_dtype` is td_base_peek_dtype().
-void td_base_plan(const td_model_config *config, const td_base_options *options, td_dtype embedding_dtype,
-                  size_t *arena_bytes, size_t *staging_bytes);
-// dtype that the matrices in the folder share, F32 when they differ: with `stored` TD_BF16, what is not quantized stays BF16 only
-// when all of it is BF16, so that nothing is ever rounded.
+// Device bytes of the arena, and bytes of the buffers that live during loading only (a slice of a
+// tensor in fp32 and the absmax of the largest one), from the config alone. `embedding_dtype` is
+// td_base_peek_dtype().
+void td_base_plan(const td_model_config *config, const td_base_options *options,
+                  td_dtype embedding_dtype, size_t *arena_bytes, size_t *staging_bytes);
+// dtype that the matrices in the folder share, F32 when they differ: with `stored` TD_BF16, what is
+// not quantized stays BF16 only when all of it is BF16, so that nothing is ever rounded.
 td_status td_base_peek_dtype(const char *folder, td_dtype *out);
 
 // Collective among the ranks of a node when share->broadcast is set. On failure nothing is owed.
-td_status td_base_load(const char *folder, const td_base_options *options, const td_base_share *share,
-                       const td_op_context *context, td_base **out);
+td_status td_base_load(const char *folder, const td_base_options *options,
+                       const td_base_share *share, const td_op_context *context, td_base **out);
 // Random weights of the right shapes (N(0, 0.02)), for benchmarks and tests; no files.
-td_status td_base_create_random(const td_model_config *config, const td_base_options *options, uint64_t seed,
-                                const td_op_context *context, td_base **out);
+td_status td_base_create_random(const td_model_config *config, const td_base_options *options,
+                                uint64_t seed, const td_op_context *context, td_base **out);
 void td_base_destroy(td_base *base);
 
 #endif

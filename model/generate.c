@@ -35,8 +35,8 @@ static void sift_down(const float *weights, int32_t *heap, int64_t n, int64_t i)
     }
 }
 
-// Moves the smallest set of most likely ids whose probability reaches top_p to the end of `ids`, most likely last; returns its
-// size and, in *mass, its probability.
+// Moves the smallest set of most likely ids whose probability reaches top_p to the end of `ids`,
+// most likely last; returns its size and, in *mass, its probability.
 static int64_t nucleus(const float *weights, int64_t n, double total, double top_p, int32_t *ids,
                        double *mass) {
     for (int64_t i = 0; i < n; i++)
@@ -81,7 +81,8 @@ int32_t td_sample(float *logits, int64_t n, double temperature, double top_p, fl
     return scratch[n - count];
 }
 
-// Feeds ids to the cache in pieces the transformer has room for; the logits of the last one come back.
+// Feeds ids to the cache in pieces the transformer has room for; the logits of the last one come
+// back.
 static td_status feed(td_transformer *transformer, const float *parameters, td_kv_cache *cache,
                       const int32_t *ids, int64_t count, float *logits) {
     int64_t piece = transformer->options.max_tokens;
@@ -136,9 +137,9 @@ td_status td_generate(td_transformer *transformer, const float *parameters, td_k
     if (n_prompt < 1)
         return td_fail(TD_ERR_DATA, "the prompt has no tokens");
     if (n_prompt + options->max_new_tokens > cache->capacity)
-        return td_fail(TD_ERR_DATA, "a prompt of %lld tokens and %lld new ones exceed the %lld planned",
-                       (long long)n_prompt, (long long)options->max_new_tokens,
-                       (long long)cache->capacity);
+        return td_fail(
+            TD_ERR_DATA, "a prompt of %lld tokens and %lld new ones exceed the %lld planned",
+            (long long)n_prompt, (long long)options->max_new_tokens, (long long)cache->capacity);
     size_t n = (size_t)transformer->config->vocabulary;
     float *logits = malloc(n * sizeof *logits);
     int32_t *scratch = malloc(n * sizeof *scratch);

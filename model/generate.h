@@ -1,4 +1,5 @@
-// Generating text token by token with a key-value cache: greedy, or temperature with nucleus (top-p) sampling.
+// Generating text token by token with a key-value cache: greedy, or temperature with nucleus
+// (top-p) sampling.
 #ifndef TANDEM_MODEL_GENERATE_H
 #define TANDEM_MODEL_GENERATE_H
 
@@ -17,13 +18,16 @@ typedef struct td_generate_options {
     void *self;
 } td_generate_options;
 
-// Continues `prompt` (n_prompt >= 1 ids). The cache is cleared first and must hold n_prompt + max_new_tokens. out_ids has room for
-// max_new_tokens; the stop token is not stored. parameters may be NULL: the base model.
+// Continues `prompt` (n_prompt >= 1 ids). The cache is cleared first and must hold n_prompt +
+// max_new_tokens. out_ids has room for max_new_tokens; the stop token is not stored. parameters may
+// be NULL: the base model.
 td_status td_generate(td_transformer *transformer, const float *parameters, td_kv_cache *cache,
                       const int32_t *prompt, int64_t n_prompt, const td_generate_options *options,
                       int32_t *out_ids, int64_t *out_count);
 
-// Next token from one row of logits, which is overwritten. Ties: the lowest id. `scratch`: (n) int32.
-int32_t td_sample(float *logits, int64_t n, double temperature, double top_p, float uniform, int32_t *scratch);
+// Next token from one row of logits, which is overwritten. Ties: the lowest id. `scratch`: (n)
+// int32.
+int32_t td_sample(float *logits, int64_t n, double temperature, double top_p, float uniform,
+                  int32_t *scratch);
 
 #endif

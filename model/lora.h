@@ -1,7 +1,8 @@
 // Which linear layers carry LoRA, and where their A and B lie in the flat parameter vector.
 //
-// Canonical order: layer, then projection in the order of td_projection, A before B. Selection and patterns follow PEFT
-// (peft/tuners/tuners_utils.py: check_target_module_exists; peft/utils/other.py: get_pattern_key).
+// Canonical order: layer, then projection in the order of td_projection, A before B. Selection and
+// patterns follow PEFT (peft/tuners/tuners_utils.py: check_target_module_exists;
+// peft/utils/other.py: get_pattern_key).
 #ifndef TANDEM_MODEL_LORA_H
 #define TANDEM_MODEL_LORA_H
 
@@ -43,7 +44,8 @@ typedef struct td_lora_options {
     double dropout;
     int use_rslora;
     const td_string_list *target_modules;
-    int target_modules_is_pattern; // one string: "all-linear" or a regular expression that must match fully
+    int target_modules_is_pattern; // one string: "all-linear" or a regular expression that must
+                                   // match fully
     const cJSON *rank_pattern;     // or NULL
     const cJSON *alpha_pattern;    // or NULL
 } td_lora_options;
@@ -59,16 +61,21 @@ typedef struct td_lora {
     td_lora_module *modules; // (n_layers * TD_PROJ_COUNT)
 } td_lora;
 
-// TD_ERR_USAGE when nothing matches (names the modules that exist), when one listed name matches nothing, or on a bad pattern.
-td_status td_lora_init(td_lora *lora, const td_model_config *config, const td_lora_options *options);
+// TD_ERR_USAGE when nothing matches (names the modules that exist), when one listed name matches
+// nothing, or on a bad pattern.
+td_status td_lora_init(td_lora *lora, const td_model_config *config,
+                       const td_lora_options *options);
 void td_lora_fini(td_lora *lora);
-static inline const td_lora_module *td_lora_at(const td_lora *lora, int64_t layer, td_projection projection) {
+static inline const td_lora_module *td_lora_at(const td_lora *lora, int64_t layer,
+                                               td_projection projection) {
     return &lora->modules[layer * TD_PROJ_COUNT + projection];
 }
-// First element of a layer's parameters; n_parameters for layer == n_layers. Layers without modules have an empty range.
+// First element of a layer's parameters; n_parameters for layer == n_layers. Layers without modules
+// have an empty range.
 int64_t td_lora_layer_begin(const td_lora *lora, int64_t layer);
 
-// A ~ U(-1/sqrt(in), 1/sqrt(in)) (kaiming_uniform with a = sqrt(5)), keyed by (seed, module, element); B = 0.
+// A ~ U(-1/sqrt(in), 1/sqrt(in)) (kaiming_uniform with a = sqrt(5)), keyed by (seed, module,
+// element); B = 0.
 void td_lora_initialize(const td_lora *lora, uint64_t seed, float *parameters);
 // Over modules, ranks, scalings and offsets.
 td_hash td_lora_fingerprint(const td_lora *lora);

@@ -18,8 +18,10 @@ td_status td_transformer_measure(const td_model_config *config, const td_lora *l
 
 static td_status create_host_buffers(td_transformer *transformer) {
     size_t tokens = (size_t)transformer->options.max_tokens;
-    transformer->layers = calloc((size_t)transformer->config->n_layers, sizeof *transformer->layers);
-    transformer->cu = calloc((size_t)transformer->options.max_sequences + 1, sizeof *transformer->cu);
+    transformer->layers =
+        calloc((size_t)transformer->config->n_layers, sizeof *transformer->layers);
+    transformer->cu =
+        calloc((size_t)transformer->options.max_sequences + 1, sizeof *transformer->cu);
     transformer->host_positions = calloc(tokens, sizeof *transformer->host_positions);
     transformer->host_losses = calloc(tokens, sizeof *transformer->host_losses);
     if (!transformer->layers || !transformer->cu || !transformer->host_positions ||
@@ -61,9 +63,10 @@ td_status td_transformer_create(const td_base *base, const td_lora *lora,
     transformer->context = *context;
     td_status status;
     TD_TRY_GOTO(status, create_host_buffers(transformer), failed);
-    TD_TRY_GOTO(status,
-                td_arena_init(&transformer->arena, context->device, sizes.total_bytes, "activations"),
-                failed);
+    TD_TRY_GOTO(
+        status,
+        td_arena_init(&transformer->arena, context->device, sizes.total_bytes, "activations"),
+        failed);
     TD_TRY_GOTO(status, td_transformer_layout(transformer, NULL), failed);
     TD_TRY_GOTO(status, fill_tables(transformer), failed);
     *out = transformer;
@@ -86,7 +89,8 @@ void td_transformer_destroy(td_transformer *transformer) {
 
 td_status td_transformer_train(td_transformer *transformer, const float *parameters,
                                const td_token_batch *batch, const td_dropout_key *dropout,
-                               float gradient_scale, const td_gradient_sink *sink, double *out_loss) {
+                               float gradient_scale, const td_gradient_sink *sink,
+                               double *out_loss) {
     double loss;
     TD_TRY(td_transformer_begin(transformer, parameters, batch, dropout, NULL));
     TD_TRY(td_transformer_blocks(transformer));

@@ -1,6 +1,8 @@
-// The transformer over a token stream: forward, loss, backward to the LoRA parameters, inference with a key-value cache.
+// The transformer over a token stream: forward, loss, backward to the LoRA parameters, inference
+// with a key-value cache.
 //
-// Activations live in one arena laid out at creation; a step allocates nothing. One thread at a time. Local.
+// Activations live in one arena laid out at creation; a step allocates nothing. One thread at a
+// time. Local.
 #ifndef TANDEM_MODEL_TRANSFORMER_H
 #define TANDEM_MODEL_TRANSFORMER_H
 
@@ -30,7 +32,8 @@ typedef struct td_transformer_sizes {
 td_status td_transformer_measure(const td_model_config *config, const td_lora *lora,
                                  const td_transformer_options *options, const td_ops *ops,
                                  td_transformer_sizes *out);
-// base and lora are kept by reference. context's workspace is not used: the transformer brings its own.
+// base and lora are kept by reference. context's workspace is not used: the transformer brings its
+// own.
 td_status td_transformer_create(const td_base *base, const td_lora *lora,
                                 const td_transformer_options *options, const td_op_context *context,
                                 td_transformer **out);
@@ -39,12 +42,13 @@ void td_transformer_destroy(td_transformer *transformer);
 // One call's tokens; host memory, owned by the caller.
 typedef struct td_token_batch {
     int64_t n_tokens;
-    const int32_t *ids;       // (T), checked against the vocabulary
+    const int32_t *ids; // (T), checked against the vocabulary
     int64_t n_sequences;
-    const int32_t *cu;        // (n_sequences + 1) first token of each sequence, cu[n_sequences] == T
+    const int32_t *cu; // (n_sequences + 1) first token of each sequence, cu[n_sequences] == T
     int64_t n_targets;
-    const int32_t *target_rows; // (n_targets) ascending: the token after this row is to be predicted
-    const int32_t *targets;   // (n_targets) its id
+    const int32_t
+        *target_rows;       // (n_targets) ascending: the token after this row is to be predicted
+    const int32_t *targets; // (n_targets) its id
 } td_token_batch;
 
 // What makes the micro-batch's dropout masks its own.
@@ -55,8 +59,9 @@ typedef struct td_dropout_key {
     double probability; // 0: none
 } td_dropout_key;
 
-// Who receives gradients: of each module, A and B together as they lie in the flat vector, from the last layer to the first. The
-// values are device memory and valid during the call's work on the stream.
+// Who receives gradients: of each module, A and B together as they lie in the flat vector, from the
+// last layer to the first. The values are device memory and valid during the call's work on the
+// stream.
 typedef struct td_gradient_sink {
     td_status (*module_done)(void *self, int64_t offset, int64_t count, const float *values);
     // All modules of `layer` and of those behind it are done.
@@ -64,11 +69,12 @@ typedef struct td_gradient_sink {
     void *self;
 } td_gradient_sink;
 
-// Sum of cross entropy over the targets (host double, summed in row order), and, through the sink, the gradient of
-// gradient_scale * that sum. parameters: flat vector, device memory.
+// Sum of cross entropy over the targets (host double, summed in row order), and, through the sink,
+// the gradient of gradient_scale * that sum. parameters: flat vector, device memory.
 td_status td_transformer_train(td_transformer *transformer, const float *parameters,
                                const td_token_batch *batch, const td_dropout_key *dropout,
-                               float gradient_scale, const td_gradient_sink *sink, double *out_loss);
+                               float gradient_scale, const td_gradient_sink *sink,
+                               double *out_loss);
 // The loss alone, without dropout. parameters may be NULL: the base model.
 td_status td_transformer_loss(td_transformer *transformer, const float *parameters,
                               const td_token_batch *batch, double *out_loss);
@@ -82,8 +88,9 @@ void td_kv_cache_destroy(td_kv_cache *cache);
 void td_kv_cache_clear(td_kv_cache *cache);
 int64_t td_kv_cache_length(const td_kv_cache *cache);
 
-// fp32 logits (host memory) of the batch's target rows: (n_targets, vocabulary); `targets` is not read. With a cache the batch is one
-// sequence that continues what the cache holds, and its keys and values are appended.
+// fp32 logits (host memory) of the batch's target rows: (n_targets, vocabulary); `targets` is not
+// read. With a cache the batch is one sequence that continues what the cache holds, and its keys
+// and values are appended.
 td_status td_transformer_logits(td_transformer *transformer, const float *parameters,
                                 const td_token_batch *batch, td_kv_cache *cache, float *logits);
 

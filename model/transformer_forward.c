@@ -14,19 +14,19 @@ static td_status check_batch(const td_transformer *transformer, const td_token_b
     if (batch->n_tokens < 1 || batch->n_tokens > options->max_tokens || batch->n_sequences < 1 ||
         batch->n_sequences > options->max_sequences || batch->n_targets < 0 ||
         batch->n_targets > batch->n_tokens)
-        return td_fail(TD_ERR_INTERNAL,
-                       "a call of %lld tokens, %lld sequences, %lld targets; planned for %lld and %lld",
-                       (long long)batch->n_tokens, (long long)batch->n_sequences,
-                       (long long)batch->n_targets, (long long)options->max_tokens,
-                       (long long)options->max_sequences);
+        return td_fail(
+            TD_ERR_INTERNAL,
+            "a call of %lld tokens, %lld sequences, %lld targets; planned for %lld and %lld",
+            (long long)batch->n_tokens, (long long)batch->n_sequences, (long long)batch->n_targets,
+            (long long)options->max_tokens, (long long)options->max_sequences);
     for (int64_t i = 0; i < batch->n_tokens; i++)
         if (batch->ids[i] < 0 || batch->ids[i] >= transformer->config->vocabulary)
             return td_fail(TD_ERR_DATA, "token id %d is outside the model's vocabulary of %lld",
                            batch->ids[i], (long long)transformer->config->vocabulary);
     if (cache && (batch->n_sequences != 1 || cache->length + batch->n_tokens > cache->capacity))
-        return td_fail(TD_ERR_INTERNAL, "key-value cache of %lld tokens cannot take %lld after %lld",
-                       (long long)cache->capacity, (long long)batch->n_tokens,
-                       (long long)cache->length);
+        return td_fail(
+            TD_ERR_INTERNAL, "key-value cache of %lld tokens cannot take %lld after %lld",
+            (long long)cache->capacity, (long long)batch->n_tokens, (long long)cache->length);
     return TD_OK;
 }
 
@@ -38,7 +38,8 @@ static td_status fill_positions(td_transformer *transformer, const td_token_batc
         int64_t length = batch->cu[s + 1] - batch->cu[s];
         if (length < 1 || first + length > transformer->options.max_positions)
             return td_fail(TD_ERR_INTERNAL, "a sequence of %lld tokens; planned for %lld",
-                           (long long)(first + length), (long long)transformer->options.max_positions);
+                           (long long)(first + length),
+                           (long long)transformer->options.max_positions);
         for (int64_t i = 0; i < length; i++)
             transformer->host_positions[batch->cu[s] + i] = first + (int32_t)i;
     }
@@ -65,11 +66,13 @@ td_status td_transformer_begin(td_transformer *transformer, const float *paramet
     TD_TRY(device->copy(stream, transformer->target_rows, batch->target_rows,
                         targets * sizeof(int32_t)));
     if (batch->targets)
-        TD_TRY(device->copy(stream, transformer->targets, batch->targets, targets * sizeof(int32_t)));
+        TD_TRY(
+            device->copy(stream, transformer->targets, batch->targets, targets * sizeof(int32_t)));
     return TD_OK;
 }
 
-static td_dropout module_dropout(const td_dropout_key *key, int64_t layer, td_projection projection) {
+static td_dropout module_dropout(const td_dropout_key *key, int64_t layer,
+                                 td_projection projection) {
     if (key->probability <= 0)
         return (td_dropout){.scale = 1.0f};
     return (td_dropout){
@@ -82,8 +85,8 @@ static td_dropout module_dropout(const td_dropout_key *key, int64_t layer, td_pr
     };
 }
 
-int td_transformer_module(const td_transformer *transformer, int64_t layer, td_projection projection,
-                          td_lora_weights *out) {
+int td_transformer_module(const td_transformer *transformer, int64_t layer,
+                          td_projection projection, td_lora_weights *out) {
     if (!transformer->parameters)
         return 0;
     const td_lora_module *module = td_lora_at(transformer->lora, layer, projection);
@@ -117,8 +120,8 @@ static td_status project(td_transformer *transformer, int64_t layer, td_projecti
     return TD_OK;
 }
 
-static td_status norm(td_transformer *transformer, int64_t rows, int64_t columns, const float *weight,
-                      const void *x, void *y, float *rstd) {
+static td_status norm(td_transformer *transformer, int64_t rows, int64_t columns,
+                      const float *weight, const void *x, void *y, float *rstd) {
     OP(transformer, rmsnorm_forward,
        (&(td_rmsnorm_forward_args){
            .n_rows = rows,
@@ -211,7 +214,8 @@ static td_status add_to(td_transformer *transformer, const void *x, void *y) {
 static td_status first_norm(td_transformer *transformer, int64_t layer) {
     td_layer_state *state = &transformer->layers[layer];
     return norm(transformer, transformer->n_tokens, transformer->config->hidden,
-                transformer->base->layers[layer].input_norm, state->x_in, state->norm1, state->rstd1);
+                transformer->base->layers[layer].input_norm, state->x_in, state->norm1,
+                state->rstd1);
 }
 
 // x_mid = x_in + o_proj(attention(norm(x_in)))
@@ -266,8 +270,8 @@ td_status td_transformer_blocks(td_transformer *transformer) {
        }));
     for (int64_t layer = 0; layer < config->n_layers; layer++) {
         td_layer_state *state = &transformer->layers[layer];
-        void *x_out = layer + 1 < config->n_layers ? transformer->layers[layer + 1].x_in
-                                                   : transformer->x_out;
+        void *x_out =
+            layer + 1 < config->n_layers ? transformer->layers[layer + 1].x_in : transformer->x_out;
         td_progress_layer((uint32_t)layer);
         TD_TRY(attention_half(transformer, layer));
         TD_TRY(mlp_half(transformer, layer));

@@ -4,33 +4,33 @@
 
 #include "model/transformer.h"
 
-// What one layer computes on the way forward. Which of these are a layer's own and which all layers share is decided by the
-// recompute policy in transformer_layout.c.
+// What one layer computes on the way forward. Which of these are a layer's own and which all layers
+// share is decided by the recompute policy in transformer_layout.c.
 typedef struct td_layer_state {
-    void *x_in;         // (T, hidden) act: input of the block
-    void *norm1;        // (T, hidden) act
-    void *q_raw;        // (T, n_heads, head_dim) act: before q norm; with qk_norm only
-    void *k_raw;        // (T, n_kv_heads, head_dim) act
-    void *q;            // (T, n_heads, head_dim) act, rotated
-    void *k;            // (T, n_kv_heads, head_dim) act, rotated
-    void *v;            // (T, n_kv_heads, head_dim) act
-    void *attention;    // (T, n_heads, head_dim) act
-    float *lse;         // (T, n_heads)
-    void *x_mid;        // (T, hidden) act: after attention
-    void *norm2;        // (T, hidden) act
-    void *gate, *up;    // (T, intermediate) act
-    void *product;      // (T, intermediate) act: silu(gate) * up
-    float *rstd1, *rstd2;       // (T)
-    float *rstd_q, *rstd_k;     // (T, heads)
-    void *xa[TD_PROJ_COUNT];    // (T, rank) act: dropout(x) A^T
+    void *x_in;              // (T, hidden) act: input of the block
+    void *norm1;             // (T, hidden) act
+    void *q_raw;             // (T, n_heads, head_dim) act: before q norm; with qk_norm only
+    void *k_raw;             // (T, n_kv_heads, head_dim) act
+    void *q;                 // (T, n_heads, head_dim) act, rotated
+    void *k;                 // (T, n_kv_heads, head_dim) act, rotated
+    void *v;                 // (T, n_kv_heads, head_dim) act
+    void *attention;         // (T, n_heads, head_dim) act
+    float *lse;              // (T, n_heads)
+    void *x_mid;             // (T, hidden) act: after attention
+    void *norm2;             // (T, hidden) act
+    void *gate, *up;         // (T, intermediate) act
+    void *product;           // (T, intermediate) act: silu(gate) * up
+    float *rstd1, *rstd2;    // (T)
+    float *rstd_q, *rstd_k;  // (T, heads)
+    void *xa[TD_PROJ_COUNT]; // (T, rank) act: dropout(x) A^T
 } td_layer_state;
 
 struct td_kv_cache {
     int64_t capacity, length; // tokens
     int64_t n_layers;
-    size_t row_bytes;         // n_kv_heads * head_dim of act
+    size_t row_bytes; // n_kv_heads * head_dim of act
     td_arena arena;
-    unsigned char **k, **v;   // (n_layers) of (capacity, n_kv_heads, head_dim) act
+    unsigned char **k, **v; // (n_layers) of (capacity, n_kv_heads, head_dim) act
 };
 
 struct td_transformer {
@@ -60,12 +60,12 @@ struct td_transformer {
     float *losses;   // (T)
 
     // Backward.
-    void *d_x;       // (T, hidden) act: gradient of the residual stream
-    void *d_norm;    // (T, hidden) act
-    void *d_wide;    // (T, intermediate) act
+    void *d_x;               // (T, hidden) act: gradient of the residual stream
+    void *d_norm;            // (T, hidden) act
+    void *d_wide;            // (T, intermediate) act
     void *d_attention, *d_q; // (T, n_heads, head_dim) act
-    void *d_k, *d_v; // (T, n_kv_heads, head_dim) act
-    float *d_module; // (max_module_parameters) fp32: A then B
+    void *d_k, *d_v;         // (T, n_kv_heads, head_dim) act
+    float *d_module;         // (max_module_parameters) fp32: A then B
 
     // The running call.
     const float *parameters; // or NULL
@@ -85,9 +85,10 @@ td_status td_transformer_begin(td_transformer *transformer, const float *paramet
 td_status td_transformer_blocks(td_transformer *transformer);
 // Computes what the policy did not keep of a layer.
 td_status td_transformer_recompute(td_transformer *transformer, int64_t layer);
-// Weights of a module with the running call's dropout; 0 when the projection has no adapter in this call.
-int td_transformer_module(const td_transformer *transformer, int64_t layer, td_projection projection,
-                          td_lora_weights *out);
+// Weights of a module with the running call's dropout; 0 when the projection has no adapter in this
+// call.
+int td_transformer_module(const td_transformer *transformer, int64_t layer,
+                          td_projection projection, td_lora_weights *out);
 
 // transformer_head.c: loss over the targets and, when gradient_scale != 0, d_x.
 td_status td_transformer_head(td_transformer *transformer, const td_token_batch *batch,
@@ -102,8 +103,8 @@ static inline size_t td_act_bytes(const td_transformer *transformer) {
     return td_dtype_bytes(transformer->context.ops->activation);
 }
 
-static inline td_attention_shape td_transformer_attention(const td_transformer *transformer, int64_t layer,
-                                                          const int32_t *cu_k) {
+static inline td_attention_shape td_transformer_attention(const td_transformer *transformer,
+                                                          int64_t layer, const int32_t *cu_k) {
     const td_model_config *config = transformer->config;
     return (td_attention_shape){
         .n_sequences = transformer->n_sequences,

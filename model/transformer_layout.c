@@ -15,12 +15,13 @@ static void *take(td_transformer *transformer, int64_t columns, size_t item_byte
     return td_arena_take(&transformer->arena, count, item_bytes);
 }
 
-static void *choose(const td_layout *layout, int keep, void *shared, int64_t columns, size_t item_bytes) {
+static void *choose(const td_layout *layout, int keep, void *shared, int64_t columns,
+                    size_t item_bytes) {
     return keep ? take(layout->transformer, columns, item_bytes) : shared;
 }
 
-static void take_attention_half(const td_layout *layout, td_layer_state *state, int keep, int keep_norm,
-                                const td_layer_state *shared) {
+static void take_attention_half(const td_layout *layout, td_layer_state *state, int keep,
+                                int keep_norm, const td_layer_state *shared) {
     const td_model_config *config = layout->transformer->config;
     size_t act = td_act_bytes(layout->transformer);
     int64_t q_columns = config->n_heads * config->head_dim;
@@ -54,16 +55,18 @@ static void take_mlp_half(const td_layout *layout, td_layer_state *state, int ke
     state->product = choose(layout, keep, shared->product, config->intermediate, act);
 }
 
-// dropout(x) A^T is small, and without it the down projection would have to run again: always kept for training.
+// dropout(x) A^T is small, and without it the down projection would have to run again: always kept
+// for training.
 static void take_low_rank(const td_layout *layout, td_layer_state *state, int64_t layer,
                           const td_layer_state *shared) {
     const td_transformer *transformer = layout->transformer;
     size_t act = td_act_bytes(transformer);
     for (int projection = 0; transformer->lora && projection < TD_PROJ_COUNT; projection++) {
-        const td_lora_module *module = td_lora_at(transformer->lora, layer, (td_projection)projection);
+        const td_lora_module *module =
+            td_lora_at(transformer->lora, layer, (td_projection)projection);
         if (module->present)
-            state->xa[projection] = choose(layout, transformer->options.training, shared->xa[projection],
-                                           module->rank, act);
+            state->xa[projection] = choose(layout, transformer->options.training,
+                                           shared->xa[projection], module->rank, act);
     }
 }
 
@@ -95,7 +98,8 @@ static void take_layers(td_layout *layout) {
         take_mlp_half(layout, state, layout->keep_mlp, &layout->shared);
         take_low_rank(layout, state, layer, &layout->shared);
     }
-    transformer->x_out = choose(layout, training, ping_pong[config->n_layers & 1], config->hidden, act);
+    transformer->x_out =
+        choose(layout, training, ping_pong[config->n_layers & 1], config->hidden, act);
 }
 
 static void take_tables(td_transformer *transformer) {

@@ -1,7 +1,7 @@
 // The few lines every test program shares: check, count, report.
 //
-// A test is a static void function; main() calls TEST(f) for each and returns test_report(). A failed check prints file, line and
-// values, is counted, and the test goes on.
+// A test is a static void function; main() calls TEST(f) for each and returns test_report(). A
+// failed check prints file, line and values, is counted, and the test goes on.
 #ifndef TANDEM_TESTS_TEST_H
 #define TANDEM_TESTS_TEST_H
 
@@ -12,7 +12,8 @@
 
 static int test_checks_, test_failures_, test_cases_;
 
-__attribute__((unused)) static int test_check_(int ok, const char *file, int line, const char *text) {
+__attribute__((unused)) static int test_check_(int ok, const char *file, int line,
+                                               const char *text) {
     test_checks_++;
     if (!ok) {
         test_failures_++;
@@ -58,7 +59,7 @@ __attribute__((unused)) static int test_check_(int ok, const char *file, int lin
         int before_ = test_failures_;                                                              \
         function();                                                                                \
         test_cases_++;                                                                             \
-        printf("%-6s %s\n", test_failures_ == before_ ? "ok" : "FAILED", #function);              \
+        printf("%-6s %s\n", test_failures_ == before_ ? "ok" : "FAILED", #function);               \
     } while (0)
 
 __attribute__((unused)) static int test_report(void) {

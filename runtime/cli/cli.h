@@ -31,20 +31,25 @@ typedef struct td_command {
     const char *arguments; // shown after the name in the help
     const char *summary;   // one line
     const char *details;   // paragraphs and an example
-    // Runs on every rank. Options are parsed with td_options_parse(); a status other than TD_OK is the exit code.
+    // Runs on every rank. Options are parsed with td_options_parse(); a status other than TD_OK is
+    // the exit code.
     td_status (*run)(const struct td_command *command, td_comm *comm, int argc, char **argv);
 } td_command;
 
-extern const td_command td_command_train, td_command_evaluate, td_command_generate, td_command_inspect,
-    td_command_config, td_command_bench;
+extern const td_command td_command_train, td_command_evaluate, td_command_generate,
+    td_command_inspect, td_command_config, td_command_bench;
 
-// Fills in the targets; up to max_positional other words go to `positional` (NULL when absent). "--help" prints the command's help
-// and sets *out_help. TD_ERR_USAGE names the word and the nearest option.
-td_status td_options_parse(const td_command *command, const td_option *options, int n_options, int argc,
-                           char **argv, const char **positional, int max_positional, int *out_help);
+// Fills in the targets; up to max_positional other words go to `positional` (NULL when absent).
+// "--help" prints the command's help and sets *out_help. TD_ERR_USAGE names the word and the
+// nearest option.
+td_status td_options_parse(const td_command *command, const td_option *options, int n_options,
+                           int argc, char **argv, const char **positional, int max_positional,
+                           int *out_help);
 
-// Config from an optional file and "--set" assignments; config is initialised here, td_config_fini() also after failure.
+// Config from an optional file and "--set" assignments; config is initialised here,
+// td_config_fini() also after failure.
 td_status td_cli_config(td_config *config, const char *path, const td_option_list *assignments);
-td_status td_cli_set(td_config *config, const char *key, const char *value); // value as a JSON string
+td_status td_cli_set(td_config *config, const char *key,
+                     const char *value); // value as a JSON string
 
 #endif

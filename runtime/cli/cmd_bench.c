@@ -20,26 +20,29 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     const char *positional[1];
     td_option_list assignments = {0};
     const td_option options[] = {
-        {"--shape", TD_OPTION_STRING, &wanted->shape, "FOLDER", "folder with the config.json of a model"},
+        {"--shape", TD_OPTION_STRING, &wanted->shape, "FOLDER",
+         "folder with the config.json of a model"},
         {"--seq", TD_OPTION_INT, &wanted->step.seq_tokens, "N", "tokens per sequence (512)"},
         {"--batch", TD_OPTION_INT, &wanted->step.sequences, "N", "sequences per micro-batch (1)"},
         {"--accumulation", TD_OPTION_INT, &wanted->step.micro_batches, "N",
          "micro-batches per step, all ranks together (1)"},
         {"--steps", TD_OPTION_INT, &wanted->step.steps, "N", "timed steps (5)"},
         {"--json", TD_OPTION_FLAG, &wanted->json, NULL, "print one JSON object"},
-        {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE", "override a config key; may be repeated"},
+        {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE",
+         "override a config key; may be repeated"},
     };
-    TD_TRY(td_options_parse(command, options, sizeof options / sizeof *options, argc, argv, positional,
-                            1, help));
+    TD_TRY(td_options_parse(command, options, sizeof options / sizeof *options, argc, argv,
+                            positional, 1, help));
     if (*help)
         return TD_OK;
     if (!positional[0] || strcmp(positional[0], "step") != 0)
         return td_fail(TD_ERR_USAGE, "name what to time: tandem bench step (tandem bench --help)");
     if (!wanted->shape)
         return td_fail(TD_ERR_USAGE, "--shape FOLDER is missing");
-    if (wanted->step.seq_tokens < 2 || wanted->step.sequences < 1 || wanted->step.micro_batches < 1 ||
-        wanted->step.steps < 1)
-        return td_fail(TD_ERR_USAGE, "--seq is at least 2; --batch, --accumulation, --steps at least 1");
+    if (wanted->step.seq_tokens < 2 || wanted->step.sequences < 1 ||
+        wanted->step.micro_batches < 1 || wanted->step.steps < 1)
+        return td_fail(TD_ERR_USAGE,
+                       "--seq is at least 2; --batch, --accumulation, --steps at least 1");
     TD_TRY(td_cli_config(config, NULL, &assignments));
     TD_TRY(td_cli_set(config, "model_name_or_path", wanted->shape));
     config->packing = 0;
@@ -50,14 +53,17 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     return TD_OK;
 }
 
-static void print_result(const bench_options *wanted, const td_bench_step_result *result, int size) {
+static void print_result(const bench_options *wanted, const td_bench_step_result *result,
+                         int size) {
     double mib = 1048576.0;
     double rate = result->gemm_flops / size / result->seconds;
     if (wanted->json) {
-        printf("{\"shape\": \"%s\", \"seq\": %lld, \"batch\": %lld, \"accumulation\": %lld, \"ranks\": %d, "
+        printf("{\"shape\": \"%s\", \"seq\": %lld, \"batch\": %lld, \"accumulation\": %lld, "
+               "\"ranks\": %d, "
                "\"threads\": %d, \"recompute\": \"%s\", \"seconds\": %.6f, \"seconds_min\": %.6f, "
                "\"seconds_max\": %.6f, \"tokens_per_second\": %.2f, \"gemm_flops\": %.6g, "
-               "\"gemm_peak_flops\": %.6g, \"gemm_share\": %.4f, \"plan_bytes\": %zu, \"peak_bytes\": %zu, "
+               "\"gemm_peak_flops\": %.6g, \"gemm_share\": %.4f, \"plan_bytes\": %zu, "
+               "\"peak_bytes\": %zu, "
                "\"trainable\": %lld, \"loss\": %.6g, \"grad_norm\": %.6g}\n",
                wanted->shape, (long long)wanted->step.seq_tokens, (long long)wanted->step.sequences,
                (long long)wanted->step.micro_batches, size, result->n_threads, result->recompute,
@@ -71,8 +77,10 @@ static void print_result(const bench_options *wanted, const td_bench_step_result
     printf("verified:       loss %.4f, gradient norm %.4f\n", result->loss, result->grad_norm);
     printf("step:           %.3f s median of %lld (%.3f to %.3f), recompute %s\n", result->seconds,
            (long long)wanted->step.steps, result->fastest, result->slowest, result->recompute);
-    printf("throughput:     %.1f tokens/s = tokens of a step / median step\n", result->tokens_per_second);
-    printf("GEMM:           %.1f GFLOP per step and rank = 2 T (2 W + 3 A) + 4 T' V H, without attention and recompute\n",
+    printf("throughput:     %.1f tokens/s = tokens of a step / median step\n",
+           result->tokens_per_second);
+    printf("GEMM:           %.1f GFLOP per step and rank = 2 T (2 W + 3 A) + 4 T' V H, without "
+           "attention and recompute\n",
            result->gemm_flops / size * 1e-9);
     printf("GEMM peak:      %.1f GFLOP/s, fp32 2048^3 product, %d threads, this run\n",
            result->gemm_peak * 1e-9, result->n_threads);
@@ -124,8 +132,10 @@ const td_command td_command_bench = {
     .name = "bench",
     .arguments = "step --shape FOLDER [--seq N] [--batch N] [--accumulation N] [--steps N]",
     .summary = "time the training step of a model shape on random weights",
-    .details = "Verifies that the first step learns something, then reports the median step, tokens/s, the share of the\n"
-               "fp32 GEMM peak measured in the same run, and peak memory beside the plan.\n\n"
-               "example: tandem bench step --shape configs/shapes/smollm2-135m --seq 512 --set lora_r=16",
+    .details =
+        "Verifies that the first step learns something, then reports the median step, tokens/s, "
+        "the share of the\n"
+        "fp32 GEMM peak measured in the same run, and peak memory beside the plan.\n\n"
+        "example: tandem bench step --shape configs/shapes/smollm2-135m --seq 512 --set lora_r=16",
     .run = run,
 };

@@ -26,7 +26,8 @@ static td_status run(const td_command *command, td_comm *comm, int argc, char **
     td_option_list assignments = {0};
     int help;
     const td_option options[] = {
-        {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE", "override a config key; may be repeated"},
+        {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE",
+         "override a config key; may be repeated"},
     };
     td_status status = td_options_parse(command, options, 1, argc, argv, positional, 1, &help);
     if (help)
@@ -44,7 +45,8 @@ const td_command td_command_config = {
     .name = "config",
     .arguments = "[CONFIG.json] [--set KEY=VALUE]...",
     .summary = "list the config keys, or check a config and print every value in force",
-    .details = "Without a file: every key with its type, range, default and meaning. With one: all keys with the values\n"
+    .details = "Without a file: every key with its type, range, default and meaning. With one: all "
+               "keys with the values\n"
                "a run would use, as JSON.",
     .run = run,
 };

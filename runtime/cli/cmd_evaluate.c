@@ -22,8 +22,10 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     td_option_list assignments = {0};
     const td_option options[] = {
         {"--model", TD_OPTION_STRING, &wanted->model, "FOLDER", "base model (else the config's)"},
-        {"--adapter", TD_OPTION_STRING, &wanted->adapter, "FOLDER", "PEFT adapter; without: the base model"},
-        {"--data", TD_OPTION_STRING, &wanted->data, "FILE", "JSONL rows (else the config's eval_files)"},
+        {"--adapter", TD_OPTION_STRING, &wanted->adapter, "FOLDER",
+         "PEFT adapter; without: the base model"},
+        {"--data", TD_OPTION_STRING, &wanted->data, "FILE",
+         "JSONL rows (else the config's eval_files)"},
         {"--exact-match", TD_OPTION_FLAG, &wanted->exact_match, NULL,
          "answer every chat greedily and count answers equal to its last message"},
         {"--limit", TD_OPTION_INT, &wanted->limit, "N", "exact match: the first N rows only"},
@@ -31,10 +33,11 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
          "exact match: longest answer (128)"},
         {"--show", TD_OPTION_FLAG, &wanted->show, NULL, "exact match: print some wrong answers"},
         {"--json", TD_OPTION_FLAG, &wanted->json, NULL, "print one JSON object"},
-        {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE", "override a config key; may be repeated"},
+        {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE",
+         "override a config key; may be repeated"},
     };
-    TD_TRY(td_options_parse(command, options, sizeof options / sizeof *options, argc, argv, positional,
-                            1, help));
+    TD_TRY(td_options_parse(command, options, sizeof options / sizeof *options, argc, argv,
+                            positional, 1, help));
     if (*help)
         return TD_OK;
     TD_TRY(td_cli_config(config, positional[0], &assignments));
@@ -51,7 +54,8 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     return TD_OK;
 }
 
-// A folder for the token store, made by rank 0; the other ranks read it through the same file system.
+// A folder for the token store, made by rank 0; the other ranks read it through the same file
+// system.
 static td_status make_scratch(td_comm *comm, char out[TD_PATH_MAX]) {
     const char *parent = getenv("TMPDIR");
     td_status status = TD_OK;
@@ -69,14 +73,17 @@ static td_status store_loss(td_inference *inference, const td_config *config, co
                             double *out_loss, int64_t *out_tokens) {
     td_store *store = NULL;
     td_evaluation evaluation = {0};
-    TD_TRY(td_run_data_open_files(&inference->session, &config->eval_files, folder, "evaluate.h5", &store));
-    int64_t capacity = config->micro_batch_tokens > 0 ? config->micro_batch_tokens : config->max_length;
+    TD_TRY(td_run_data_open_files(&inference->session, &config->eval_files, folder, "evaluate.h5",
+                                  &store));
+    int64_t capacity =
+        config->micro_batch_tokens > 0 ? config->micro_batch_tokens : config->max_length;
     td_status status = td_evaluation_init(&evaluation, inference->session.comm, store, capacity);
     if (status == TD_OK)
         status = td_inference_prepare(inference, capacity, td_evaluation_max_rows(&evaluation),
                                       config->max_length);
     if (status == TD_OK)
-        status = td_evaluation_loss(&evaluation, inference->transformer, inference->parameters, out_loss);
+        status = td_evaluation_loss(&evaluation, inference->transformer, inference->parameters,
+                                    out_loss);
     *out_tokens = status == TD_OK ? evaluation.batch.n_trained : 0;
     td_evaluation_fini(&evaluation);
     td_store_close(store);
@@ -108,8 +115,8 @@ static td_status match_all(td_inference *inference, const td_config *config,
     for (int i = 0; i < config->eval_files.count; i++) {
         td_exact_match part;
         TD_TRY(td_evaluation_exact_match(&inference->session, inference->transformer,
-                                         inference->parameters, config->eval_files.items[i], &options,
-                                         &part));
+                                         inference->parameters, config->eval_files.items[i],
+                                         &options, &part));
         out->n_rows += part.n_rows;
         out->n_matches += part.n_matches;
     }
@@ -130,7 +137,8 @@ static void print_result(const evaluate_options *wanted, double loss, int64_t to
         printf("}\n");
         return;
     }
-    printf("loss:        %.4f over %lld tokens\nperplexity:  %.3f\n", loss, (long long)tokens, exp(loss));
+    printf("loss:        %.4f over %lld tokens\nperplexity:  %.3f\n", loss, (long long)tokens,
+           exp(loss));
     if (wanted->exact_match)
         printf("exact match: %.1f %% (%lld of %lld)\n", 100 * share, (long long)match->n_matches,
                (long long)match->n_rows);
@@ -170,7 +178,9 @@ const td_command td_command_evaluate = {
     .name = "evaluate",
     .arguments = "[CONFIG.json] [--model FOLDER] [--adapter FOLDER] [--data FILE] [--exact-match]",
     .summary = "loss, perplexity and exact match of a base model or an adapter on held-out rows",
-    .details = "The loss is the mean over the tokens that training would train on. The ranks share the rows.\n\n"
-               "example: mpirun -n 2 tandem evaluate --model base --adapter runs/a/adapter --data held.jsonl --exact-match",
+    .details = "The loss is the mean over the tokens that training would train on. The ranks share "
+               "the rows.\n\n"
+               "example: mpirun -n 2 tandem evaluate --model base --adapter runs/a/adapter --data "
+               "held.jsonl --exact-match",
     .run = run,
 };

@@ -13,8 +13,8 @@ typedef struct generate_options {
     double temperature, top_p;
 } generate_options;
 
-// Prints the answer as it grows: text is decoded from the start of the answer and what is new is written, whole
-// characters only.
+// Prints the answer as it grows: text is decoded from the start of the answer and what is new is
+// written, whole characters only.
 typedef struct printer {
     const td_tokenizer *tokenizer;
     int32_t *ids;
@@ -54,18 +54,22 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     td_option_list assignments = {0};
     const td_option options[] = {
         {"--model", TD_OPTION_STRING, &wanted->model, "FOLDER", "base model (else the config's)"},
-        {"--adapter", TD_OPTION_STRING, &wanted->adapter, "FOLDER", "PEFT adapter; without: the base model"},
-        {"--chat", TD_OPTION_STRING, &wanted->chat, "TEXT", "what the user says; answered as a chat"},
+        {"--adapter", TD_OPTION_STRING, &wanted->adapter, "FOLDER",
+         "PEFT adapter; without: the base model"},
+        {"--chat", TD_OPTION_STRING, &wanted->chat, "TEXT",
+         "what the user says; answered as a chat"},
         {"--system", TD_OPTION_STRING, &wanted->system, "TEXT", "system message of the chat"},
         {"--prompt", TD_OPTION_STRING, &wanted->prompt, "TEXT", "plain text to continue"},
         {"--max-new-tokens", TD_OPTION_INT, &wanted->max_new_tokens, "N", "longest answer (256)"},
         {"--temperature", TD_OPTION_FLOAT, &wanted->temperature, "T", "0 (the default) is greedy"},
-        {"--top-p", TD_OPTION_FLOAT, &wanted->top_p, "P", "nucleus: most likely tokens up to P (1)"},
+        {"--top-p", TD_OPTION_FLOAT, &wanted->top_p, "P",
+         "nucleus: most likely tokens up to P (1)"},
         {"--seed", TD_OPTION_INT, &wanted->seed, "N", "of the sampling (0)"},
-        {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE", "override a config key; may be repeated"},
+        {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE",
+         "override a config key; may be repeated"},
     };
-    TD_TRY(td_options_parse(command, options, sizeof options / sizeof *options, argc, argv, positional,
-                            1, help));
+    TD_TRY(td_options_parse(command, options, sizeof options / sizeof *options, argc, argv,
+                            positional, 1, help));
     if (*help)
         return TD_OK;
     TD_TRY(td_cli_config(config, positional[0], &assignments));
@@ -75,7 +79,8 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
         TD_TRY(td_cli_set(config, "adapter_name_or_path", wanted->adapter));
     if (!wanted->prompt == !wanted->chat)
         return td_fail(TD_ERR_USAGE, "give either --chat TEXT or --prompt TEXT");
-    if (wanted->max_new_tokens < 1 || wanted->temperature < 0 || wanted->top_p <= 0 || wanted->top_p > 1)
+    if (wanted->max_new_tokens < 1 || wanted->temperature < 0 || wanted->top_p <= 0 ||
+        wanted->top_p > 1)
         return td_fail(TD_ERR_USAGE, "--max-new-tokens is at least 1, --temperature at least 0, "
                                      "--top-p in (0, 1]");
     return TD_OK;
@@ -99,8 +104,8 @@ static td_status encode_prompt(const td_tokenizer *tokenizer, const generate_opt
     return status;
 }
 
-static td_status answer(td_inference *inference, const generate_options *wanted, const td_tokens *prompt,
-                        int32_t *ids) {
+static td_status answer(td_inference *inference, const generate_options *wanted,
+                        const td_tokens *prompt, int32_t *ids) {
     const td_session *session = &inference->session;
     td_kv_cache *cache = NULL;
     int32_t stop_ids[TD_MAX_EOS + 2];
@@ -118,9 +123,10 @@ static td_status answer(td_inference *inference, const generate_options *wanted,
     };
     TD_TRY(td_kv_cache_create(&session->model, capacity, &session->context, &cache));
     int32_t *scratch = calloc((size_t)wanted->max_new_tokens, sizeof *scratch);
-    td_status status = scratch ? td_generate(inference->transformer, inference->parameters, cache,
-                                             prompt->ids, (int64_t)prompt->count, &options, scratch, &count)
-                               : td_fail(TD_ERR_MEMORY, "no memory for the answer");
+    td_status status =
+        scratch ? td_generate(inference->transformer, inference->parameters, cache, prompt->ids,
+                              (int64_t)prompt->count, &options, scratch, &count)
+                : td_fail(TD_ERR_MEMORY, "no memory for the answer");
     if (status == TD_OK)
         print_new(&out, 1);
     printf("\n");
@@ -133,14 +139,16 @@ static td_status generate(const td_config *config, td_comm *comm, const generate
     td_inference inference = {0};
     td_tokens prompt = {0};
     TD_TRY(td_inference_open(&inference, config, comm));
-    td_status status = inference.session.tokenizer
-                           ? encode_prompt(inference.session.tokenizer, wanted, &prompt)
-                           : td_fail(TD_ERR_DATA, "%s: no tokenizer.json", config->model_name_or_path);
+    td_status status =
+        inference.session.tokenizer
+            ? encode_prompt(inference.session.tokenizer, wanted, &prompt)
+            : td_fail(TD_ERR_DATA, "%s: no tokenizer.json", config->model_name_or_path);
     int32_t *ids = calloc((size_t)wanted->max_new_tokens, sizeof *ids);
     if (status == TD_OK && !ids)
         status = td_fail(TD_ERR_MEMORY, "no memory for the answer");
     if (status == TD_OK)
-        status = td_inference_prepare(&inference, 256, 1, (int64_t)prompt.count + wanted->max_new_tokens);
+        status = td_inference_prepare(&inference, 256, 1,
+                                      (int64_t)prompt.count + wanted->max_new_tokens);
     if (status == TD_OK)
         status = answer(&inference, wanted, &prompt, ids);
     free(ids);
@@ -169,7 +177,9 @@ const td_command td_command_generate = {
     .name = "generate",
     .arguments = "[CONFIG.json] --model FOLDER [--adapter FOLDER] (--chat TEXT | --prompt TEXT)",
     .summary = "answer a chat message or continue a text, with a base model or an adapter",
-    .details = "The answer is printed as it grows. Greedy by default; --temperature and --top-p sample.\n\n"
-               "example: tandem generate --model base --adapter runs/a/adapter --chat \"What is the weather in Oslo?\"",
+    .details = "The answer is printed as it grows. Greedy by default; --temperature and --top-p "
+               "sample.\n\n"
+               "example: tandem generate --model base --adapter runs/a/adapter --chat \"What is "
+               "the weather in Oslo?\"",
     .run = run,
 };

@@ -58,8 +58,9 @@ static td_status inspect_model(const inspect_options *wanted) {
     td_model_config model;
     static const char *const ropes[] = {"default", "linear", "llama3"};
     TD_TRY(td_model_config_read(wanted->path, &model));
-    printf("family:       %s\nlayers:       %lld\nhidden:       %lld (MLP %lld)\n", model.family->name,
-           (long long)model.n_layers, (long long)model.hidden, (long long)model.intermediate);
+    printf("family:       %s\nlayers:       %lld\nhidden:       %lld (MLP %lld)\n",
+           model.family->name, (long long)model.n_layers, (long long)model.hidden,
+           (long long)model.intermediate);
     printf("heads:        %lld of %lld, %lld for keys and values\n", (long long)model.n_heads,
            (long long)model.head_dim, (long long)model.n_kv_heads);
     printf("vocabulary:   %lld%s\n", (long long)model.vocabulary,
@@ -81,8 +82,9 @@ static td_status inspect_adapter(const inspect_options *wanted) {
     td_adapter_info info;
     td_status status = td_adapter_info_read(wanted->path, &info);
     if (status == TD_OK) {
-        printf("adapter:      LoRA, r %lld, alpha %g, dropout %g%s\ntargets:     ", (long long)info.rank,
-               info.alpha, info.dropout, info.use_rslora ? ", rank-stabilized" : "");
+        printf("adapter:      LoRA, r %lld, alpha %g, dropout %g%s\ntargets:     ",
+               (long long)info.rank, info.alpha, info.dropout,
+               info.use_rslora ? ", rank-stabilized" : "");
         for (int i = 0; i < info.target_modules.count; i++)
             printf(" %s", info.target_modules.items[i]);
         printf("\n");
@@ -112,7 +114,8 @@ static td_status inspect_store(const inspect_options *wanted) {
     td_status status = td_store_verify(store);
     if (status == TD_OK) {
         td_hash_to_hex(td_store_content_hash(store), hash);
-        printf("rows:         %lld\ntokens:       %lld\nlargest id:   %d\ncontent hash: %s\naccount:      %s\n",
+        printf("rows:         %lld\ntokens:       %lld\nlargest id:   %d\ncontent hash: "
+               "%s\naccount:      %s\n",
                (long long)td_store_rows(store), (long long)td_store_tokens(store),
                td_store_max_token(store), hash, td_store_account(store));
     }
@@ -121,15 +124,16 @@ static td_status inspect_store(const inspect_options *wanted) {
 }
 
 // Trained tokens in green on a terminal, in [[...]] elsewhere.
-static td_status print_tokens(const td_tokenizer *tokenizer, const int32_t *tokens, const uint8_t *trained,
-                              int64_t count) {
+static td_status print_tokens(const td_tokenizer *tokenizer, const int32_t *tokens,
+                              const uint8_t *trained, int64_t count) {
     int color = isatty(STDOUT_FILENO);
     for (int64_t begin = 0, end; begin < count; begin = end) {
         char *text;
         size_t bytes;
         for (end = begin + 1; end < count && trained[end] == trained[begin];)
             end++;
-        TD_TRY(td_tokenizer_decode(tokenizer, tokens + begin, (size_t)(end - begin), 0, &text, &bytes));
+        TD_TRY(td_tokenizer_decode(tokenizer, tokens + begin, (size_t)(end - begin), 0, &text,
+                                   &bytes));
         const char *before = !trained[begin] ? "" : color ? "\033[32m" : "[[";
         const char *after = !trained[begin] ? "" : color ? "\033[0m" : "]]";
         printf("%s%s%s", before, text, after);
@@ -139,8 +143,8 @@ static td_status print_tokens(const td_tokenizer *tokenizer, const int32_t *toke
     return TD_OK;
 }
 
-static td_status print_row(const inspect_options *wanted, const td_tokenizer *tokenizer, const char *line,
-                           size_t bytes, int64_t vocabulary) {
+static td_status print_row(const inspect_options *wanted, const td_tokenizer *tokenizer,
+                           const char *line, size_t bytes, int64_t vocabulary) {
     char where[TD_PATH_MAX + 32];
     int32_t *tokens;
     uint8_t *trained;
@@ -183,7 +187,8 @@ static td_status inspect_rows(const inspect_options *wanted) {
     if (status == TD_OK)
         status = td_tokenizer_open(wanted->model, &tokenizer);
     if (status == TD_OK) {
-        status = print_row(wanted, tokenizer, line, strcspn(line, "\n"), td_tokenizer_size(tokenizer));
+        status =
+            print_row(wanted, tokenizer, line, strcspn(line, "\n"), td_tokenizer_size(tokenizer));
         td_tokenizer_close(tokenizer);
     }
     free(text);
@@ -219,8 +224,8 @@ static td_status parse(const td_command *command, int argc, char **argv, inspect
         {"--tensors", TD_OPTION_FLAG, &wanted->tensors, NULL, "model, adapter: list every tensor"},
         {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE", "rows: override a config key"},
     };
-    TD_TRY(td_options_parse(command, options, sizeof options / sizeof *options, argc, argv, &wanted->path,
-                            1, help));
+    TD_TRY(td_options_parse(command, options, sizeof options / sizeof *options, argc, argv,
+                            &wanted->path, 1, help));
     if (*help)
         return TD_OK;
     if (!wanted->path)
@@ -241,7 +246,8 @@ static td_status run(const td_command *command, td_comm *comm, int argc, char **
 const td_command td_command_inspect = {
     .name = "inspect",
     .arguments = "PATH [--model FOLDER] [--sample N] [--tensors]",
-    .summary = "show what is in a model, adapter, checkpoint, token store, .safetensors file or JSONL row",
+    .summary =
+        "show what is in a model, adapter, checkpoint, token store, .safetensors file or JSONL row",
     .details = "A row is shown as the model sees it, with the tokens it is trained on marked.\n\n"
                "example: tandem inspect chats.jsonl --model base --sample 3",
     .run = run,

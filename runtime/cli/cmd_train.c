@@ -14,11 +14,13 @@ static void print_summary(const td_train_summary *summary) {
     printf("checkpoints: %s\n", summary->checkpoint_folder);
 }
 
-static td_status parse(const td_command *command, int argc, char **argv, td_config *config, int *help) {
+static td_status parse(const td_command *command, int argc, char **argv, td_config *config,
+                       int *help) {
     const char *positional[1], *resume = NULL;
     td_option_list assignments = {0};
     const td_option options[] = {
-        {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE", "override a config key; may be repeated"},
+        {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE",
+         "override a config key; may be repeated"},
         {"--resume", TD_OPTION_STRING, &resume, "auto|FOLDER",
          "go on from the newest whole checkpoint, or from the one named"},
     };
@@ -53,9 +55,12 @@ const td_command td_command_train = {
     .name = "train",
     .arguments = "CONFIG.json [--set KEY=VALUE]... [--resume auto|FOLDER]",
     .summary = "fine-tune a model folder with QLoRA and write a PEFT adapter",
-    .details = "CONFIG.json is one JSON object; \"tandem config\" lists its keys. Data is prepared when that has not been\n"
-               "done yet. The adapter, checkpoints and metrics.jsonl are written to output_dir. The result is the\n"
-               "same, bit for bit, on any number of ranks. SIGUSR1 or SIGTERM makes the run write a checkpoint and leave with\n"
+    .details = "CONFIG.json is one JSON object; \"tandem config\" lists its keys. Data is prepared "
+               "when that has not been\n"
+               "done yet. The adapter, checkpoints and metrics.jsonl are written to output_dir. "
+               "The result is the\n"
+               "same, bit for bit, on any number of ranks. SIGUSR1 or SIGTERM makes the run write "
+               "a checkpoint and leave with\n"
                "code 75; start it again with --resume auto.\n\n"
                "example: mpirun -n 2 tandem train configs/quickstart.json --set learning_rate=1e-4",
     .run = run,

@@ -12,14 +12,17 @@ static const td_command *const commands[] = {
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static void print_usage(FILE *out) {
-    fprintf(out, "tandem: QLoRA fine-tuning of Hugging Face language models, one process per GPU or CPU slot\n\n"
+    fprintf(out, "tandem: QLoRA fine-tuning of Hugging Face language models, one process per GPU "
+                 "or CPU slot\n\n"
                  "usage: tandem COMMAND ...\n"
                  "       mpirun -n N tandem COMMAND ...\n\ncommands:\n");
     for (int i = 0; i < N_COMMANDS; i++)
         fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
     fprintf(out, "\n\"tandem COMMAND --help\" explains one.\n\n"
-                 "exit codes: 0 done, 2 command line or config, 3 model or data, 4 memory plan, 5 file system,\n"
-                 "6 another rank failed, 7 loss or gradient not finite, 75 stopped after a checkpoint on request\n"
+                 "exit codes: 0 done, 2 command line or config, 3 model or data, 4 memory plan, 5 "
+                 "file system,\n"
+                 "6 another rank failed, 7 loss or gradient not finite, 75 stopped after a "
+                 "checkpoint on request\n"
                  "(start again with --resume auto), 70 internal\n");
 }
 
@@ -65,7 +68,8 @@ static int run_together(const td_command *command, int argc, char **argv) {
         td_comm_abort(NULL, status, NULL);
     td_log_init(TD_LOG_INFO, td_comm_rank(comm), td_comm_size(comm));
     status = command->run(command, comm, argc - 2, argv + 2);
-    // A status that all ranks share was agreed on and they leave together; one rank's own failure ends the job.
+    // A status that all ranks share was agreed on and they leave together; one rank's own failure
+    // ends the job.
     if (status != TD_OK && status != TD_STOPPED && !td_comm_is_agreed(comm))
         td_comm_abort(comm, status, NULL);
     if (status != TD_OK && td_comm_rank(comm) == 0)

@@ -33,9 +33,10 @@ static td_status unknown_option(const td_command *command, const td_option *opti
         names[i] = options[i].name;
     const char *near = td_nearest_name(word, names, (size_t)n_options);
     if (near)
-        return td_fail(TD_ERR_USAGE, "%s: unknown option; did you mean %s? (tandem %s --help)", word,
-                       near, command->name);
-    return td_fail(TD_ERR_USAGE, "%s: unknown option (tandem %s --help lists them)", word, command->name);
+        return td_fail(TD_ERR_USAGE, "%s: unknown option; did you mean %s? (tandem %s --help)",
+                       word, near, command->name);
+    return td_fail(TD_ERR_USAGE, "%s: unknown option (tandem %s --help lists them)", word,
+                   command->name);
 }
 
 static td_status store_number(const td_option *option, const char *value) {
@@ -66,8 +67,9 @@ static td_status store_value(const td_option *option, const char *value) {
     }
 }
 
-td_status td_options_parse(const td_command *command, const td_option *options, int n_options, int argc,
-                           char **argv, const char **positional, int max_positional, int *out_help) {
+td_status td_options_parse(const td_command *command, const td_option *options, int n_options,
+                           int argc, char **argv, const char **positional, int max_positional,
+                           int *out_help) {
     int n_positional = 0;
     *out_help = 0;
     for (int i = 0; i < max_positional; i++)
@@ -112,7 +114,8 @@ td_status td_cli_set(td_config *config, const char *key, const char *value) {
     char *quoted = text ? cJSON_PrintUnformatted(text) : NULL;
     size_t room = quoted ? strlen(key) + strlen(quoted) + 2 : 0;
     char *assignment = malloc(room + 1);
-    td_status status = quoted && assignment ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for %s", key);
+    td_status status =
+        quoted && assignment ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for %s", key);
     if (status == TD_OK) {
         snprintf(assignment, room, "%s=%s", key, quoted);
         status = td_config_set(config, assignment);

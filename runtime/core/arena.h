@@ -1,6 +1,6 @@
-// An arena hands out pieces of one allocation that is made before the first step. The layout code of every
-// module runs twice: on a measuring arena, which only adds up, and on the real one. So the memory plan and
-// the allocation cannot disagree. Not thread-safe.
+// An arena hands out pieces of one allocation that is made before the first step. The layout code
+// of every module runs twice: on a measuring arena, which only adds up, and on the real one. So the
+// memory plan and the allocation cannot disagree. Not thread-safe.
 #ifndef TANDEM_CORE_ARENA_H
 #define TANDEM_CORE_ARENA_H
 
@@ -27,8 +27,9 @@ void td_arena_fini(td_arena *arena);
 
 int td_arena_is_measuring(const td_arena *arena);
 
-// `count` items of `item_bytes`, 64-byte aligned, zero-filled at arena creation only. Running past the capacity
-// is a programmer error (the plan was measured with other sizes) and asserts. NULL when measuring.
+// `count` items of `item_bytes`, 64-byte aligned, zero-filled at arena creation only. Running past
+// the capacity is a programmer error (the plan was measured with other sizes) and asserts. NULL
+// when measuring.
 void *td_arena_take(td_arena *arena, size_t count, size_t item_bytes);
 
 // Stack discipline for scratch memory: everything taken after the mark is given back.

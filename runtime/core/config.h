@@ -1,7 +1,9 @@
-// The run config: one JSON object, one row of td_config_table per key, one field of td_config per row.
+// The run config: one JSON object, one row of td_config_table per key, one field of td_config per
+// row.
 //
-// Keys carry the names that users of PEFT, TRL, transformers and bitsandbytes know. An unknown key is an error that names the
-// nearest known one. `--set key=value` overrides; the value is read as JSON, or as a string when it is no JSON.
+// Keys carry the names that users of PEFT, TRL, transformers and bitsandbytes know. An unknown key
+// is an error that names the nearest known one. `--set key=value` overrides; the value is read as
+// JSON, or as a string when it is no JSON.
 #ifndef TANDEM_CORE_CONFIG_H
 #define TANDEM_CORE_CONFIG_H
 
@@ -54,7 +56,7 @@ typedef struct td_string_list {
 
 typedef struct td_config {
     // Model and adapter
-    char *model_name_or_path;  // folder
+    char *model_name_or_path;   // folder
     char *adapter_name_or_path; // PEFT folder to start from, or NULL
     int load_in_4bit;
     int bnb_4bit_use_double_quant;
@@ -62,7 +64,8 @@ typedef struct td_config {
     int64_t lora_r;
     double lora_alpha;
     double lora_dropout;
-    td_string_list target_modules;  // one item and target_modules_is_pattern: a regular expression or "all-linear"
+    td_string_list target_modules; // one item and target_modules_is_pattern: a regular expression
+                                   // or "all-linear"
     int target_modules_is_pattern;
     cJSON *rank_pattern;  // object key -> integer, or NULL
     cJSON *alpha_pattern; // object key -> number, or NULL
@@ -73,7 +76,7 @@ typedef struct td_config {
     double eval_split_ratio;
     int64_t max_length;
     int packing;
-    int64_t micro_batch_tokens; // 0: max_length
+    int64_t micro_batch_tokens;          // 0: max_length
     int64_t per_device_train_batch_size; // sequences per micro-batch when not packing
     int64_t gradient_accumulation_steps; // micro-batches per step, all ranks together
     int shuffle;
@@ -97,11 +100,12 @@ typedef struct td_config {
     char *output_dir;
     char *resume_from_checkpoint; // "auto", "never" or a checkpoint folder
     int64_t logging_steps;
-    int64_t eval_steps; // 0: at the end only
-    int64_t save_steps; // 0: at the end only
+    int64_t eval_steps;       // 0: at the end only
+    int64_t save_steps;       // 0: at the end only
     int64_t save_total_limit; // 0: keep all
     int load_best_model_at_end;
-    int64_t stop_after_steps; // leave with TD_STOPPED after this many steps of this process; 0: run to the end
+    int64_t stop_after_steps; // leave with TD_STOPPED after this many steps of this process; 0: run
+                              // to the end
     // Machine
     td_recompute gradient_checkpointing;
     int64_t logits_chunk_tokens;
@@ -128,12 +132,12 @@ typedef struct td_key {
     const char *name;
     const char *section;
     td_key_type type;
-    size_t offset;          // of the field in td_config
-    double minimum, maximum; // TD_KEY_INT and TD_KEY_FLOAT, inclusive
+    size_t offset;              // of the field in td_config
+    double minimum, maximum;    // TD_KEY_INT and TD_KEY_FLOAT, inclusive
     const char *const *choices; // TD_KEY_ENUM, NULL-terminated; index = value
-    const char *fallback;   // default as JSON text
-    int affects_result;     // 1: part of the fingerprint that a resumed run must match
-    const char *help;       // one line
+    const char *fallback;       // default as JSON text
+    int affects_result;         // 1: part of the fingerprint that a resumed run must match
+    const char *help;           // one line
 } td_key;
 
 extern const td_key td_config_table[];
@@ -143,19 +147,23 @@ extern const size_t td_config_table_count;
 td_status td_config_init(td_config *config);
 void td_config_fini(td_config *config);
 
-// Reads a JSON file over the current values. Relative paths in model_name_or_path, adapter_name_or_path, train_files, eval_files
-// and output_dir are relative to the working directory. TD_ERR_USAGE names file, key and what is allowed.
+// Reads a JSON file over the current values. Relative paths in model_name_or_path,
+// adapter_name_or_path, train_files, eval_files and output_dir are relative to the working
+// directory. TD_ERR_USAGE names file, key and what is allowed.
 td_status td_config_read(td_config *config, const char *path);
 // One "key=value".
 td_status td_config_set(td_config *config, const char *assignment);
-// Checks what no single key can: e.g. micro_batch_tokens >= max_length, eval split without data, files missing.
+// Checks what no single key can: e.g. micro_batch_tokens >= max_length, eval split without data,
+// files missing.
 td_status td_config_check(const td_config *config);
 
 // All keys with their current values, as a JSON object the caller frees with cJSON_Delete().
 cJSON *td_config_to_json(const td_config *config);
-// Over the keys with affects_result, canonical form. max_steps and num_train_epochs are part of it: the schedule depends on them.
+// Over the keys with affects_result, canonical form. max_steps and num_train_epochs are part of it:
+// the schedule depends on them.
 td_hash td_config_fingerprint(const td_config *config);
-// First key with affects_result whose value differs between two td_config_to_json() objects, or NULL.
+// First key with affects_result whose value differs between two td_config_to_json() objects, or
+// NULL.
 const char *td_config_first_difference(const cJSON *a, const cJSON *b);
 
 // Prints the table for people: key, type, range, default, help, by section. To standard output.

@@ -1,6 +1,6 @@
-// A device: memory, streams, events, as one table of functions per kind. The CPU device is always there; on
-// it streams run at once and events are empty. A module that brings a GPU brings another table.
-// Any thread may call the functions; a stream belongs to one thread at a time.
+// A device: memory, streams, events, as one table of functions per kind. The CPU device is always
+// there; on it streams run at once and events are empty. A module that brings a GPU brings another
+// table. Any thread may call the functions; a stream belongs to one thread at a time.
 #ifndef TANDEM_CORE_DEVICE_H
 #define TANDEM_CORE_DEVICE_H
 
@@ -14,11 +14,13 @@ typedef struct td_event td_event;
 
 typedef struct td_device_table {
     const char *name; // "cpu"
-    // Memory that kernels use; 64-byte aligned at least, zero-filled. `purpose` is named when it cannot be had.
+    // Memory that kernels use; 64-byte aligned at least, zero-filled. `purpose` is named when it
+    // cannot be had.
     td_status (*alloc)(const td_device *device, size_t bytes, const char *purpose, void **out);
     void (*free)(const td_device *device, void *memory);
     // Page-locked host memory, zero-filled; ordinary memory on the CPU device.
-    td_status (*alloc_pinned)(const td_device *device, size_t bytes, const char *purpose, void **out);
+    td_status (*alloc_pinned)(const td_device *device, size_t bytes, const char *purpose,
+                              void **out);
     void (*free_pinned)(const td_device *device, void *memory);
     // Asynchronous on `stream`; both buffers stay untouched until the stream has passed this point.
     td_status (*copy)(td_stream *stream, void *to, const void *from, size_t bytes);
@@ -29,7 +31,8 @@ typedef struct td_device_table {
     td_status (*event_create)(const td_device *device, td_event **out);
     void (*event_destroy)(td_event *event);
     td_status (*event_record)(td_event *event, td_stream *stream);
-    td_status (*event_wait)(td_event *event, td_stream *stream); // makes the stream wait, not the caller
+    td_status (*event_wait)(td_event *event,
+                            td_stream *stream); // makes the stream wait, not the caller
     td_status (*event_synchronize)(td_event *event);
     // Free and total bytes of the memory that alloc() takes from.
     td_status (*memory_info)(const td_device *device, size_t *free_bytes, size_t *total_bytes);
@@ -37,7 +40,7 @@ typedef struct td_device_table {
 
 struct td_device {
     const td_device_table *table;
-    int index;  // among the devices of this kind on the node
+    int index;   // among the devices of this kind on the node
     int unified; // 1: pinned host memory and device memory are the same, no copy is needed
 };
 

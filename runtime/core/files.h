@@ -1,5 +1,6 @@
-// Files and folders. Failures are TD_ERR_IO with the path and the system's reason; a missing or unreadable input
-// file is TD_ERR_DATA. Local to the calling rank. Nothing is created world-writable.
+// Files and folders. Failures are TD_ERR_IO with the path and the system's reason; a missing or
+// unreadable input file is TD_ERR_DATA. Local to the calling rank. Nothing is created
+// world-writable.
 #ifndef TANDEM_CORE_FILES_H
 #define TANDEM_CORE_FILES_H
 
@@ -21,11 +22,12 @@ int td_path_is_plain_name(const char *name);
 td_status td_file_read(const char *path, size_t max_bytes, char **out, size_t *out_bytes);
 td_status td_file_size(const char *path, uint64_t *out_bytes);
 
-// Writes to a temporary beside `path`, fsync, rename, fsync of the folder: the old or the new file, never half.
+// Writes to a temporary beside `path`, fsync, rename, fsync of the folder: the old or the new file,
+// never half.
 td_status td_file_write_atomic(const char *path, const void *data, size_t bytes);
 td_status td_file_sync(const char *path); // file or folder
 
-td_status td_folder_make(const char *path); // with parents; exists already: TD_OK
+td_status td_folder_make(const char *path);        // with parents; exists already: TD_OK
 td_status td_folder_remove_tree(const char *path); // missing: TD_OK; does not follow links
 // Sorted names without "." and ".."; the caller frees with td_names_free().
 td_status td_folder_list(const char *path, char ***out_names, size_t *out_count);

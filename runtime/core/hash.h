@@ -1,4 +1,5 @@
-// Checksums and fingerprints: XXH3-128 of libxxhash. Not cryptographic: guards against damage and mix-ups.
+// Checksums and fingerprints: XXH3-128 of libxxhash. Not cryptographic: guards against damage and
+// mix-ups.
 #ifndef TANDEM_CORE_HASH_H
 #define TANDEM_CORE_HASH_H
 
@@ -18,7 +19,8 @@ typedef struct td_hasher td_hasher; // streaming state, heap
 td_status td_hasher_create(td_hasher **out);
 void td_hasher_destroy(td_hasher *hasher);
 void td_hasher_add(td_hasher *hasher, const void *data, size_t bytes);
-void td_hasher_add_string(td_hasher *hasher, const char *text); // with its terminator: "ab","c" != "a","bc"
+void td_hasher_add_string(td_hasher *hasher,
+                          const char *text); // with its terminator: "ab","c" != "a","bc"
 td_hash td_hasher_value(const td_hasher *hasher);
 
 td_hash td_hash_bytes(const void *data, size_t bytes);
@@ -27,6 +29,7 @@ td_status td_hash_file(const char *path, td_hash *out);
 
 int td_hash_equal(td_hash a, td_hash b);
 void td_hash_to_hex(td_hash hash, char out[TD_HASH_HEX_CHARS]);
-td_status td_hash_from_hex(const char *hex, td_hash *out); // TD_ERR_DATA unless exactly 32 hex digits
+td_status td_hash_from_hex(const char *hex,
+                           td_hash *out); // TD_ERR_DATA unless exactly 32 hex digits
 
 #endif

@@ -1,12 +1,13 @@
 // The pager: optimizer state of the pages that this rank owns.
 //
-// All trainable parameters form one flat fp32 vector of n_elements, cut into pages of page_elements (the last may be
-// shorter). Page boundaries do not depend on the number of ranks. Page p belongs to rank p % size. For each page it
-// owns, a rank holds state_bytes of optimizer state in pinned host memory; to be updated it visits the device:
-// acquire brings it (from the cache, or by a copy on the copy stream), release lets it go, written back when dirty.
-// Acquired pages are pinned in the device cache; others leave it least recently used first. On a unified device
-// (the CPU) acquire returns the host memory itself and nothing is copied.
-// One thread at a time. Local: nothing here communicates.
+// All trainable parameters form one flat fp32 vector of n_elements, cut into pages of page_elements
+// (the last may be shorter). Page boundaries do not depend on the number of ranks. Page p belongs
+// to rank p % size. For each page it owns, a rank holds state_bytes of optimizer state in pinned
+// host memory; to be updated it visits the device: acquire brings it (from the cache, or by a copy
+// on the copy stream), release lets it go, written back when dirty. Acquired pages are pinned in
+// the device cache; others leave it least recently used first. On a unified device (the CPU)
+// acquire returns the host memory itself and nothing is copied. One thread at a time. Local:
+// nothing here communicates.
 #ifndef TANDEM_CORE_PAGER_H
 #define TANDEM_CORE_PAGER_H
 
@@ -38,8 +39,9 @@ typedef struct td_pager_options {
     const td_device *device;
     td_page_map map;
     int rank;
-    size_t state_bytes;        // per page, the same for all; the optimizer says (td_optimizer_state_bytes)
-    size_t device_cache_bytes; // rounded down to whole pages, at least two; ignored on a unified device
+    size_t state_bytes; // per page, the same for all; the optimizer says (td_optimizer_state_bytes)
+    size_t device_cache_bytes; // rounded down to whole pages, at least two; ignored on a unified
+                               // device
 } td_pager_options;
 
 // Pinned host bytes and device bytes that a pager with these options takes.
@@ -55,8 +57,8 @@ td_status td_pager_acquire(td_pager *pager, int64_t page, td_stream *stream, voi
 td_status td_pager_release(td_pager *pager, int64_t page, td_stream *stream, int dirty);
 // Writes every dirty page back and waits: afterwards td_pager_host_state() is current.
 td_status td_pager_flush(td_pager *pager);
-// Host memory of an owned page (state_bytes), for checkpoints: current after a flush; written to before the first acquire
-// (or followed by td_pager_invalidate) when state is restored.
+// Host memory of an owned page (state_bytes), for checkpoints: current after a flush; written to
+// before the first acquire (or followed by td_pager_invalidate) when state is restored.
 void *td_pager_host_state(td_pager *pager, int64_t page);
 void td_pager_invalidate(td_pager *pager);
 

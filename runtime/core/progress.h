@@ -1,6 +1,7 @@
-// Where this process is, as words that the watchdog and other ranks may read at any time. Cheap: relaxed atomics.
-// Whoever works for long without a step counter calls td_progress_tick() now and then: a rank whose words change
-// is alive and is given time; one whose words stand still past the deadline is named and the job ends.
+// Where this process is, as words that the watchdog and other ranks may read at any time. Cheap:
+// relaxed atomics. Whoever works for long without a step counter calls td_progress_tick() now and
+// then: a rank whose words change is alive and is given time; one whose words stand still past the
+// deadline is named and the job ends.
 #ifndef TANDEM_CORE_PROGRESS_H
 #define TANDEM_CORE_PROGRESS_H
 

@@ -1,5 +1,6 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC'11, "Parallel random numbers: as easy as
-// 1, 2, 3"). The same (key, counter) gives the same words on every rank, thread and backend.
+// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC'11, "Parallel random numbers: as
+// easy as 1, 2, 3"). The same (key, counter) gives the same words on every rank, thread and
+// backend.
 #ifndef TANDEM_CORE_RNG_H
 #define TANDEM_CORE_RNG_H
 
@@ -25,10 +26,9 @@ static inline td_philox_words td_philox(uint64_t key, td_philox_words counter) {
     for (int round = 0; round < 10; round++) {
         uint64_t product0 = (uint64_t)0xD2511F53u * counter.word[0];
         uint64_t product1 = (uint64_t)0xCD9E8D57u * counter.word[2];
-        td_philox_words next = {{(uint32_t)(product1 >> 32) ^ counter.word[1] ^ key0,
-                                 (uint32_t)product1,
-                                 (uint32_t)(product0 >> 32) ^ counter.word[3] ^ key1,
-                                 (uint32_t)product0}};
+        td_philox_words next = {
+            {(uint32_t)(product1 >> 32) ^ counter.word[1] ^ key0, (uint32_t)product1,
+             (uint32_t)(product0 >> 32) ^ counter.word[3] ^ key1, (uint32_t)product0}};
         counter = next;
         key0 += 0x9E3779B9u;
         key1 += 0xBB67AE85u;
@@ -53,7 +53,8 @@ static inline uint32_t td_rng_word(uint64_t key, uint32_t a, uint32_t b, uint64_
 }
 
 // Dropout of one module in one micro-batch. Element e of the (T, in) input is kept when
-// td_dropout_keep(d, e); kept values are multiplied by d->scale = 1 / (1 - p). threshold 0: no dropout.
+// td_dropout_keep(d, e); kept values are multiplied by d->scale = 1 / (1 - p). threshold 0: no
+// dropout.
 typedef struct td_dropout {
     uint64_t key;
     uint32_t step;
@@ -64,8 +65,8 @@ typedef struct td_dropout {
 } td_dropout;
 
 static inline td_philox_words td_dropout_words(const td_dropout *dropout, uint64_t element_block) {
-    td_philox_words counter = {{(uint32_t)element_block, dropout->module, dropout->micro_batch,
-                                dropout->step}};
+    td_philox_words counter = {
+        {(uint32_t)element_block, dropout->module, dropout->micro_batch, dropout->step}};
     return td_philox(dropout->key, counter);
 }
 

@@ -11,7 +11,8 @@
 
 enum { PEAK_EXTENT = 2048, PEAK_ROUNDS = 5 };
 
-// Best of a few products of square fp32 matrices: the ceiling that a step's GEMMs are measured against.
+// Best of a few products of square fp32 matrices: the ceiling that a step's GEMMs are measured
+// against.
 static td_status measure_gemm_peak(const td_session *session, double *out) {
     size_t extent = PEAK_EXTENT, count = extent * extent;
     td_workspace_query query = {.max_tokens = PEAK_EXTENT,
@@ -33,7 +34,8 @@ static td_status measure_gemm_peak(const td_session *session, double *out) {
     context.workspace = td_arena_take(&arena, context.workspace_bytes, 1);
     for (size_t i = 0; i < count; i++)
         x[i] = w[i] = (float)(i % 17) * 0.125f - 1.0f;
-    td_matrix weight = {.format = TD_MATRIX_F32, .rows = PEAK_EXTENT, .cols = PEAK_EXTENT, .data = w};
+    td_matrix weight = {
+        .format = TD_MATRIX_F32, .rows = PEAK_EXTENT, .cols = PEAK_EXTENT, .data = w};
     td_linear_forward_args args = {.n_tokens = PEAK_EXTENT, .x = x, .weight = &weight, .y = y};
     double best = INFINITY;
     td_status status = TD_OK;
@@ -73,7 +75,8 @@ static td_status write_store(const td_session *session, const td_bench_step_opti
     return status;
 }
 
-// Products with base weights: forward, and dX backward; the LoRA products; the head both ways. Attention apart.
+// Products with base weights: forward, and dX backward; the LoRA products; the head both ways.
+// Attention apart.
 static double gemm_flops(const td_session *session, const td_bench_step_options *options) {
     double tokens = (double)(options->seq_tokens * options->sequences * options->micro_batches);
     double targets = tokens * (double)(options->seq_tokens - 1) / (double)options->seq_tokens;
@@ -91,15 +94,16 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static td_status time_steps(td_run *run, const td_bench_step_options *options, td_bench_step_result *out) {
+static td_status time_steps(td_run *run, const td_bench_step_options *options,
+                            td_bench_step_result *out) {
     td_step_result result;
     double *seconds = calloc((size_t)options->steps, sizeof *seconds);
     if (!seconds)
         return td_fail(TD_ERR_MEMORY, "no memory for the timings");
     td_status status = td_step_run(&run->step, 0, &result);
     if (status == TD_OK && !(result.loss > 0 && result.grad_norm > 0))
-        status = td_fail(TD_ERR_NUMERIC, "loss %g, gradient norm %g: nothing is learned", result.loss,
-                         result.grad_norm);
+        status = td_fail(TD_ERR_NUMERIC, "loss %g, gradient norm %g: nothing is learned",
+                         result.loss, result.grad_norm);
     for (int64_t i = 0; status == TD_OK && i < options->steps; i++) {
         double start = td_seconds_now();
         status = td_step_run(&run->step, i + 1, &result);
@@ -120,9 +124,10 @@ static td_status bench(td_run *run, td_session *session, td_store *store,
                        const td_bench_step_options *options, td_bench_step_result *out) {
     td_base_options base = td_session_base_options(session);
     TD_TRY(td_run_plan(run, session, store, 0, 0));
-    TD_TRY(td_comm_agree(session->comm,
-                         td_base_create_random(&session->model, &base, 1, &session->context, &session->base),
-                         "random weights"));
+    TD_TRY(td_comm_agree(
+        session->comm,
+        td_base_create_random(&session->model, &base, 1, &session->context, &session->base),
+        "random weights"));
     TD_TRY(td_run_allocate(run, store, NULL));
     TD_TRY(time_steps(run, options, out));
     out->plan_bytes = run->plan.total_bytes;
@@ -157,8 +162,8 @@ static td_status with_store(td_session *session, const td_bench_step_options *op
     return status;
 }
 
-td_status td_bench_step(const td_config *config, td_comm *comm, const td_bench_step_options *options,
-                        td_bench_step_result *out) {
+td_status td_bench_step(const td_config *config, td_comm *comm,
+                        const td_bench_step_options *options, td_bench_step_result *out) {
     td_session session = {0};
     td_status status = td_session_open(&session, config, comm, 1);
     *out = (td_bench_step_result){0};

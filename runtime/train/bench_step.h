@@ -14,7 +14,7 @@ typedef struct td_bench_step_options {
 } td_bench_step_options;
 
 typedef struct td_bench_step_result {
-    double seconds;           // median of the timed steps
+    double seconds; // median of the timed steps
     double fastest, slowest;
     double tokens_per_second; // tokens of a step / median
     double gemm_flops;        // of a step on this rank, without recompute: what the model asks for
@@ -26,9 +26,9 @@ typedef struct td_bench_step_result {
     const char *recompute;
 } td_bench_step_result;
 
-// Collective. config->model_name_or_path names a folder with a config.json; no weights are read. TD_ERR_NUMERIC unless loss and gradient
-// norm of the first step are finite and positive.
-td_status td_bench_step(const td_config *config, td_comm *comm, const td_bench_step_options *options,
-                        td_bench_step_result *out);
+// Collective. config->model_name_or_path names a folder with a config.json; no weights are read.
+// TD_ERR_NUMERIC unless loss and gradient norm of the first step are finite and positive.
+td_status td_bench_step(const td_config *config, td_comm *comm,
+                        const td_bench_step_options *options, td_bench_step_result *out);
 
 #endif

@@ -25,7 +25,8 @@ td_status td_evaluation_init(td_evaluation *evaluation, td_comm *comm, td_store 
     if (!evaluation->owners || !evaluation->slots)
         return td_fail(TD_ERR_MEMORY, "no memory for the evaluation's tables");
     td_assign(&evaluation->batch, td_comm_size(comm), evaluation->owners);
-    return td_token_loader_init(&evaluation->loader, store, td_sampler_max_tokens(evaluation->sampler),
+    return td_token_loader_init(&evaluation->loader, store,
+                                td_sampler_max_tokens(evaluation->sampler),
                                 td_sampler_max_rows(evaluation->sampler));
 }
 

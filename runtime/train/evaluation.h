@@ -1,4 +1,5 @@
-// Token-weighted mean loss over a token store, and exact match of generated answers. The same numbers on any number of ranks.
+// Token-weighted mean loss over a token store, and exact match of generated answers. The same
+// numbers on any number of ranks.
 #ifndef TANDEM_TRAIN_EVALUATION_H
 #define TANDEM_TRAIN_EVALUATION_H
 
@@ -16,8 +17,10 @@ typedef struct td_evaluation {
     int64_t *slots; // (n_micro_batches) losses as bits
 } td_evaluation;
 
-// Packs the store's rows into micro-batches of `capacity` tokens, none of which is longer. Zero-initialise; fini also after failure.
-td_status td_evaluation_init(td_evaluation *evaluation, td_comm *comm, td_store *store, int64_t capacity);
+// Packs the store's rows into micro-batches of `capacity` tokens, none of which is longer.
+// Zero-initialise; fini also after failure.
+td_status td_evaluation_init(td_evaluation *evaluation, td_comm *comm, td_store *store,
+                             int64_t capacity);
 void td_evaluation_fini(td_evaluation *evaluation);
 // Largest number of rows in any of its micro-batches, for the transformer's plan.
 int64_t td_evaluation_max_rows(const td_evaluation *evaluation);
@@ -31,14 +34,15 @@ typedef struct td_exact_match {
 } td_exact_match;
 
 typedef struct td_exact_match_options {
-    int64_t limit;          // rows to take from the start; 0: all
+    int64_t limit; // rows to take from the start; 0: all
     int64_t max_new_tokens;
-    int64_t max_length;     // prompts are at most this long
-    int show;               // rank 0 logs this many mismatches
+    int64_t max_length; // prompts are at most this long
+    int show;           // rank 0 logs this many mismatches
 } td_exact_match_options;
 
-// Collective. For every {"messages"} row of the JSONL file whose last message is the assistant's: the rest is the prompt, the model answers
-// greedily, and the answer must equal the last message byte for byte. The ranks share the rows.
+// Collective. For every {"messages"} row of the JSONL file whose last message is the assistant's:
+// the rest is the prompt, the model answers greedily, and the answer must equal the last message
+// byte for byte. The ranks share the rows.
 td_status td_evaluation_exact_match(const td_session *session, td_transformer *transformer,
                                     const float *parameters, const char *path,
                                     const td_exact_match_options *options, td_exact_match *out);

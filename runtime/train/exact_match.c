@@ -25,7 +25,8 @@ typedef struct answerer {
 } answerer;
 
 // The messages of one row; the last must be the assistant's.
-static td_status read_messages(const char *where, const cJSON *row, td_message *messages, size_t *out_count) {
+static td_status read_messages(const char *where, const cJSON *row, td_message *messages,
+                               size_t *out_count) {
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(row, "messages"), *item;
     size_t count = 0;
     if (!cJSON_IsArray(list))
@@ -46,11 +47,13 @@ static td_status read_messages(const char *where, const cJSON *row, td_message *
     return TD_OK;
 }
 
-static td_status answer(answerer *self, const char *where, const td_rendered *prompt, char **out_text) {
+static td_status answer(answerer *self, const char *where, const td_rendered *prompt,
+                        char **out_text) {
     td_tokens tokens = {0};
     int64_t count = 0;
     size_t bytes;
-    td_status status = td_tokenizer_encode(self->session->tokenizer, prompt->text, prompt->bytes, 0, &tokens);
+    td_status status =
+        td_tokenizer_encode(self->session->tokenizer, prompt->text, prompt->bytes, 0, &tokens);
     if (status == TD_OK && (int64_t)tokens.count > self->options->max_length)
         status = td_fail(TD_ERR_DATA, "%s: a prompt of %zu tokens, max_length is %lld", where,
                          tokens.count, (long long)self->options->max_length);
@@ -58,12 +61,14 @@ static td_status answer(answerer *self, const char *where, const td_rendered *pr
         status = td_generate(self->transformer, self->parameters, self->cache, tokens.ids,
                              (int64_t)tokens.count, &self->generate, self->ids, &count);
     if (status == TD_OK)
-        status = td_tokenizer_decode(self->session->tokenizer, self->ids, (size_t)count, 0, out_text, &bytes);
+        status = td_tokenizer_decode(self->session->tokenizer, self->ids, (size_t)count, 0,
+                                     out_text, &bytes);
     td_tokens_fini(&tokens);
     return status;
 }
 
-static td_status compare_row(answerer *self, const char *where, const cJSON *row, int64_t *matches) {
+static td_status compare_row(answerer *self, const char *where, const cJSON *row,
+                             int64_t *matches) {
     td_message messages[MAX_MESSAGES];
     td_rendered prompt = {0};
     char *text = NULL;
@@ -130,7 +135,8 @@ static td_status compare_mine(answerer *self, const char *path, td_exact_match *
     if (!self->ids)
         return td_fail(TD_ERR_MEMORY, "no memory for %lld tokens",
                        (long long)self->options->max_new_tokens);
-    TD_TRY(td_kv_cache_create(&session->model, self->options->max_length + self->options->max_new_tokens,
+    TD_TRY(td_kv_cache_create(&session->model,
+                              self->options->max_length + self->options->max_new_tokens,
                               &session->context, &self->cache));
     return compare_file(self, path, out);
 }
@@ -138,8 +144,10 @@ static td_status compare_mine(answerer *self, const char *path, td_exact_match *
 td_status td_evaluation_exact_match(const td_session *session, td_transformer *transformer,
                                     const float *parameters, const char *path,
                                     const td_exact_match_options *options, td_exact_match *out) {
-    answerer self = {
-        .session = session, .transformer = transformer, .parameters = parameters, .options = options};
+    answerer self = {.session = session,
+                     .transformer = transformer,
+                     .parameters = parameters,
+                     .options = options};
     td_exact_match mine = {0};
     td_progress_phase(TD_PHASE_GENERATE);
     td_status status = compare_mine(&self, path, &mine);

@@ -1,7 +1,7 @@
 // Sums over the ranks that come out the same on any number of ranks.
 //
-// Each slot of a table is filled by exactly one rank and zero elsewhere; the tables are added as integers, so every rank ends up
-// with every slot's exact bits and adds them in slot order.
+// Each slot of a table is filled by exactly one rank and zero elsewhere; the tables are added as
+// integers, so every rank ends up with every slot's exact bits and adds them in slot order.
 #ifndef TANDEM_TRAIN_EXACT_SUM_H
 #define TANDEM_TRAIN_EXACT_SUM_H
 

@@ -35,7 +35,8 @@ td_status td_inference_prepare(td_inference *inference, int64_t max_tokens, int6
     };
     td_transformer_destroy(inference->transformer);
     inference->transformer = NULL;
-    td_status status = td_transformer_create(session->base, session->has_lora ? &session->lora : NULL,
-                                             &options, &session->context, &inference->transformer);
+    td_status status =
+        td_transformer_create(session->base, session->has_lora ? &session->lora : NULL, &options,
+                              &session->context, &inference->transformer);
     return td_comm_agree(session->comm, status, "inference buffers");
 }

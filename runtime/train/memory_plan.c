@@ -49,7 +49,8 @@ static void add_line(td_memory_plan *plan, const char *name, size_t bytes) {
 }
 
 // Everything that does not depend on the recompute policy or the micro-batch.
-static void add_fixed_lines(const td_session *session, const td_plan_needs *needs, td_memory_plan *plan) {
+static void add_fixed_lines(const td_session *session, const td_plan_needs *needs,
+                            td_memory_plan *plan) {
     td_base_options options = td_session_base_options(session);
     size_t base_bytes, staging_bytes;
     td_base_plan(&session->model, &options, needs->embedding_dtype, &base_bytes, &staging_bytes);
@@ -58,14 +59,15 @@ static void add_fixed_lines(const td_session *session, const td_plan_needs *need
     if (!session->has_lora)
         return;
     int64_t n = session->lora.n_parameters;
-    add_line(plan, "LoRA parameters and gradient sums", td_memory_parameter_bytes(session->config, n));
+    add_line(plan, "LoRA parameters and gradient sums",
+             td_memory_parameter_bytes(session->config, n));
     add_line(plan, "optimizer state (pinned host)", needs->optimizer_host_bytes);
     add_line(plan, "optimizer pages on the device", needs->optimizer_device_bytes);
     add_line(plan, "checkpoint snapshot", needs->checkpoint_bytes);
 }
 
-static td_status plan_with(const td_session *session, const td_plan_needs *needs, td_recompute policy,
-                           int64_t max_tokens, td_memory_plan *out) {
+static td_status plan_with(const td_session *session, const td_plan_needs *needs,
+                           td_recompute policy, int64_t max_tokens, td_memory_plan *out) {
     td_memory_plan plan = {.recompute = policy, .limit_bytes = out->limit_bytes};
     plan.transformer = (td_transformer_options){
         .max_tokens = max_tokens,
@@ -115,20 +117,23 @@ static int64_t fitting_tokens(const td_session *session, const td_plan_needs *ne
     return 0;
 }
 
-static td_status refuse(const td_session *session, const td_plan_needs *needs, const td_memory_plan *plan) {
+static td_status refuse(const td_session *session, const td_plan_needs *needs,
+                        const td_memory_plan *plan) {
     double mib = 1048576.0;
     int64_t tokens = fitting_tokens(session, needs, plan->limit_bytes);
     if (tokens == 0)
-        return td_fail(TD_ERR_MEMORY,
-                       "memory plan: %.0f MiB per rank are needed with recompute %s, %.0f MiB are there; "
-                       "no micro-batch size fits (a smaller lora_r, or fewer ranks per node)",
-                       (double)plan->total_bytes / mib, td_recompute_name(plan->recompute),
-                       (double)plan->limit_bytes / mib);
-    return td_fail(TD_ERR_MEMORY,
-                   "memory plan: %.0f MiB per rank are needed with recompute %s, %.0f MiB are there; "
-                   "micro_batch_tokens and max_length of %lld with gradient_checkpointing \"block\" would fit",
-                   (double)plan->total_bytes / mib, td_recompute_name(plan->recompute),
-                   (double)plan->limit_bytes / mib, (long long)tokens);
+        return td_fail(
+            TD_ERR_MEMORY,
+            "memory plan: %.0f MiB per rank are needed with recompute %s, %.0f MiB are there; "
+            "no micro-batch size fits (a smaller lora_r, or fewer ranks per node)",
+            (double)plan->total_bytes / mib, td_recompute_name(plan->recompute),
+            (double)plan->limit_bytes / mib);
+    return td_fail(
+        TD_ERR_MEMORY,
+        "memory plan: %.0f MiB per rank are needed with recompute %s, %.0f MiB are there; "
+        "micro_batch_tokens and max_length of %lld with gradient_checkpointing \"block\" would fit",
+        (double)plan->total_bytes / mib, td_recompute_name(plan->recompute),
+        (double)plan->limit_bytes / mib, (long long)tokens);
 }
 
 td_status td_memory_plan_make(const td_session *session, const td_plan_needs *needs,

@@ -1,4 +1,5 @@
-// The memory plan: what a run will take, part by part, known and printed before anything large is allocated.
+// The memory plan: what a run will take, part by part, known and printed before anything large is
+// allocated.
 #ifndef TANDEM_TRAIN_MEMORY_PLAN_H
 #define TANDEM_TRAIN_MEMORY_PLAN_H
 
@@ -15,24 +16,25 @@ typedef struct td_plan_line {
 typedef struct td_memory_plan {
     td_plan_line lines[TD_PLAN_MAX_LINES];
     int n_lines;
-    size_t total_bytes; // per rank
-    size_t limit_bytes; // per rank
+    size_t total_bytes;     // per rank
+    size_t limit_bytes;     // per rank
     td_recompute recompute; // chosen
     td_transformer_options transformer;
 } td_memory_plan;
 
 typedef struct td_plan_needs {
-    int64_t max_tokens;    // of a micro-batch
+    int64_t max_tokens; // of a micro-batch
     int64_t max_sequences;
     int64_t max_positions;
-    size_t checkpoint_bytes; // snapshot
+    size_t checkpoint_bytes;                             // snapshot
     size_t optimizer_host_bytes, optimizer_device_bytes; // pager
     td_dtype embedding_dtype;
 } td_plan_needs;
 
-// Picks the cheapest recompute policy that fits, or the given one. TD_ERR_MEMORY with the numbers and the nearest micro_batch_tokens that
-// would fit. Local; the same on ranks with the same limit.
-td_status td_memory_plan_make(const td_session *session, const td_plan_needs *needs, td_memory_plan *out);
+// Picks the cheapest recompute policy that fits, or the given one. TD_ERR_MEMORY with the numbers
+// and the nearest micro_batch_tokens that would fit. Local; the same on ranks with the same limit.
+td_status td_memory_plan_make(const td_session *session, const td_plan_needs *needs,
+                              td_memory_plan *out);
 void td_memory_plan_print(const td_memory_plan *plan);
 
 // Resident memory of this process now, and the most it has been. 0 where the system does not say.

@@ -101,7 +101,8 @@ void td_metrics_step(td_metrics *metrics, int64_t index, const td_step_result *r
     metrics->tokens += result->tokens;
     metrics->step_seconds = smooth(metrics->step_seconds, seconds);
     metrics->rate = smooth(metrics->rate, seconds > 0 ? (double)result->tokens / seconds : 0);
-    format_duration((double)(metrics->total_steps - index - 1) * metrics->step_seconds, eta, sizeof eta);
+    format_duration((double)(metrics->total_steps - index - 1) * metrics->step_seconds, eta,
+                    sizeof eta);
     td_log_progress(index + 1 == metrics->total_steps,
                     "step %lld/%lld  loss %.4f  grad norm %.3f  lr %.2e  %.0f tokens/s  ETA %s",
                     (long long)index + 1, (long long)metrics->total_steps, result->loss,
@@ -120,8 +121,8 @@ void td_metrics_step(td_metrics *metrics, int64_t index, const td_step_result *r
 
 void td_metrics_evaluation(td_metrics *metrics, int64_t index, double loss, int is_best) {
     char line[256];
-    td_info("step %lld: evaluation loss %.4f, perplexity %.3f%s", (long long)index + 1, loss, exp(loss),
-            is_best ? " (best)" : "");
+    td_info("step %lld: evaluation loss %.4f, perplexity %.3f%s", (long long)index + 1, loss,
+            exp(loss), is_best ? " (best)" : "");
     metrics->last = td_seconds_now();
     if (!metrics->file)
         return;

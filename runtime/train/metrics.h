@@ -1,4 +1,5 @@
-// What a run reports: metrics.jsonl (one object per logged step), and the progress line. Rank 0 only; local.
+// What a run reports: metrics.jsonl (one object per logged step), and the progress line. Rank 0
+// only; local.
 #ifndef TANDEM_TRAIN_METRICS_H
 #define TANDEM_TRAIN_METRICS_H
 
@@ -11,15 +12,16 @@
 typedef struct td_metrics {
     FILE *file; // NULL on other ranks
     int64_t total_steps, first_step;
-    int64_t tokens;         // since the start of this process
-    double started, last;   // monotonic seconds
-    double rate;            // tokens per second, smoothed over about 20 steps
-    double step_seconds;    // likewise
+    int64_t tokens;       // since the start of this process
+    double started, last; // monotonic seconds
+    double rate;          // tokens per second, smoothed over about 20 steps
+    double step_seconds;  // likewise
 } td_metrics;
 
-// Opens OUTPUT/metrics.jsonl for appending and drops lines of steps at or after first_step (a resumed run writes them again).
-td_status td_metrics_open(td_metrics *metrics, const char *folder, int64_t first_step, int64_t total_steps,
-                          int is_writer);
+// Opens OUTPUT/metrics.jsonl for appending and drops lines of steps at or after first_step (a
+// resumed run writes them again).
+td_status td_metrics_open(td_metrics *metrics, const char *folder, int64_t first_step,
+                          int64_t total_steps, int is_writer);
 void td_metrics_close(td_metrics *metrics);
 
 // `index` from 0; `write`: also a line in metrics.jsonl. Call after every step.

@@ -11,9 +11,9 @@ size_t td_optimizer_state_bytes(td_optimizer_kind kind, int64_t page_elements) {
                                        : td_adamw_state_bytes(page_elements);
 }
 
-td_status td_optimizer_init(td_optimizer *optimizer, const td_config *config, const td_op_context *context,
-                            td_comm *comm, td_pager *pager, td_parameters *parameters,
-                            td_arena *arena) {
+td_status td_optimizer_init(td_optimizer *optimizer, const td_config *config,
+                            const td_op_context *context, td_comm *comm, td_pager *pager,
+                            td_parameters *parameters, td_arena *arena) {
     const td_page_map *map = &parameters->map;
     int64_t longest = map->page_elements < map->n_elements ? map->page_elements : map->n_elements;
     *optimizer = (td_optimizer){
@@ -90,8 +90,8 @@ static float clip_scale(const td_config *config, double norm) {
     return (float)fmin(1.0, config->max_grad_norm / (norm + 1e-6));
 }
 
-static td_status update_page(td_optimizer *optimizer, int64_t page, double norm, double learning_rate,
-                             int64_t update) {
+static td_status update_page(td_optimizer *optimizer, int64_t page, double norm,
+                             double learning_rate, int64_t update) {
     const td_config *config = optimizer->config;
     const td_op_context *context = &optimizer->context;
     td_page_span span = td_page_map_span(&optimizer->parameters->map, page);

@@ -11,10 +11,11 @@
 // The flat vectors of a run and who owns which page of them.
 typedef struct td_parameters {
     td_page_map map;
-    float *values;         // (n_elements) fp32, device memory: the same on every rank
-    int64_t *fixed;        // (n_elements) gradient sums, fixed point; TD_REDUCE_EXACT
-    float *floats;         // (n_elements) gradient sums; TD_REDUCE_FP32
-    int64_t *faults;       // (1) gradient values that were not finite or did not fit, this rank, this step
+    float *values;  // (n_elements) fp32, device memory: the same on every rank
+    int64_t *fixed; // (n_elements) gradient sums, fixed point; TD_REDUCE_EXACT
+    float *floats;  // (n_elements) gradient sums; TD_REDUCE_FP32
+    int64_t
+        *faults; // (1) gradient values that were not finite or did not fit, this rank, this step
 } td_parameters;
 
 typedef struct td_optimizer {
@@ -23,24 +24,26 @@ typedef struct td_optimizer {
     td_comm *comm;
     td_pager *pager; // not owned
     td_parameters *parameters;
-    float *page_gradient;   // (page_elements)
-    int64_t *page_slots;    // (n_pages) sums of squares as bits, host memory
-    td_request *requests;   // (n_pages)
+    float *page_gradient; // (page_elements)
+    int64_t *page_slots;  // (n_pages) sums of squares as bits, host memory
+    td_request *requests; // (n_pages)
 } td_optimizer;
 
 // Bytes of optimizer state per page.
 size_t td_optimizer_state_bytes(td_optimizer_kind kind, int64_t page_elements);
 
 // Takes page_gradient from the arena (device memory).
-td_status td_optimizer_init(td_optimizer *optimizer, const td_config *config, const td_op_context *context,
-                            td_comm *comm, td_pager *pager, td_parameters *parameters, td_arena *arena);
+td_status td_optimizer_init(td_optimizer *optimizer, const td_config *config,
+                            const td_op_context *context, td_comm *comm, td_pager *pager,
+                            td_parameters *parameters, td_arena *arena);
 void td_optimizer_fini(td_optimizer *optimizer);
 
-// Collective. The reduced gradients are on their owners. out_norm: L2 norm of the whole gradient before clipping, the same bits
-// on every rank.
+// Collective. The reduced gradients are on their owners. out_norm: L2 norm of the whole gradient
+// before clipping, the same bits on every rank.
 td_status td_optimizer_norm(td_optimizer *optimizer, double *out_norm);
 // Local. Updates the pages of this rank; `update` counts from 1.
-td_status td_optimizer_update(td_optimizer *optimizer, double norm, double learning_rate, int64_t update);
+td_status td_optimizer_update(td_optimizer *optimizer, double norm, double learning_rate,
+                              int64_t update);
 // Collective. Every owner hands out its pages.
 td_status td_optimizer_gather(td_optimizer *optimizer);
 

@@ -4,7 +4,8 @@
 
 #include "runtime/core/log.h"
 
-// Buckets of about this many bytes: large enough to amortize a collective's latency, small enough to start early.
+// Buckets of about this many bytes: large enough to amortize a collective's latency, small enough
+// to start early.
 enum { BUCKET_BYTES = 8 << 20 };
 
 td_status td_run_page_map(const td_session *session, td_page_map *out) {
@@ -52,7 +53,8 @@ static int64_t at_least(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-static td_status make_plan(td_run *run, td_store *store, int64_t eval_max_rows, size_t checkpoint_bytes) {
+static td_status make_plan(td_run *run, td_store *store, int64_t eval_max_rows,
+                           size_t checkpoint_bytes) {
     const td_session *session = run->session;
     const td_config *config = session->config;
     td_plan_needs needs = {
@@ -71,7 +73,8 @@ static td_status make_plan(td_run *run, td_store *store, int64_t eval_max_rows, 
     return td_memory_plan_make(session, &needs, &run->plan);
 }
 
-static td_status plan_local(td_run *run, td_store *store, int64_t eval_max_rows, size_t checkpoint_bytes) {
+static td_status plan_local(td_run *run, td_store *store, int64_t eval_max_rows,
+                            size_t checkpoint_bytes) {
     TD_TRY(create_sampler(run, store));
     TD_TRY(td_run_page_map(run->session, &run->parameters.map));
     return make_plan(run, store, eval_max_rows, checkpoint_bytes);
@@ -107,7 +110,8 @@ static td_status allocate_vectors(td_run *run) {
     td_arena measure;
     td_arena_init_measure(&measure, "LoRA parameters");
     TD_TRY(take_vectors(run, &measure));
-    TD_TRY(td_arena_init(&run->arena, session->context.device, measure.used_bytes, "LoRA parameters"));
+    TD_TRY(
+        td_arena_init(&run->arena, session->context.device, measure.used_bytes, "LoRA parameters"));
     return take_vectors(run, &run->arena);
 }
 
@@ -116,9 +120,9 @@ static td_status create_buckets(td_run *run) {
     int exact = session->config->reduce == TD_REDUCE_EXACT;
     int64_t page_bytes = run->parameters.map.page_elements * (exact ? 8 : 4);
     int64_t pages = at_least(1, BUCKET_BYTES / page_bytes);
-    return td_buckets_create(session->comm, &run->parameters.map, exact ? TD_BUCKET_I64 : TD_BUCKET_F32,
-                             exact ? (void *)run->parameters.fixed : run->parameters.floats, pages,
-                             &run->buckets);
+    return td_buckets_create(
+        session->comm, &run->parameters.map, exact ? TD_BUCKET_I64 : TD_BUCKET_F32,
+        exact ? (void *)run->parameters.fixed : run->parameters.floats, pages, &run->buckets);
 }
 
 static td_status allocate_local(td_run *run, td_store *store, volatile const int *stop_requested) {

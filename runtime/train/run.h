@@ -1,4 +1,5 @@
-// The machinery of a training run, between the session and the loop: sampler, plan, flat vectors, pager, buckets, step.
+// The machinery of a training run, between the session and the loop: sampler, plan, flat vectors,
+// pager, buckets, step.
 #ifndef TANDEM_TRAIN_RUN_H
 #define TANDEM_TRAIN_RUN_H
 
@@ -24,11 +25,13 @@ typedef struct td_run {
 td_status td_run_page_map(const td_session *session, td_page_map *out);
 td_pager_options td_run_pager_options(const td_session *session, const td_page_map *map);
 
-// Collective. Sampler over the store and memory plan, before anything large is allocated. eval_max_rows: of an evaluation that shares the
-// transformer, 0 without. checkpoint_bytes: what a checkpoint writer will take. Zero-initialise run; destroy also after failure.
+// Collective. Sampler over the store and memory plan, before anything large is allocated.
+// eval_max_rows: of an evaluation that shares the transformer, 0 without. checkpoint_bytes: what a
+// checkpoint writer will take. Zero-initialise run; destroy also after failure.
 td_status td_run_plan(td_run *run, td_session *session, td_store *store, int64_t eval_max_rows,
                       size_t checkpoint_bytes);
-// Collective. After the base is there: everything the plan lists. Parameters are those of td_session_load_parameters().
+// Collective. After the base is there: everything the plan lists. Parameters are those of
+// td_session_load_parameters().
 td_status td_run_allocate(td_run *run, td_store *store, volatile const int *stop_requested);
 void td_run_destroy(td_run *run);
 

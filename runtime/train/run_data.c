@@ -38,19 +38,22 @@ static int is_current(const char *path, td_hash fingerprint) {
 
 static void report(const td_prepare_account *account, const char *path) {
     td_info("prepared %s: %lld of %lld rows, %lld tokens, %lld trained", path,
-            (long long)account->rows_kept, (long long)account->rows_read, (long long)account->tokens,
-            (long long)account->trained_tokens);
+            (long long)account->rows_kept, (long long)account->rows_read,
+            (long long)account->tokens, (long long)account->trained_tokens);
     if (account->rows_bad > 0)
         td_warn("%lld malformed rows were skipped", (long long)account->rows_bad);
     if (account->rows_too_long > 0)
         td_warn("%lld rows longer than max_length were dropped", (long long)account->rows_too_long);
     if (account->rows_truncated > 0)
-        td_warn("%lld rows longer than max_length were truncated", (long long)account->rows_truncated);
+        td_warn("%lld rows longer than max_length were truncated",
+                (long long)account->rows_truncated);
     if (account->rows_untrained > 0)
-        td_warn("%lld rows without a trained token were dropped", (long long)account->rows_untrained);
+        td_warn("%lld rows without a trained token were dropped",
+                (long long)account->rows_untrained);
 }
 
-static td_status make_current(const td_prepare_options *options, const char *path, const char *split_path) {
+static td_status make_current(const td_prepare_options *options, const char *path,
+                              const char *split_path) {
     td_hash fingerprint;
     td_prepare_account account = {0};
     td_progress_phase(TD_PHASE_PREPARE_DATA);
@@ -72,8 +75,8 @@ static td_status data_path(char out[TD_PATH_MAX], const char *folder, const char
 static td_status open_store(const td_session *session, const char *path, td_store **out) {
     td_status status = td_store_open(path, out);
     if (status == TD_OK && td_store_max_token(*out) >= session->model.vocabulary)
-        status = td_fail(TD_ERR_DATA, "%s: token id %d is outside the model's vocabulary of %lld", path,
-                         td_store_max_token(*out), (long long)session->model.vocabulary);
+        status = td_fail(TD_ERR_DATA, "%s: token id %d is outside the model's vocabulary of %lld",
+                         path, td_store_max_token(*out), (long long)session->model.vocabulary);
     return td_comm_agree(session->comm, status, "open data");
 }
 

@@ -78,7 +78,8 @@ static td_status open_local(td_session *session, int want_lora) {
     return lay_out_lora(session, want_lora);
 }
 
-td_status td_session_open(td_session *session, const td_config *config, td_comm *comm, int want_lora) {
+td_status td_session_open(td_session *session, const td_config *config, td_comm *comm,
+                          int want_lora) {
     session->config = config;
     session->comm = comm;
     session->n_threads = td_session_threads(config, td_comm_local_size(comm));

@@ -23,18 +23,22 @@ typedef struct td_session {
     td_base *base;
 } td_session;
 
-// Collective. Device, config.json, tokenizer, adapter_config.json. want_lora: lay out LoRA even without a given adapter (training).
-// Zero-initialise the session; td_session_close() also after a failure.
-td_status td_session_open(td_session *session, const td_config *config, td_comm *comm, int want_lora);
+// Collective. Device, config.json, tokenizer, adapter_config.json. want_lora: lay out LoRA even
+// without a given adapter (training). Zero-initialise the session; td_session_close() also after a
+// failure.
+td_status td_session_open(td_session *session, const td_config *config, td_comm *comm,
+                          int want_lora);
 void td_session_close(td_session *session);
 
 td_base_options td_session_base_options(const td_session *session);
 // Collective: one rank of each node reads and quantizes, the others receive.
 td_status td_session_load_base(td_session *session);
-// Collective. The given adapter's parameters, or a fresh initialization, into (n_parameters) fp32 device memory.
+// Collective. The given adapter's parameters, or a fresh initialization, into (n_parameters) fp32
+// device memory.
 td_status td_session_load_parameters(const td_session *session, float *values);
 
-// Threads of this process: num_threads, else OMP_NUM_THREADS, else its share of the cores it may run on.
+// Threads of this process: num_threads, else OMP_NUM_THREADS, else its share of the cores it may
+// run on.
 int td_session_threads(const td_config *config, int local_size);
 // Ids that end a generated answer: config.json's, and the tokenizer's. Returns how many.
 int td_session_stop_ids(const td_session *session, int32_t out[TD_MAX_EOS + 2]);

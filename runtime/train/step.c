@@ -53,7 +53,8 @@ static td_status layer_done(void *self, int64_t layer) {
     td_step *step = self;
     if (!step->last_of_mine)
         return TD_OK;
-    TD_TRY(step->optimizer->context.device->table->stream_synchronize(step->optimizer->context.stream));
+    TD_TRY(step->optimizer->context.device->table->stream_synchronize(
+        step->optimizer->context.stream));
     return td_buckets_advance(step->buckets, td_lora_layer_begin(step->lora, layer));
 }
 
@@ -100,12 +101,14 @@ static td_status run_mine(td_step *step, int64_t index, const td_batch *batch) {
             TD_TRY(run_micro_batch(step, index, batch, i));
         }
     step->last_of_mine = 0;
-    TD_TRY(step->optimizer->context.device->table->stream_synchronize(step->optimizer->context.stream));
+    TD_TRY(step->optimizer->context.device->table->stream_synchronize(
+        step->optimizer->context.stream));
     td_progress_phase(TD_PHASE_REDUCE);
     return td_buckets_advance(step->buckets, 0);
 }
 
-// Every rank learns every micro-batch's loss, every rank's gradient faults, and whether one was asked to stop.
+// Every rank learns every micro-batch's loss, every rank's gradient faults, and whether one was
+// asked to stop.
 static td_status exchange(td_step *step, const td_batch *batch, td_step_result *out) {
     int64_t most = step->config->gradient_accumulation_steps;
     int rank = td_comm_rank(step->comm), size = td_comm_size(step->comm);
@@ -123,17 +126,19 @@ static td_status exchange(td_step *step, const td_batch *batch, td_step_result *
 static td_status check_numbers(const td_step *step, int64_t index, const td_batch *batch) {
     for (int64_t i = 0; i < batch->n_micro_batches; i++)
         if (!isfinite(td_double_of_bits(step->slots[i])))
-            return td_fail(TD_ERR_NUMERIC,
-                           "step %lld: the loss of micro-batch %lld is not finite; the step was not "
-                           "applied (lower learning_rate, or check the data)",
-                           (long long)index + 1, (long long)i);
+            return td_fail(
+                TD_ERR_NUMERIC,
+                "step %lld: the loss of micro-batch %lld is not finite; the step was not "
+                "applied (lower learning_rate, or check the data)",
+                (long long)index + 1, (long long)i);
     int64_t most = step->config->gradient_accumulation_steps;
     for (int rank = 0; rank < td_comm_size(step->comm); rank++)
         if (step->slots[most + rank] != 0)
-            return td_fail(TD_ERR_NUMERIC,
-                           "step %lld: %lld gradient values of rank %d are not finite or beyond the "
-                           "fixed-point range; the step was not applied (lower learning_rate)",
-                           (long long)index + 1, (long long)step->slots[most + rank], rank);
+            return td_fail(
+                TD_ERR_NUMERIC,
+                "step %lld: %lld gradient values of rank %d are not finite or beyond the "
+                "fixed-point range; the step was not applied (lower learning_rate)",
+                (long long)index + 1, (long long)step->slots[most + rank], rank);
     return TD_OK;
 }
 
@@ -141,8 +146,9 @@ static td_status apply(td_step *step, int64_t index, td_step_result *out) {
     out->learning_rate = td_schedule_rate(&step->schedule, index);
     TD_TRY(td_optimizer_norm(step->optimizer, &out->grad_norm));
     if (!isfinite(out->grad_norm))
-        return td_fail(TD_ERR_NUMERIC, "step %lld: the gradient norm is not finite; the step was not "
-                                       "applied",
+        return td_fail(TD_ERR_NUMERIC,
+                       "step %lld: the gradient norm is not finite; the step was not "
+                       "applied",
                        (long long)index + 1);
     TD_TRY(td_optimizer_update(step->optimizer, out->grad_norm, out->learning_rate, index + 1));
     return td_optimizer_gather(step->optimizer);

@@ -1,4 +1,5 @@
-// One optimizer step, as DESIGN has it: batch, forward, backward, reduce, norm, clip, update, gather.
+// One optimizer step, as DESIGN has it: batch, forward, backward, reduce, norm, clip, update,
+// gather.
 #ifndef TANDEM_TRAIN_STEP_H
 #define TANDEM_TRAIN_STEP_H
 
@@ -18,10 +19,10 @@ typedef struct td_step {
     td_optimizer *optimizer;
     td_buckets *buckets;
     td_schedule schedule;
-    int *owners;        // (max micro-batches of a step)
-    int64_t *slots;     // the step's table: losses, faults, requests
+    int *owners;    // (max micro-batches of a step)
+    int64_t *slots; // the step's table: losses, faults, requests
     int64_t slot_count;
-    int last_of_mine;   // the running micro-batch is this rank's last: its layers' buckets may start
+    int last_of_mine; // the running micro-batch is this rank's last: its layers' buckets may start
     volatile const int *stop_requested; // set by a signal handler on any rank; may be NULL
 } td_step;
 
@@ -37,8 +38,9 @@ typedef struct td_step_result {
 td_status td_step_init(td_step *step);
 void td_step_fini(td_step *step);
 
-// Collective. Update number `index` from 0. TD_ERR_NUMERIC, on every rank and with the parameters untouched, when the loss or a
-// gradient is not finite or a gradient does not fit the fixed-point range.
+// Collective. Update number `index` from 0. TD_ERR_NUMERIC, on every rank and with the parameters
+// untouched, when the loss or a gradient is not finite or a gradient does not fit the fixed-point
+// range.
 td_status td_step_run(td_step *step, int64_t index, td_step_result *out);
 
 #endif

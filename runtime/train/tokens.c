@@ -27,7 +27,8 @@ void td_token_loader_fini(td_token_loader *loader) {
 }
 
 size_t td_token_loader_bytes(int64_t max_tokens, int64_t max_rows) {
-    return (size_t)max_tokens * (3 * sizeof(int32_t) + 1) + (size_t)(max_rows + 1) * sizeof(int32_t);
+    return (size_t)max_tokens * (3 * sizeof(int32_t) + 1) +
+           (size_t)(max_rows + 1) * sizeof(int32_t);
 }
 
 static void add_targets(td_token_loader *loader, int64_t begin, int64_t end, int64_t *n_targets) {
@@ -48,7 +49,8 @@ td_status td_token_loader_read(td_token_loader *loader, const td_micro_batch *mi
     for (int64_t i = 0; i < micro_batch->n_rows; i++) {
         int64_t row = micro_batch->rows[i];
         loader->cu[i] = (int32_t)n_tokens;
-        TD_TRY(td_store_read_row(loader->store, row, loader->ids + n_tokens, loader->trained + n_tokens));
+        TD_TRY(td_store_read_row(loader->store, row, loader->ids + n_tokens,
+                                 loader->trained + n_tokens));
         int64_t end = n_tokens + offsets[row + 1] - offsets[row];
         add_targets(loader, n_tokens, end, &n_targets);
         n_tokens = end;

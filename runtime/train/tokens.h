@@ -1,4 +1,5 @@
-// From rows of the token store to what the transformer takes: one flat stream with sequence borders and targets.
+// From rows of the token store to what the transformer takes: one flat stream with sequence borders
+// and targets.
 #ifndef TANDEM_TRAIN_TOKENS_H
 #define TANDEM_TRAIN_TOKENS_H
 
@@ -15,13 +16,15 @@ typedef struct td_token_loader {
     int32_t *cu;                          // (max_rows + 1)
 } td_token_loader;
 
-td_status td_token_loader_init(td_token_loader *loader, td_store *store, int64_t max_tokens, int64_t max_rows);
+td_status td_token_loader_init(td_token_loader *loader, td_store *store, int64_t max_tokens,
+                               int64_t max_rows);
 void td_token_loader_fini(td_token_loader *loader);
 // Bytes of host memory that init takes.
 size_t td_token_loader_bytes(int64_t max_tokens, int64_t max_rows);
 
-// Reads the rows of a micro-batch. *out points into the loader until the next call. Position t of a row predicts its
-// token t + 1 when that one is trained.
-td_status td_token_loader_read(td_token_loader *loader, const td_micro_batch *micro_batch, td_token_batch *out);
+// Reads the rows of a micro-batch. *out points into the loader until the next call. Position t of a
+// row predicts its token t + 1 when that one is trained.
+td_status td_token_loader_read(td_token_loader *loader, const td_micro_batch *micro_batch,
+                               td_token_batch *out);
 
 #endif

@@ -13,15 +13,18 @@ static td_status open_inputs(td_trainer *trainer) {
     const td_config *config = trainer->config;
     TD_TRY(td_session_open(session, config, trainer->comm, 1));
     if (session->has_adapter)
-        td_info("starting from %s: its rank, alpha and target_modules are used", config->adapter_name_or_path);
-    td_info("%s: %lld layers; %lld modules with LoRA, %lld trainable parameters", session->model.family->name,
-            (long long)session->model.n_layers, (long long)session->lora.n_modules,
-            (long long)session->lora.n_parameters);
+        td_info("starting from %s: its rank, alpha and target_modules are used",
+                config->adapter_name_or_path);
+    td_info("%s: %lld layers; %lld modules with LoRA, %lld trainable parameters",
+            session->model.family->name, (long long)session->model.n_layers,
+            (long long)session->lora.n_modules, (long long)session->lora.n_parameters);
     TD_TRY(td_run_data_open(&trainer->data, session, config->output_dir));
     if (!trainer->data.eval)
         return TD_OK;
-    int64_t capacity = config->micro_batch_tokens > 0 ? config->micro_batch_tokens : config->max_length;
-    td_status status = td_evaluation_init(&trainer->evaluation, trainer->comm, trainer->data.eval, capacity);
+    int64_t capacity =
+        config->micro_batch_tokens > 0 ? config->micro_batch_tokens : config->max_length;
+    td_status status =
+        td_evaluation_init(&trainer->evaluation, trainer->comm, trainer->data.eval, capacity);
     return td_comm_agree(trainer->comm, status, "evaluation data");
 }
 
@@ -71,7 +74,8 @@ static td_status resume(td_trainer *trainer) {
                                           trainer->run.parameters.values, trainer->run.pager);
     trainer->meta = checkpoint->meta;
     if (status == TD_OK)
-        td_info("resumed from %s: %lld steps are done", checkpoint->folder, (long long)trainer->meta.step);
+        td_info("resumed from %s: %lld steps are done", checkpoint->folder,
+                (long long)trainer->meta.step);
     td_checkpoint_close(checkpoint);
     return status;
 }
@@ -84,8 +88,9 @@ static td_status open_machinery(td_trainer *trainer) {
     trainer->meta.seed = trainer->config->seed;
     TD_TRY(td_checkpoint_create(&trainer->checkpoint_options, &trainer->checkpoints));
     TD_TRY(resume(trainer));
-    td_status status = td_metrics_open(&trainer->metrics, trainer->config->output_dir, trainer->meta.step,
-                                       trainer->run.step.schedule.total_steps, td_trainer_is_root(trainer));
+    td_status status =
+        td_metrics_open(&trainer->metrics, trainer->config->output_dir, trainer->meta.step,
+                        trainer->run.step.schedule.total_steps, td_trainer_is_root(trainer));
     return td_comm_agree(trainer->comm, status, "metrics");
 }
 
@@ -145,7 +150,8 @@ static td_status finish(td_trainer *trainer, int stopped) {
     td_progress_phase(TD_PHASE_FINISH);
     TD_TRY(td_checkpoint_finish(trainer->checkpoints, NULL));
     if (stopped) {
-        return td_fail(TD_STOPPED, "stopped on request after step %lld", (long long)trainer->meta.step);
+        return td_fail(TD_STOPPED, "stopped on request after step %lld",
+                       (long long)trainer->meta.step);
     }
     td_status status = TD_OK;
     if (td_trainer_is_root(trainer))
@@ -190,7 +196,8 @@ static void close_trainer(td_trainer *trainer) {
 }
 
 static td_status run(td_trainer *trainer, td_train_summary *out) {
-    TD_TRY(td_comm_require_same(trainer->comm, td_config_fingerprint(trainer->config), "run config"));
+    TD_TRY(
+        td_comm_require_same(trainer->comm, td_config_fingerprint(trainer->config), "run config"));
     TD_TRY(td_trainer_open_output(trainer));
     TD_TRY(open_inputs(trainer));
     TD_TRY(open_machinery(trainer));
@@ -204,7 +211,8 @@ td_status td_train(const td_config *config, td_comm *comm, td_train_summary *out
     td_trainer_catch_signals();
     td_status status = run(&trainer, &summary);
     close_trainer(&trainer);
-    snprintf(summary.adapter_folder, sizeof summary.adapter_folder, "%s/adapter", config->output_dir);
+    snprintf(summary.adapter_folder, sizeof summary.adapter_folder, "%s/adapter",
+             config->output_dir);
     snprintf(summary.checkpoint_folder, sizeof summary.checkpoint_folder, "%s/checkpoints",
              config->output_dir);
     *out = summary;

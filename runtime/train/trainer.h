@@ -15,8 +15,9 @@ typedef struct td_train_summary {
     char checkpoint_folder[4096];
 } td_train_summary;
 
-// Collective. Output: OUTPUT_DIR/adapter (PEFT), best_adapter (with evaluation data), checkpoints/, metrics.jsonl, config.json,
-// data/. TD_STOPPED when a signal asked to stop; a checkpoint has been written then.
+// Collective. Output: OUTPUT_DIR/adapter (PEFT), best_adapter (with evaluation data), checkpoints/,
+// metrics.jsonl, config.json, data/. TD_STOPPED when a signal asked to stop; a checkpoint has been
+// written then.
 td_status td_train(const td_config *config, td_comm *comm, td_train_summary *out);
 
 #endif

@@ -36,9 +36,11 @@ td_status td_trainer_write_adapter(td_trainer *trainer, const char *name);
 // Rank 0: OUTPUT/name becomes a copy of the adapter OUTPUT/from.
 td_status td_trainer_copy_adapter(td_trainer *trainer, const char *from, const char *name);
 // Checkpoint callback.
-td_status td_trainer_write_checkpoint_adapter(void *context, const char *folder, const float *parameters);
+td_status td_trainer_write_checkpoint_adapter(void *context, const char *folder,
+                                              const float *parameters);
 
-// trainer_signals.c: set to 1 by SIGUSR1 or the first SIGTERM; a second SIGTERM ends the process at once.
+// trainer_signals.c: set to 1 by SIGUSR1 or the first SIGTERM; a second SIGTERM ends the process at
+// once.
 extern volatile int td_stop_requested;
 void td_trainer_catch_signals(void);
 

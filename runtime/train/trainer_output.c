@@ -24,17 +24,19 @@ static td_status check_existing(td_trainer *trainer, const char *path) {
         const char *key = td_config_first_difference(existing, trainer->config_json);
         td_status status = TD_OK;
         if (key)
-            status = td_fail(TD_ERR_USAGE,
-                             "%s holds a run with another %s; choose another output_dir, or remove it",
-                             config->output_dir, key);
+            status =
+                td_fail(TD_ERR_USAGE,
+                        "%s holds a run with another %s; choose another output_dir, or remove it",
+                        config->output_dir, key);
         cJSON_Delete(existing);
         TD_TRY(status);
     }
     if (!resumes(config) && td_checkpoint_newest_step(config->output_dir) >= 0)
-        return td_fail(TD_ERR_USAGE,
-                       "%s already holds checkpoints of this run; go on with --resume auto, choose another "
-                       "output_dir, or remove it",
-                       config->output_dir);
+        return td_fail(
+            TD_ERR_USAGE,
+            "%s already holds checkpoints of this run; go on with --resume auto, choose another "
+            "output_dir, or remove it",
+            config->output_dir);
     return TD_OK;
 }
 
@@ -78,7 +80,8 @@ static td_status host_parameters(td_trainer *trainer, const float **out) {
     return TD_OK;
 }
 
-td_status td_trainer_write_checkpoint_adapter(void *context, const char *folder, const float *parameters) {
+td_status td_trainer_write_checkpoint_adapter(void *context, const char *folder,
+                                              const float *parameters) {
     td_trainer *trainer = context;
     return td_adapter_write(folder, &trainer->session.lora, &trainer->session.lora_options,
                             trainer->config->model_name_or_path, parameters);
@@ -89,7 +92,8 @@ static td_status replace_folder(const char *temporary, const char *path, const c
     TD_TRY(td_file_sync(temporary));
     TD_TRY(td_folder_remove_tree(path));
     if (rename(temporary, path) != 0)
-        return td_fail(TD_ERR_IO, "%s: cannot be renamed to %s: %s", temporary, path, strerror(errno));
+        return td_fail(TD_ERR_IO, "%s: cannot be renamed to %s: %s", temporary, path,
+                       strerror(errno));
     return td_file_sync(parent);
 }
 

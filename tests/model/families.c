@@ -12,7 +12,7 @@ enum { MAX_TOKENS = 256, CHUNK = 13 };
 
 // Nothing but the library's public functions, on one folder.
 typedef struct bench_model {
-    char folder[512], adapter_folder[512];
+    char folder[512], adapter_folder[600];
     td_op_context context;
     td_base *base;
     td_adapter_info info;
@@ -53,7 +53,7 @@ static void fill_batch(bench_model *model) {
 }
 
 static void open_model(bench_model *model, const char *family, int quantize) {
-    char path[600];
+    char path[700];
     const td_device *device = td_device_cpu();
     td_base_options options = {
         .quantize = quantize, .double_quantize = 1, .stored = TD_BF16, .compute = TD_F32};

@@ -1,4 +1,5 @@
-// 100 training steps against PEFT and bitsandbytes: loss, gradient norm, learning rate of every step.
+// 100 training steps against PEFT and bitsandbytes: loss, gradient norm, learning rate of every
+// step.
 #include "test.h"
 
 #include <unistd.h>
@@ -29,10 +30,18 @@ static void train(void) {
     set(&config, "train_files=\"%s/train100/data.jsonl\"", TEST_FIXTURES);
     set(&config, "output_dir=\"%s\"", folder);
     static const char *const values[] = {
-        "packing=false",        "per_device_train_batch_size=2", "gradient_accumulation_steps=2",
-        "shuffle=false",        "max_length=64",                 "learning_rate=2e-3",
-        "warmup_steps=10",      "lr_scheduler_type=\"cosine\"",  "weight_decay=0.01",
-        "max_grad_norm=1.0",    "max_steps=100",                 "lora_dropout=0",
+        "packing=false",
+        "per_device_train_batch_size=2",
+        "gradient_accumulation_steps=2",
+        "shuffle=false",
+        "max_length=64",
+        "learning_rate=2e-3",
+        "warmup_steps=10",
+        "lr_scheduler_type=\"cosine\"",
+        "weight_decay=0.01",
+        "max_grad_norm=1.0",
+        "max_steps=100",
+        "lora_dropout=0",
         "page_elements=1000",
     };
     for (size_t i = 0; i < sizeof values / sizeof *values; i++)
@@ -74,7 +83,8 @@ static void hundred_steps_equal_peft_with_bitsandbytes(void) {
         cJSON *ours;
         REQUIRE(td_json_parse("metrics.jsonl", line, strlen(line), &ours) == TD_OK);
         worst_loss = fmax(worst_loss, relative(number(ours, "loss"), number(right, "loss")));
-        worst_norm = fmax(worst_norm, relative(number(ours, "grad_norm"), number(right, "grad_norm")));
+        worst_norm =
+            fmax(worst_norm, relative(number(ours, "grad_norm"), number(right, "grad_norm")));
         n_clipped += number(right, "grad_norm") > 1;
         CHECK_NEAR(number(ours, "learning_rate"), number(right, "lr"), 1e-9);
         cJSON_Delete(ours);
