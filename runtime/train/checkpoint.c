@@ -353,6 +353,7 @@ static td_status abandon(td_checkpoint_writer *writer, td_status status) {
     if (writer->rank == 0)
         (void)td_folder_remove_tree(writer->temporary);
     td_error_clear();
+    td_comm_set_agreed(comm); // it was, before we looked for a fence
     return td_fail(status, "%s", message);
 }
 

@@ -305,6 +305,7 @@ static td_status take_over_at_the_manifest(td_checkpoint_phase phase) {
 
 static void check_fenced(toy_run *run, td_checkpoint_writer *writer, td_status status) {
     CHECK_INT(status, TD_ERR_IO);
+    CHECK(td_comm_is_agreed(comm));
     CHECK_MESSAGE("another incarnation");
     CHECK(td_checkpoint_is_fenced(writer) && !run_has_step(run, 2));
     sync_ranks();
@@ -362,6 +363,7 @@ static void check_failure_at(toy_run *run, td_checkpoint_writer *writer, td_chec
     failing_rank = rank;
     td_checkpoint_test_hook = fail_there;
     CHECK_INT(run_write(run, writer, 50), TD_ERR_IO);
+    CHECK(td_comm_is_agreed(comm)); // all ranks leave together, nobody aborts
     td_checkpoint_test_hook = NULL;
     CHECK_MESSAGE("test: failure at phase");
     sync_ranks();
