@@ -101,7 +101,7 @@ check "empty data" 3 'empty\.jsonl|no rows' train --set train_files="$folder/emp
 { head -n 3 "$folder/data.jsonl"; echo '{"input_ids": [1, 2'; tail -n 3 "$folder/data.jsonl"; } >"$folder/bad.jsonl"
 check "bad line" 3 'bad\.jsonl:4' train --set train_files="$folder/bad.jsonl"
 echo '{"input_ids": [1, 2, 900], "labels": [1, 2, 900]}' >"$folder/ids.jsonl"
-check "token id outside the vocabulary" 3 'ids\.jsonl:1.*900' train --set train_files="$folder/ids.jsonl"
+check "token id outside the vocabulary" 3 'ids\.jsonl:1.*vocabulary' train --set train_files="$folder/ids.jsonl"
 echo '{"input_ids": [1, 2, 3], "labels": [-100, -100, -100]}' >"$folder/untrained.jsonl"
 check "rows without trained tokens" 3 'untrained\.jsonl|trained' train --set train_files="$folder/untrained.jsonl"
 check "rows longer than max_length" 3 'data\.jsonl:[0-9]+.*max_length' train --set too_long=error --set max_length=16
