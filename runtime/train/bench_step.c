@@ -166,6 +166,7 @@ td_status td_bench_step(const td_config *config, td_comm *comm,
                         const td_bench_step_options *options, td_bench_step_result *out) {
     td_session session = {0};
     td_status status = td_session_open(&session, config, comm, 1);
+    session.has_random_base = 1;
     *out = (td_bench_step_result){0};
     if (status == TD_OK)
         status = with_store(&session, options, out);

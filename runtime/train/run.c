@@ -68,7 +68,7 @@ static td_status make_plan(td_run *run, td_store *store, int64_t eval_max_rows,
         needs.max_tokens = at_least(needs.max_tokens, config->max_length);
     td_pager_options pager = td_run_pager_options(session, &run->parameters.map);
     td_pager_plan(&pager, &needs.optimizer_host_bytes, &needs.optimizer_device_bytes);
-    if (!session->base)
+    if (!session->base && !session->has_random_base)
         TD_TRY(td_base_peek_dtype(config->model_name_or_path, &needs.embedding_dtype));
     return td_memory_plan_make(session, &needs, &run->plan);
 }

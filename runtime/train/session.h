@@ -20,6 +20,7 @@ typedef struct td_session {
     td_lora_options lora_options; // points into adapter or config
     td_lora lora;
     int has_lora;
+    int has_random_base; // the base is made, not read: benchmarks
     td_base *base;
 } td_session;
 
