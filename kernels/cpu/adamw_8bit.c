@@ -79,31 +79,43 @@ static void finders_make(void) {
     finder_fill(&finder_v);
 }
 
-// As td_dynamic_map_nearest().
+// As td_dynamic_map_nearest(), without branches: codes are as good as random.
 static inline uint8_t nearest(const code_finder *finder, float x) {
     uint32_t code = finder->first[x < 0.0f][cell_of(fabsf(x))];
     code += x > finder->midpoints[code];
-    return (uint8_t)(code + ((code & 1u) != 0 && x == finder->midpoints[code]));
+    return (uint8_t)(code + (code & 1u & (uint32_t)(x == finder->midpoints[code])));
 }
 
-static inline __attribute__((always_inline)) void
-decode(const code_finder *finder, int64_t n, const uint8_t *codes, float absmax, float *out) {
+// The two loops that look up tables are not part of the vector code below: with wide vectors
+// compilers collect the elements one by one into registers, and an update takes four times as long.
+static void decode(const code_finder *finder, int64_t n, const uint8_t *codes, float absmax,
+                   float *out) {
     for (int64_t i = 0; i < n; i++)
         out[i] = finder->map[codes[i]] * absmax;
 }
 
-// Returns the block's absmax. A block of zeros has absmax 0 and the codes of zero.
-static inline __attribute__((always_inline)) float encode(const code_finder *finder, int64_t n,
-                                                          float *values, uint8_t *codes) {
-    float absmax = 0.0f;
-    for (int64_t i = 0; i < n; i++)
-        absmax = fabsf(values[i]) > absmax ? fabsf(values[i]) : absmax;
-    float by = absmax > 0.0f ? absmax : 1.0f;
-    for (int64_t i = 0; i < n; i++)
-        values[i] /= by;
+static void encode(const code_finder *finder, int64_t n, const float *values, uint8_t *codes) {
     for (int64_t i = 0; i < n; i++)
         codes[i] = nearest(finder, values[i]);
-    return absmax;
+}
+
+// Divides by the absmax, which is returned. Magnitudes are ordered like their bits, which lets the
+// maximum be taken in any order.
+static inline __attribute__((always_inline)) float normalize(int64_t n, float *values) {
+    union {
+        uint32_t u;
+        float f;
+    } absmax = {.u = 0};
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, values + i, sizeof bits);
+        bits &= 0x7fffffffu;
+        absmax.u = bits > absmax.u ? bits : absmax.u;
+    }
+    float by = absmax.f > 0.0f ? absmax.f : 1.0f;
+    for (int64_t i = 0; i < n; i++)
+        values[i] /= by;
+    return absmax.f;
 }
 
 // One block of at most BLOCK elements, where they are in the page. A page of an odd number of
@@ -116,39 +128,48 @@ typedef struct state_block {
     uint8_t *m_absmax, *v_absmax; // a float each
 } state_block;
 
-static inline __attribute__((always_inline)) void update_body(const td_adamw_scalars *scalars,
-                                                              const state_block *block) {
+static inline __attribute__((always_inline)) void
+step_body(const td_adamw_scalars *scalars, const state_block *block, float *m, float *v) {
     td_adamw_scalars s = *scalars;
-    float m[BLOCK], v[BLOCK], m_absmax, v_absmax;
-    memcpy(&m_absmax, block->m_absmax, sizeof m_absmax);
-    memcpy(&v_absmax, block->v_absmax, sizeof v_absmax);
-    decode(&finder_m, block->n, block->m, m_absmax, m);
-    decode(&finder_v, block->n, block->v, v_absmax, v);
     for (int64_t i = 0; i < block->n; i++) {
         float g = block->gradient[i] * s.gradient_scale;
         m[i] = m[i] * s.beta1 + s.rest1 * g;
         v[i] = v[i] * s.beta2 + s.rest2 * g * g;
         block->parameters[i] = td_adamw_moved(&s, block->parameters[i], m[i], v[i]);
     }
-    m_absmax = encode(&finder_m, block->n, m, block->m);
-    v_absmax = encode(&finder_v, block->n, v, block->v);
+    float m_absmax = normalize(block->n, m), v_absmax = normalize(block->n, v);
     memcpy(block->m_absmax, &m_absmax, sizeof m_absmax);
     memcpy(block->v_absmax, &v_absmax, sizeof v_absmax);
 }
 
-typedef void update_function(const td_adamw_scalars *scalars, const state_block *block);
+// Moves the parameters; m and v are left divided by their absmax.
+typedef void step_function(const td_adamw_scalars *, const state_block *, float *m, float *v);
 
-static void update_scalar(const td_adamw_scalars *scalars, const state_block *block) {
-    update_body(scalars, block);
+static void step_scalar(const td_adamw_scalars *scalars, const state_block *block, float *m,
+                        float *v) {
+    step_body(scalars, block, m, v);
 }
 
-TD_TARGET_AVX2 static void update_avx2(const td_adamw_scalars *scalars, const state_block *block) {
-    update_body(scalars, block);
+TD_TARGET_AVX2 static void step_avx2(const td_adamw_scalars *scalars, const state_block *block,
+                                     float *m, float *v) {
+    step_body(scalars, block, m, v);
 }
 
-TD_TARGET_AVX512 static void update_avx512(const td_adamw_scalars *scalars,
-                                           const state_block *block) {
-    update_body(scalars, block);
+TD_TARGET_AVX512 static void step_avx512(const td_adamw_scalars *scalars, const state_block *block,
+                                         float *m, float *v) {
+    step_body(scalars, block, m, v);
+}
+
+static void block_update(step_function *step, const td_adamw_scalars *scalars,
+                         const state_block *block) {
+    float m[BLOCK], v[BLOCK], m_absmax, v_absmax;
+    memcpy(&m_absmax, block->m_absmax, sizeof m_absmax);
+    memcpy(&v_absmax, block->v_absmax, sizeof v_absmax);
+    decode(&finder_m, block->n, block->m, m_absmax, m);
+    decode(&finder_v, block->n, block->v, v_absmax, v);
+    step(scalars, block, m, v);
+    encode(&finder_m, block->n, m, block->m);
+    encode(&finder_v, block->n, v, block->v);
 }
 
 static state_block block_at(const td_adamw_args *args, int64_t index) {
@@ -171,17 +192,16 @@ td_status td_cpu_adamw_8bit(const td_op_context *context, const td_adamw_args *a
     (void)context;
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, finders_make);
-    static update_function *const levels[] = {[TD_CPU_SCALAR] = update_scalar,
-                                              [TD_CPU_AVX2] = update_avx2,
-                                              [TD_CPU_AVX512] = update_avx512};
-    update_function *update = levels[td_cpu_simd()];
+    static step_function *const levels[] = {
+        [TD_CPU_SCALAR] = step_scalar, [TD_CPU_AVX2] = step_avx2, [TD_CPU_AVX512] = step_avx512};
+    step_function *step = levels[td_cpu_simd()];
     td_adamw_scalars scalars = td_adamw_scalars_of(args);
     int64_t n_blocks = block_count(args->n_elements);
 #pragma omp parallel for schedule(static)                                                          \
     num_threads(td_cpu_threads()) if (args->n_elements > TD_CPU_PARALLEL_ELEMENTS)
     for (int64_t index = 0; index < n_blocks; index++) {
         state_block block = block_at(args, index);
-        update(&scalars, &block);
+        block_update(step, &scalars, &block);
     }
     return TD_OK;
 }
