@@ -36,7 +36,7 @@ static void list_clear(td_string_list *list) {
 static td_status fail_value(const char *where, const td_key *key, const char *expected,
                             const cJSON *found) {
     char *text = td_json_print(found, 0);
-    td_fail(TD_ERR_USAGE, "%s: %s must be %s, found %.60s", where, key->name, expected,
+    (void)td_fail(TD_ERR_USAGE, "%s: %s must be %s, found %.60s", where, key->name, expected,
             text ? text : "another type");
     free(text);
     return TD_ERR_USAGE;

@@ -7,14 +7,13 @@ enum { MESSAGE_BYTES = 2048 };
 
 static _Thread_local char message[MESSAGE_BYTES];
 
-td_status td_fail(td_status status, const char *format, ...) {
+void td_error_record(const char *format, ...) {
     if (message[0] != '\0')
-        return status;
+        return;
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    return status;
 }
 
 const char *td_error_message(void) {

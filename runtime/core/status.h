@@ -21,8 +21,10 @@ typedef enum td_status {
     TD_STOPPED = 75, // stopped on request after a checkpoint: queue the job again
 } td_status;
 
-// Records "message" for this thread unless one is recorded already, and returns `status`.
-td_status td_fail(td_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+// Records the message for this thread, unless one is recorded already, and is `status`. A macro, so
+// that the compiler sees that it is never TD_OK when `status` is not.
+#define td_fail(status, ...) (td_error_record(__VA_ARGS__), (status))
+void td_error_record(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 // The recorded message of this thread, or "" when there is none.
 const char *td_error_message(void);

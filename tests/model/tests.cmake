@@ -3,3 +3,7 @@ foreach(name safetensors config rope lora adapter)
 endforeach()
 tandem_test(model_base model/base.c LIBS tandem_model LABELS model)
 tandem_test(families model/families.c LIBS tandem_model TIMEOUT 120 LABELS model)
+
+# For tests/reference/check_adapter.py, which needs Python and is run by hand.
+add_executable(adapter_logits model/adapter_logits.c)
+target_link_libraries(adapter_logits PRIVATE tandem_model)

@@ -25,12 +25,12 @@ static void *message_of_another_thread(void *unused) {
     (void)unused;
     static char seen[8];
     snprintf(seen, sizeof seen, "%s", td_error_message());
-    td_fail(TD_ERR_IO, "other");
+    (void)td_fail(TD_ERR_IO, "other");
     return seen;
 }
 
 static void the_record_belongs_to_the_thread(void) {
-    td_fail(TD_ERR_DATA, "mine");
+    (void)td_fail(TD_ERR_DATA, "mine");
     pthread_t thread;
     void *seen;
     REQUIRE(pthread_create(&thread, NULL, message_of_another_thread, NULL) == 0);
@@ -44,7 +44,7 @@ static void a_long_message_is_cut(void) {
     char text[5000];
     memset(text, 'x', sizeof text);
     text[sizeof text - 1] = '\0';
-    td_fail(TD_ERR_DATA, "%s", text);
+    (void)td_fail(TD_ERR_DATA, "%s", text);
     CHECK(strlen(td_error_message()) > 1000 && strlen(td_error_message()) < sizeof text - 1);
     td_error_clear();
 }
