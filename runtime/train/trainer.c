@@ -115,10 +115,22 @@ static td_status evaluate(td_trainer *trainer, int64_t index, td_train_summary *
     return td_comm_agree(trainer->comm, status, "best adapter");
 }
 
+// A checkpoint that cannot be written is no reason to lose the run: the older ones are untouched,
+// and the next may succeed. A process of an older incarnation can only end. The failure is known to
+// all ranks.
+static td_status forgive(td_trainer *trainer, td_status status) {
+    if (status != TD_ERR_IO || td_checkpoint_is_fenced(trainer->checkpoints))
+        return status;
+    if (td_trainer_is_root(trainer))
+        td_warn("%s; training goes on without this checkpoint", td_error_message());
+    td_error_clear();
+    return TD_OK;
+}
+
 static td_status save(td_trainer *trainer) {
     td_progress_phase(TD_PHASE_CHECKPOINT);
-    return td_checkpoint_save(trainer->checkpoints, &trainer->meta, trainer->run.parameters.values,
-                              trainer->run.pager);
+    return forgive(trainer, td_checkpoint_save(trainer->checkpoints, &trainer->meta,
+                                               trainer->run.parameters.values, trainer->run.pager));
 }
 
 static int is_due(int64_t index, int64_t interval, int last) {
@@ -142,7 +154,7 @@ static td_status after_step(td_trainer *trainer, int64_t index, const td_step_re
         TD_TRY(evaluate(trainer, index, out));
     if (result->stop || is_due(index, config->save_steps, last))
         return save(trainer);
-    return td_checkpoint_poll(trainer->checkpoints, NULL);
+    return forgive(trainer, td_checkpoint_poll(trainer->checkpoints, NULL));
 }
 
 static td_status finish(td_trainer *trainer, int stopped) {
