@@ -10,17 +10,17 @@ size_t td_adamw_state_bytes(int64_t page_elements) {
 }
 
 td_adamw_scalars td_adamw_scalars_of(const td_adamw_args *args) {
-    double beta1 = (double)args->beta1, beta2 = (double)args->beta2, rate = args->learning_rate;
+    double beta1 = args->beta1, beta2 = args->beta2, rate = args->learning_rate;
     double t = (double)args->step;
     return (td_adamw_scalars){
         .gradient_scale = args->gradient_scale,
-        .keep = (float)(1.0 - rate * (double)args->weight_decay),
-        .beta1 = args->beta1,
+        .keep = (float)(1.0 - rate * args->weight_decay),
+        .beta1 = (float)beta1,
         .rest1 = (float)(1.0 - beta1),
-        .beta2 = args->beta2,
+        .beta2 = (float)beta2,
         .rest2 = (float)(1.0 - beta2),
         .correction2 = (float)sqrt(1.0 - pow(beta2, t)),
-        .epsilon = args->epsilon,
+        .epsilon = (float)args->epsilon,
         .rate = (float)(-rate / (1.0 - pow(beta1, t))),
     };
 }

@@ -15,16 +15,16 @@ enum { BLOCK = 256 };
 typedef struct adamw_case {
     int64_t n, page;
     int steps;
-    float gradient_scale, weight_decay;
-    float beta1, beta2;
+    float gradient_scale;
+    double weight_decay, beta1, beta2;
 } adamw_case;
 
 static const adamw_case CASES[] = {
-    {1, 1, 3, 1.0f, 0.0f, 0.9f, 0.999f},
-    {17, 40, 3, 0.25f, 0.1f, 0.9f, 0.999f},
-    {256, 256, 2, 1.0f, 0.01f, 0.9f, 0.95f},
-    {1000, 1003, 4, 0.7f, 0.0f, 0.3f, 0.99f}, // lerp from the other end
-    {40000, 50001, 2, 1.0f, 0.1f, 0.9f, 0.999f},
+    {1, 1, 3, 1.0f, 0.0, 0.9, 0.999},
+    {17, 40, 3, 0.25f, 0.1, 0.9, 0.999},
+    {256, 256, 2, 1.0f, 0.01, 0.9, 0.95},
+    {1000, 1003, 4, 0.7f, 0.0, 0.3, 0.99}, // lerp from the other end
+    {40000, 50001, 2, 1.0f, 0.1, 0.9, 0.999},
 };
 
 static td_adamw_args args_of(const adamw_case *c, const op_buffer *parameters,
@@ -36,10 +36,10 @@ static td_adamw_args args_of(const adamw_case *c, const op_buffer *parameters,
         .gradient = gradient->memory,
         .state = state->memory,
         .gradient_scale = c->gradient_scale,
-        .learning_rate = 1e-3f * (float)step,
+        .learning_rate = 1e-3 * step,
         .beta1 = c->beta1,
         .beta2 = c->beta2,
-        .epsilon = 1e-8f,
+        .epsilon = 1e-8,
         .weight_decay = c->weight_decay,
         .step = step,
     };
@@ -48,18 +48,18 @@ static td_adamw_args args_of(const adamw_case *c, const op_buffer *parameters,
 // The formula of ops.h for one element, in double.
 static void reference_element(const td_adamw_args *args, double gradient, double *p, double *m,
                               double *v) {
-    double g = gradient * (double)args->gradient_scale, rate = (double)args->learning_rate;
-    double b1 = (double)args->beta1, b2 = (double)args->beta2, t = (double)args->step;
-    *p *= 1.0 - rate * (double)args->weight_decay;
+    double g = gradient * (double)args->gradient_scale, rate = args->learning_rate;
+    double b1 = args->beta1, b2 = args->beta2, t = (double)args->step;
+    *p *= 1.0 - rate * args->weight_decay;
     *m = b1 * *m + (1.0 - b1) * g;
     *v = b2 * *v + (1.0 - b2) * g * g;
     double unbiased_m = *m / (1.0 - pow(b1, t)), unbiased_v = *v / (1.0 - pow(b2, t));
-    *p -= rate * unbiased_m / (sqrt(unbiased_v) + (double)args->epsilon);
+    *p -= rate * unbiased_m / (sqrt(unbiased_v) + args->epsilon);
 }
 
 static void check_adamw(op_run *run, const adamw_case *c) {
     if (!op_case_begin(run, "adamw", "n=%d page=%d decay=%g", (int)c->n, (int)c->page,
-                       (double)c->weight_decay))
+                       c->weight_decay))
         return;
     op_buffer *parameters = op_random(run, TD_F32, c->n, 1.0);
     double *state = op_doubles(run, 2 * c->page), *p = op_doubles(run, c->n);
@@ -118,11 +118,11 @@ static td_adamw_args fixture_args(op_run *run, const adamw_fixture *f, const op_
         .gradient = gradient->memory,
         .state = state->memory,
         .gradient_scale = 1.0f,
-        .learning_rate = f->rates[step],
-        .beta1 = 0.9f,
-        .beta2 = 0.999f,
-        .epsilon = 1e-8f,
-        .weight_decay = 0.01f,
+        .learning_rate = (double)f->rates[step],
+        .beta1 = 0.9,
+        .beta2 = 0.999,
+        .epsilon = 1e-8,
+        .weight_decay = 0.01,
         .step = step + 1,
     };
 }
@@ -264,7 +264,7 @@ static op_buffer *draw_gradient(op_run *run, int64_t n, double scale) {
 
 static void check_adamw_8bit(op_run *run, const adamw_case *c) {
     if (!op_case_begin(run, "adamw_8bit", "n=%d page=%d decay=%g", (int)c->n, (int)c->page,
-                       (double)c->weight_decay))
+                       c->weight_decay))
         return;
     op_buffer *parameters = op_random(run, TD_F32, c->n, 1.0);
     state_8bit state = state_make(run, c->page);
@@ -317,7 +317,7 @@ static void check_codes(op_run *run) {
     op_buffer *parameters = op_random(run, TD_F32, N, 1.0);
     op_buffer *gradient = op_given(run, TD_F32, N, hard_gradients(run, N));
     state_8bit state = state_make(run, N);
-    adamw_case c = {N, N, 1, 1.0f, 0.0f, 0.0f, 0.0f};
+    adamw_case c = {N, N, 1, 1.0f, 0.0, 0.0, 0.0};
     td_adamw_args args = args_of(&c, parameters, gradient, state.buffer, 1);
     OP_CALL(run, adamw_8bit, &args, 0, 0);
     state_fetch(run, &state);
@@ -339,7 +339,7 @@ static void check_codes(op_run *run) {
 }
 
 void cases_adamw(op_run *run) {
-    static const adamw_case TIMED = {1 << 20, 1 << 20, 1, 1.0f, 0.1f, 0.9f, 0.999f};
+    static const adamw_case TIMED = {1 << 20, 1 << 20, 1, 1.0f, 0.1, 0.9, 0.999};
     if (run->timing) {
         check_adamw(run, &TIMED);
         check_adamw_8bit(run, &TIMED);
