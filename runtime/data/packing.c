@@ -1,5 +1,6 @@
-// Best-fit decreasing with a segment tree over free space (Ding et al., ICML 2024, "Fewer Truncations Improve Language
-// Modeling"). Bins of equal free space are used in the order in which they came to have it, as TRL does.
+// Best-fit decreasing with a segment tree over free space (Ding et al., ICML 2024, "Fewer
+// Truncations Improve Language Modeling"). Bins of equal free space are used in the order in which
+// they came to have it, as TRL does.
 #include <stdlib.h>
 
 #include "runtime/data/sampler.h"
@@ -8,12 +9,13 @@ typedef struct item {
     int64_t length, index;
 } item;
 
-// Per amount of free space a queue of bins; the tree tells the smallest amount, at least as large as asked, that has one.
+// Per amount of free space a queue of bins; the tree tells the smallest amount, at least as large
+// as asked, that has one.
 typedef struct space_table {
     int64_t capacity, tree_size;
-    int64_t *tree;         // (2 * tree_size) largest space below each node
-    int64_t *head, *tail;  // (capacity + 1) bin, -1: empty
-    int64_t *next;         // (n) per bin
+    int64_t *tree;        // (2 * tree_size) largest space below each node
+    int64_t *head, *tail; // (capacity + 1) bin, -1: empty
+    int64_t *next;        // (n) per bin
 } space_table;
 
 static void tree_set(space_table *spaces, int64_t space, int64_t value) {
@@ -93,20 +95,24 @@ static int64_t place_all(space_table *spaces, const item *items, int64_t n, int6
     return n_bins;
 }
 
-int64_t td_pack_best_fit_decreasing(int64_t n, const int64_t *lengths, int64_t capacity, int64_t *bin) {
+int64_t td_pack_best_fit_decreasing(int64_t n, const int64_t *lengths, int64_t capacity,
+                                    int64_t *bin) {
     space_table spaces = {0};
     int64_t n_bins = -1;
     if (n == 0)
         return 0;
     item *items = malloc((size_t)n * sizeof *items);
+    int64_t total = 0;
     for (int64_t i = 0; items && i < n; i++) {
         items[i] = (item){lengths[i], i};
+        total += lengths[i];
         if (lengths[i] < 1 || lengths[i] > capacity) {
             free(items);
             return -1;
         }
     }
-    if (items && spaces_init(&spaces, capacity, n)) {
+    // One bin that holds everything packs the same as any larger one, with smaller tables.
+    if (items && spaces_init(&spaces, capacity < total ? capacity : total, n)) {
         qsort(items, (size_t)n, sizeof *items, longest_first);
         n_bins = place_all(&spaces, items, n, bin);
     }

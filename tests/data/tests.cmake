@@ -1,0 +1,6 @@
+foreach(name tokenizer tokenizer_refusals chat)
+  tandem_test(${name} data/${name}.c LIBS tandem_model LABELS data)
+endforeach()
+foreach(name packing sampler store lines rows prepare)
+  tandem_test(${name} data/${name}.c LIBS tandem_data LABELS data)
+endforeach()
