@@ -2,6 +2,7 @@
 #include <hdf5.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 #include "runtime/core/rng.h"
 #include "runtime/data/hdf5_lock.h"
@@ -9,6 +10,12 @@
 #include "unit/scratch.h"
 
 enum { MAX_ROW = 4000 };
+
+// HDF5 loses memory of its own when it meets damaged metadata; what we lose still shows.
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) {
+    return "leak:libhdf5";
+}
 
 static const td_hash fingerprint = {.low = 7, .high = 9};
 static const char account[] = "{\"rows_read\":3}";
@@ -306,20 +313,29 @@ static void what_a_killed_run_left_is_overwritten(void) {
     CHECK(!td_path_exists(scratch("again.h5.tmp")));
 }
 
-// A limit on file sizes fails writes as a full disk does.
+// A limit on file sizes fails writes as a full disk does. In a process of its own: what HDF5 could
+// not write it keeps until the end.
+static int commit_on_a_full_disk(const char *path) {
+    struct rlimit small = {.rlim_cur = 1 << 20, .rlim_max = 1 << 20};
+    signal(SIGXFSZ, SIG_IGN);
+    if (setrlimit(RLIMIT_FSIZE, &small) != 0)
+        return 1;
+    // Fewer tokens than the buffer holds, so that the failure comes with the commit.
+    td_status status = td_store_writer_commit(fill(path, 400, MAX_ROW), fingerprint, account);
+    int is_named = strstr(td_error_message(), "full.h5.tmp") != NULL;
+    return status == TD_OK ? 2 : is_named ? 0 : 3;
+}
+
 static void a_full_disk_is_reported_and_keeps_the_old_store(void) {
     const char *path = scratch("full.h5");
-    struct rlimit before, small = {.rlim_cur = 1 << 20, .rlim_max = RLIM_INFINITY};
+    int status = -1;
     write_store(path, 10, 30);
-    REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
-    small.rlim_max = before.rlim_max;
-    signal(SIGXFSZ, SIG_IGN);
-    REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
-    // Fewer tokens than the buffer holds, so that the failure comes with the commit.
-    td_store_writer *writer = fill(path, 400, MAX_ROW);
-    CHECK(td_store_writer_commit(writer, fingerprint, account) != TD_OK);
-    CHECK_MESSAGE("full.h5.tmp");
-    REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    pid_t child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0)
+        _exit(commit_on_a_full_disk(path));
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     CHECK(!td_path_exists(scratch("full.h5.tmp")));
     CHECK(is_whole(path, 10, 30));
 }
