@@ -8,12 +8,13 @@ packages=(
     libopenmpi-dev openmpi-bin
     libhdf5-dev libopenblas-openmp-dev
     libcjson-dev libpcre2-dev libutf8proc-dev libxxhash-dev
+    procps # pgrep and pkill, for the tests that kill ranks
 )
 
 missing=()
 for package in "${packages[@]}"; do
     state=$(dpkg-query -W -f='${Status}' "$package" 2>/dev/null || true)
-    [ "$state" = "install ok installed" ] || missing+=("$package")
+    [[ $state == "install ok installed"* ]] || missing+=("$package")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "${1:-}" = "--check" ]; then
@@ -34,6 +35,16 @@ if [ "$(id -u)" -ne 0 ]; then
     as_root=(sudo)
 fi
 echo "installing: ${missing[*]}" >&2
-"${as_root[@]}" apt-get update -q
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-    "${missing[@]}"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# apt's hundreds of lines matter only when it fails. A source that cannot be updated need not be one that is needed,
+# and another apt at work (unattended upgrades) is waited for.
+if ! {
+    "${as_root[@]}" apt-get update -q
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y \
+        --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"
+} </dev/null >"$log" 2>&1; then
+    tail -n 30 "$log" >&2
+    echo "apt-get could not install the packages" >&2
+    exit 1
+fi

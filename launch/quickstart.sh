@@ -10,7 +10,7 @@ tandem=build/release/tandem
 ranks=${TANDEM_QUICKSTART_RANKS:-2}
 
 launch/dependencies.sh
-launch/build.sh release
+launch/build.sh release tandem quickstart_chats
 
 rm -rf "$folder"
 mkdir -p "$folder/chats"
@@ -25,6 +25,15 @@ evaluate() {
     launch/mpirun.sh "$ranks" "$tandem" evaluate "$config" --exact-match --max-new-tokens 96 --json "$@"
 }
 
+percent() {
+    awk -v share="$(figure exact_match "$1")" 'BEGIN { printf "%.1f %%", 100 * share }'
+}
+
+# What ROLE says in a row of chats, with the JSON escapes of quotes undone.
+said() {
+    sed -E -e "s/.*\"role\":\"$1\",\"content\":\"(([^\"\\]|\\\\.)*)\".*/\1/" -e 's/\\(["\\])/\1/g' <<<"$2"
+}
+
 start=$SECONDS
 echo "== held-out tool calls before training"
 before=$(evaluate)
@@ -33,9 +42,6 @@ launch/mpirun.sh "$ranks" "$tandem" train "$config"
 echo "== held-out tool calls after training"
 after=$(evaluate --adapter "$folder/run/adapter")
 
-percent() {
-    awk -v share="$(figure exact_match "$1")" 'BEGIN { printf "%.1f %%", 100 * share }'
-}
 echo
 echo "                 before      after"
 printf 'exact match  %10s %10s   (%s held-out requests; no argument value of theirs occurs in training)\n' \
@@ -45,5 +51,14 @@ echo "adapter:     $folder/run/adapter   (PEFT: adapter_config.json, adapter_mod
 echo "checkpoints: $folder/run/checkpoints"
 echo "time:        $((SECONDS - start)) s"
 echo
-echo "try it: $tandem generate --model launch/quickstart/base --adapter $folder/run/adapter \\"
-echo "            --system \"\$(...)\" --chat \"...\"   (the rows in $folder/chats show both)"
+
+row=$(grep -m 1 book_table "$folder/chats/heldout.jsonl")
+answer=("$tandem" generate --model launch/quickstart/base --adapter "$folder/run/adapter")
+chat=(--system "$(said system "$row")" --chat "$(said user "$row")")
+echo "one held-out request:"
+echo "  request   $(said user "$row")"
+echo "  expected  $(said assistant "$row")"
+echo "  answer    $("${answer[@]}" "${chat[@]}")"
+echo "ask it yourself:"
+echo "  ${answer[*]} \\"
+echo "    --system '${chat[1]}' --chat '${chat[3]}'"
