@@ -236,6 +236,90 @@ static void bytes_without_a_token_are_left_out_or_unknown(void) {
     td_tokenizer_close(tokenizer);
 }
 
+// Tokens left of the text when the pre-tokenizer removes what the pattern matches; bytes without a
+// token are unknown ones.
+static size_t left_of(const char *pattern, const char *text) {
+    char pre_tokenizer[512];
+    tokenizer_sections sections = plain_sections;
+    snprintf(pre_tokenizer, sizeof pre_tokenizer,
+             "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":"
+             "{\"Regex\":\"%s\"},\"behavior\":\"Removed\"}," PLAIN_BYTE_LEVEL "]}",
+             pattern);
+    sections.pre_tokenizer = pre_tokenizer;
+    sections.model =
+        "{\"type\":\"BPE\",\"unk_token\":\"<u>\"," SMALL_VOCABULARY "," SMALL_MERGES "}";
+    td_tokenizer *tokenizer = open_sections(sections);
+    td_tokens tokens = encode(tokenizer, text, 0);
+    size_t count = tokens.count;
+    td_tokens_fini(&tokens);
+    td_tokenizer_close(tokenizer);
+    return count;
+}
+
+// Unicode 16 for patterns, whatever the installed PCRE2 knows: U+1C89 is a letter, U+10D40 a digit,
+// U+0897 a mark; U+180E is no space.
+static void patterns_know_recent_characters(void) {
+    CHECK_INT(left_of("\\\\p{L}", "1\xe1\xb2\x89"
+                                  "1"),
+              2);
+    CHECK_INT(left_of("[\\\\p{Lu}]", "1\xe1\xb2\x89"
+                                     "1"),
+              2);
+    CHECK_INT(left_of("\\\\p{Ll}", "1\xe1\xb2\x89"
+                                   "1"),
+              5);
+    CHECK_INT(left_of("[^1\\\\p{L}]", "1\xe1\xb2\x89"
+                                      "1"),
+              5);
+    CHECK_INT(left_of("\\\\P{L}", "1\xe1\xb2\x89"
+                                  "1"),
+              3);
+    CHECK_INT(left_of("\\\\d", "a\xf0\x90\xb5\x80"
+                               "a"),
+              2);
+    CHECK_INT(left_of("\\\\p{M}", "1\xe0\xa2\x97"
+                                  "1"),
+              2);
+    CHECK_INT(left_of("\\\\s", "1\xe1\xa0\x8e"
+                               "1\xc2\x85"
+                               "1"),
+              6);
+    CHECK_INT(left_of("\\\\S", "1\xe1\xa0\x8e"
+                               "1\xc2\x85"
+                               "1"),
+              2);
+    CHECK_INT(left_of("[^\\\\S\\\\n]", "1\xe1\xa0\x8e"
+                                       "1 \n"),
+              6);
+}
+
+// Unicode 9 for NFC: U+0898 is passed over as unassigned, though it is a mark.
+static void normalization_knows_no_recent_marks(void) {
+    td_tokenizer *tokenizer = open_fixture("tests/fixtures/tokenizers/qwen2");
+    td_tokens tokens = encode(tokenizer, "\xe0\xa2\x98\xcc\xa3", 0);
+    CHECK_INT(tokens.count, 5); // bytes, where they were
+    for (uint32_t i = 0; i < tokens.count; i++)
+        check_token(&tokens, i, tokens.ids[i], i, i + 1);
+    td_tokens_fini(&tokens);
+    td_tokenizer_close(tokenizer);
+}
+
+static void digits_know_recent_digits(void) {
+    tokenizer_sections sections = plain_sections;
+    sections.pre_tokenizer = "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\","
+                             "\"individual_digits\":true}," PLAIN_BYTE_LEVEL "]}";
+    sections.model = "{\"type\":\"BPE\",\"vocab\":{\"1\":0,\"11\":1},\"merges\":[\"1 1\"]}";
+    td_tokenizer *tokenizer = open_sections(sections);
+    // The bytes of the other digit have no token; what stays apart are the two ones around it.
+    td_tokens tokens = encode(tokenizer,
+                              "1\xf0\x91\xb7\xa0"
+                              "1",
+                              0);
+    CHECK_INT(tokens.count, 2);
+    td_tokens_fini(&tokens);
+    td_tokenizer_close(tokenizer);
+}
+
 static void ignore_merges_takes_whole_words(void) {
     tokenizer_sections sections = plain_sections;
     sections.model = "{\"type\":\"BPE\",\"ignore_merges\":true,"
@@ -411,6 +495,9 @@ int main(void) {
     TEST(encoding_appends);
     TEST(invalid_utf8_is_refused_where_it_begins);
     TEST(bytes_without_a_token_are_left_out_or_unknown);
+    TEST(patterns_know_recent_characters);
+    TEST(normalization_knows_no_recent_marks);
+    TEST(digits_know_recent_digits);
     TEST(ignore_merges_takes_whole_words);
     TEST(the_last_of_equal_merges_counts);
     TEST(long_words_merge_as_short_ones);
