@@ -183,6 +183,10 @@ void td_comm_set_agreed(td_comm *comm) {
     comm->is_agreed = 1;
 }
 
+void td_comm_forget_failure(td_comm *comm) {
+    comm->is_agreed = 0;
+}
+
 // The hash that most ranks have; of equally frequent ones the one of the lowest rank.
 static int find_majority(const td_hash *hashes, int size, int *out_count) {
     int best = 0;

@@ -72,6 +72,8 @@ td_status td_comm_agree(td_comm *comm, td_status mine, const char *what);
 // ranks leave together and in order; any other failure ends the job by td_comm_abort().
 int td_comm_is_agreed(const td_comm *comm);
 void td_comm_set_agreed(td_comm *comm);
+// Local. The last failure was dealt with and the run goes on; the next one is a new one.
+void td_comm_forget_failure(td_comm *comm);
 // Collective. TD_ERR_USAGE naming `what` and a differing rank unless the hash is the same on all.
 td_status td_comm_require_same(td_comm *comm, td_hash hash, const char *what);
 

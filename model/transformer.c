@@ -16,6 +16,13 @@ td_status td_transformer_measure(const td_model_config *config, const td_lora *l
     return status;
 }
 
+size_t td_transformer_host_bytes(const td_transformer *transformer) {
+    const td_transformer_options *options = &transformer->options;
+    return (size_t)options->max_tokens *
+               (sizeof *transformer->host_positions + sizeof *transformer->host_losses) +
+           ((size_t)options->max_sequences + 1) * sizeof *transformer->cu;
+}
+
 static td_status create_host_buffers(td_transformer *transformer) {
     size_t tokens = (size_t)transformer->options.max_tokens;
     transformer->layers =

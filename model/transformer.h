@@ -25,7 +25,8 @@ typedef struct td_transformer_sizes {
     size_t gradients_bytes;   // of activations and of one module's A and B
     size_t tables_bytes;      // inputs, RoPE tables
     size_t workspace_bytes;   // of the operations
-    size_t total_bytes;
+    size_t total_bytes;       // of the above: device memory
+    size_t host_bytes;        // beside it, in host memory
 } td_transformer_sizes;
 
 // lora may be NULL when training is 0.
@@ -44,11 +45,11 @@ typedef struct td_token_batch {
     int64_t n_tokens;
     const int32_t *ids; // (T), checked against the vocabulary
     int64_t n_sequences;
-    const int32_t *cu; // (n_sequences + 1) first token of each sequence, cu[n_sequences] == T
+    const int32_t *cu; // (n_sequences + 1) first token of each sequence, ascending to T; none empty
     int64_t n_targets;
     const int32_t
         *target_rows;       // (n_targets) ascending: the token after this row is to be predicted
-    const int32_t *targets; // (n_targets) its id
+    const int32_t *targets; // (n_targets) its id, checked too
 } td_token_batch;
 
 // What makes the micro-batch's dropout masks its own.

@@ -8,40 +8,54 @@
 #define OP(transformer, operation, arguments)                                                      \
     TD_TRY((transformer)->context.ops->operation(&(transformer)->context, arguments))
 
+static td_status check_ids(const td_transformer *transformer, const int32_t *ids, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= transformer->config->vocabulary)
+            return td_fail(TD_ERR_DATA, "token id %d is outside the model's vocabulary of %lld",
+                           ids[i], (long long)transformer->config->vocabulary);
+    return TD_OK;
+}
+
 static td_status check_batch(const td_transformer *transformer, const td_token_batch *batch,
                              const td_kv_cache *cache) {
     const td_transformer_options *options = &transformer->options;
-    if (batch->n_tokens < 1 || batch->n_tokens > options->max_tokens || batch->n_sequences < 1 ||
-        batch->n_sequences > options->max_sequences || batch->n_targets < 0 ||
-        batch->n_targets > batch->n_tokens)
+    int fits = batch->n_tokens >= 1 && batch->n_tokens <= options->max_tokens &&
+               batch->n_sequences >= 1 && batch->n_sequences <= options->max_sequences &&
+               batch->n_targets >= 0 && batch->n_targets <= batch->n_tokens;
+    if (!fits)
         return td_fail(
             TD_ERR_INTERNAL,
             "a call of %lld tokens, %lld sequences, %lld targets; planned for %lld and %lld",
             (long long)batch->n_tokens, (long long)batch->n_sequences, (long long)batch->n_targets,
             (long long)options->max_tokens, (long long)options->max_sequences);
-    for (int64_t i = 0; i < batch->n_tokens; i++)
-        if (batch->ids[i] < 0 || batch->ids[i] >= transformer->config->vocabulary)
-            return td_fail(TD_ERR_DATA, "token id %d is outside the model's vocabulary of %lld",
-                           batch->ids[i], (long long)transformer->config->vocabulary);
     if (cache && (batch->n_sequences != 1 || cache->length + batch->n_tokens > cache->capacity))
         return td_fail(
             TD_ERR_INTERNAL, "key-value cache of %lld tokens cannot take %lld after %lld",
             (long long)cache->capacity, (long long)batch->n_tokens, (long long)cache->length);
-    return TD_OK;
+    for (int64_t i = 0; i < batch->n_targets; i++)
+        if (batch->target_rows[i] < 0 || batch->target_rows[i] >= batch->n_tokens)
+            return td_fail(TD_ERR_INTERNAL, "target row %d of %lld tokens", batch->target_rows[i],
+                           (long long)batch->n_tokens);
+    TD_TRY(check_ids(transformer, batch->ids, batch->n_tokens));
+    return batch->targets ? check_ids(transformer, batch->targets, batch->n_targets) : TD_OK;
 }
 
 // Positions start again with every sequence, after what a cache holds.
 static td_status fill_positions(td_transformer *transformer, const td_token_batch *batch,
                                 const td_kv_cache *cache) {
-    int32_t first = cache ? (int32_t)cache->length : 0;
+    int64_t first = cache ? cache->length : 0;
+    if (batch->cu[0] != 0 || batch->cu[batch->n_sequences] != batch->n_tokens)
+        return td_fail(TD_ERR_INTERNAL, "sequences do not cover the call's %lld tokens",
+                       (long long)batch->n_tokens);
     for (int64_t s = 0; s < batch->n_sequences; s++) {
         int64_t length = batch->cu[s + 1] - batch->cu[s];
-        if (length < 1 || first + length > transformer->options.max_positions)
+        if (length < 1 || batch->cu[s + 1] > batch->n_tokens ||
+            first + length > transformer->options.max_positions)
             return td_fail(TD_ERR_INTERNAL, "a sequence of %lld tokens; planned for %lld",
                            (long long)(first + length),
                            (long long)transformer->options.max_positions);
         for (int64_t i = 0; i < length; i++)
-            transformer->host_positions[batch->cu[s] + i] = first + (int32_t)i;
+            transformer->host_positions[batch->cu[s] + i] = (int32_t)(first + i);
     }
     return TD_OK;
 }

@@ -78,6 +78,9 @@ struct td_transformer {
 // Takes everything from the arena; `sizes` (may be NULL) receives the parts.
 td_status td_transformer_layout(td_transformer *transformer, td_transformer_sizes *sizes);
 
+// transformer.c: inputs that stay in host memory.
+size_t td_transformer_host_bytes(const td_transformer *transformer);
+
 // transformer_forward.c
 td_status td_transformer_begin(td_transformer *transformer, const float *parameters,
                                const td_token_batch *batch, const td_dropout_key *dropout,

@@ -192,6 +192,7 @@ td_status td_transformer_layout(td_transformer *transformer, td_transformer_size
     transformer->context.workspace_bytes = parts.workspace_bytes;
     transformer->context.workspace = td_arena_take(&transformer->arena, parts.workspace_bytes, 1);
     parts.total_bytes = arena->used_bytes;
+    parts.host_bytes = td_transformer_host_bytes(transformer);
     if (sizes)
         *sizes = parts;
     return arena->used_bytes > (size_t)INT64_MAX

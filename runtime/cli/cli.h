@@ -4,6 +4,7 @@
 
 #include "comm/comm.h"
 #include "runtime/core/config.h"
+#include "runtime/core/files.h"
 
 typedef enum td_option_type {
     TD_OPTION_FLAG,   // int, set to 1
@@ -39,9 +40,11 @@ typedef struct td_command {
 extern const td_command td_command_train, td_command_evaluate, td_command_generate,
     td_command_inspect, td_command_config, td_command_bench;
 
+// 1 when --help or -h is among the words: then nothing else counts.
+int td_options_want_help(int argc, char **argv);
 // Fills in the targets; up to max_positional other words go to `positional` (NULL when absent).
-// "--help" prints the command's help and sets *out_help. TD_ERR_USAGE names the word and the
-// nearest option.
+// "--help", anywhere, prints the command's help and sets *out_help. TD_ERR_USAGE names the word and
+// the nearest option.
 td_status td_options_parse(const td_command *command, const td_option *options, int n_options,
                            int argc, char **argv, const char **positional, int max_positional,
                            int *out_help);
@@ -51,5 +54,11 @@ td_status td_options_parse(const td_command *command, const td_option *options, 
 td_status td_cli_config(td_config *config, const char *path, const td_option_list *assignments);
 td_status td_cli_set(td_config *config, const char *key,
                      const char *value); // value as a JSON string
+
+// Collective. A temporary folder, made by rank 0 below TMPDIR; the other ranks see it through the
+// same file system.
+td_status td_cli_scratch_make(td_comm *comm, const char *purpose, char out[TD_PATH_MAX]);
+// Local. Removes it, on rank 0; a folder that stays behind is a warning.
+void td_cli_scratch_remove(const td_comm *comm, const char *folder);
 
 #endif

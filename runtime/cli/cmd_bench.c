@@ -1,12 +1,7 @@
-#include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "runtime/cli/cli.h"
-#include "runtime/core/files.h"
-#include "runtime/core/log.h"
 #include "runtime/train/bench_step.h"
 
 typedef struct bench_options {
@@ -14,6 +9,10 @@ typedef struct bench_options {
     const char *shape;
     int json;
 } bench_options;
+
+static int is_in(int64_t smallest, int64_t value, int64_t largest) {
+    return smallest <= value && value <= largest;
+}
 
 static td_status parse(const td_command *command, int argc, char **argv, td_config *config,
                        bench_options *wanted, int *help) {
@@ -39,10 +38,10 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
         return td_fail(TD_ERR_USAGE, "name what to time: tandem bench step (tandem bench --help)");
     if (!wanted->shape)
         return td_fail(TD_ERR_USAGE, "--shape FOLDER is missing");
-    if (wanted->step.seq_tokens < 2 || wanted->step.sequences < 1 ||
-        wanted->step.micro_batches < 1 || wanted->step.steps < 1)
-        return td_fail(TD_ERR_USAGE,
-                       "--seq is at least 2; --batch, --accumulation, --steps at least 1");
+    if (!is_in(2, wanted->step.seq_tokens, 1 << 24) || !is_in(1, wanted->step.sequences, 1 << 16) ||
+        !is_in(1, wanted->step.micro_batches, 1 << 20) || !is_in(1, wanted->step.steps, 1 << 20))
+        return td_fail(TD_ERR_USAGE, "--seq is in [2, 2^24], --batch in [1, 2^16], --accumulation "
+                                     "and --steps in [1, 2^20]");
     TD_TRY(td_cli_config(config, NULL, &assignments));
     TD_TRY(td_cli_set(config, "model_name_or_path", wanted->shape));
     config->packing = 0;
@@ -91,25 +90,14 @@ static void print_result(const bench_options *wanted, const td_bench_step_result
 }
 
 static td_status bench(const td_config *config, td_comm *comm, bench_options *wanted) {
-    char folder[TD_PATH_MAX] = "";
-    const char *parent = getenv("TMPDIR");
+    char folder[TD_PATH_MAX];
     td_bench_step_result result;
-    td_status status = TD_OK;
-    if (td_comm_rank(comm) == 0) {
-        status = td_path_join(folder, parent ? parent : "/tmp", "tandem-bench-XXXXXX");
-        if (status == TD_OK && !mkdtemp(folder))
-            status = td_fail(TD_ERR_IO, "%s: cannot be made: %s", folder, strerror(errno));
-    }
-    TD_TRY(td_comm_agree(comm, status, "scratch folder"));
-    TD_TRY(td_comm_broadcast(comm, folder, sizeof folder, 0, "scratch folder"));
+    TD_TRY(td_cli_scratch_make(comm, "bench", folder));
     wanted->step.scratch = folder;
-    status = td_bench_step(config, comm, &wanted->step, &result);
-    if (td_comm_rank(comm) == 0) {
-        if (status == TD_OK)
-            print_result(wanted, &result, td_comm_size(comm));
-        if (td_folder_remove_tree(folder) != TD_OK && status == TD_OK)
-            td_warn("%s is left behind", folder);
-    }
+    td_status status = td_bench_step(config, comm, &wanted->step, &result);
+    td_cli_scratch_remove(comm, folder);
+    if (status == TD_OK && td_comm_rank(comm) == 0)
+        print_result(wanted, &result, td_comm_size(comm));
     return status;
 }
 

@@ -1,14 +1,9 @@
-#include <errno.h>
-#include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "runtime/cli/cli.h"
-#include "runtime/core/files.h"
 #include "runtime/core/log.h"
 #include "runtime/train/inference.h"
+#include "runtime/train/metrics.h"
 
 typedef struct evaluate_options {
     const char *model, *adapter, *data;
@@ -28,7 +23,8 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
          "JSONL rows (else the config's eval_files)"},
         {"--exact-match", TD_OPTION_FLAG, &wanted->exact_match, NULL,
          "answer every chat greedily and count answers equal to its last message"},
-        {"--limit", TD_OPTION_INT, &wanted->limit, "N", "exact match: the first N rows only"},
+        {"--limit", TD_OPTION_INT, &wanted->limit, "N",
+         "exact match: the first N rows of each file only"},
         {"--max-new-tokens", TD_OPTION_INT, &wanted->max_new_tokens, "N",
          "exact match: longest answer (128)"},
         {"--show", TD_OPTION_FLAG, &wanted->show, NULL, "exact match: print some wrong answers"},
@@ -49,24 +45,9 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
         TD_TRY(td_cli_set(config, "eval_files", wanted->data));
     if (config->eval_files.count == 0)
         return td_fail(TD_ERR_USAGE, "nothing to evaluate on: give --data FILE or eval_files");
-    if (wanted->limit < 0 || wanted->max_new_tokens < 1)
-        return td_fail(TD_ERR_USAGE, "--limit and --max-new-tokens must be positive");
+    if (wanted->limit < 0 || wanted->max_new_tokens < 1 || wanted->max_new_tokens > 1 << 24)
+        return td_fail(TD_ERR_USAGE, "--limit is at least 0, --max-new-tokens in [1, 2^24]");
     return TD_OK;
-}
-
-// A folder for the token store, made by rank 0; the other ranks read it through the same file
-// system.
-static td_status make_scratch(td_comm *comm, char out[TD_PATH_MAX]) {
-    const char *parent = getenv("TMPDIR");
-    td_status status = TD_OK;
-    memset(out, 0, TD_PATH_MAX);
-    if (td_comm_rank(comm) == 0) {
-        status = td_path_join(out, parent ? parent : "/tmp", "tandem-evaluate-XXXXXX");
-        if (status == TD_OK && !mkdtemp(out))
-            status = td_fail(TD_ERR_IO, "%s: cannot be made: %s", out, strerror(errno));
-    }
-    TD_TRY(td_comm_agree(comm, status, "scratch folder"));
-    return td_comm_broadcast(comm, out, TD_PATH_MAX, 0, "scratch folder");
 }
 
 static td_status store_loss(td_inference *inference, const td_config *config, const char *folder,
@@ -75,12 +56,10 @@ static td_status store_loss(td_inference *inference, const td_config *config, co
     td_evaluation evaluation = {0};
     TD_TRY(td_run_data_open_files(&inference->session, &config->eval_files, folder, "evaluate.h5",
                                   &store));
-    int64_t capacity =
-        config->micro_batch_tokens > 0 ? config->micro_batch_tokens : config->max_length;
-    td_status status = td_evaluation_init(&evaluation, inference->session.comm, store, capacity);
+    td_status status = td_evaluation_init(&evaluation, config, inference->session.comm, store);
     if (status == TD_OK)
-        status = td_inference_prepare(inference, capacity, td_evaluation_max_rows(&evaluation),
-                                      config->max_length);
+        status = td_inference_prepare(inference, td_evaluation_max_tokens(&evaluation),
+                                      td_evaluation_max_rows(&evaluation), config->max_length);
     if (status == TD_OK)
         status = td_evaluation_loss(&evaluation, inference->transformer, inference->parameters,
                                     out_loss);
@@ -94,10 +73,9 @@ static td_status evaluate_loss(td_inference *inference, const td_config *config,
                                int64_t *out_tokens) {
     char folder[TD_PATH_MAX];
     td_comm *comm = inference->session.comm;
-    TD_TRY(make_scratch(comm, folder));
+    TD_TRY(td_cli_scratch_make(comm, "evaluate", folder));
     td_status status = store_loss(inference, config, folder, out_loss, out_tokens);
-    if (td_comm_rank(comm) == 0 && td_folder_remove_tree(folder) != TD_OK && status == TD_OK)
-        td_warn("%s is left behind: %s", folder, td_error_message());
+    td_cli_scratch_remove(comm, folder);
     return status;
 }
 
@@ -119,9 +97,15 @@ static td_status match_all(td_inference *inference, const td_config *config,
                                          &options, &part));
         out->n_rows += part.n_rows;
         out->n_matches += part.n_matches;
+        out->n_skipped += part.n_skipped;
     }
     if (out->n_rows == 0)
-        return td_fail(TD_ERR_DATA, "%s: no rows to answer", config->eval_files.items[0]);
+        return td_fail(TD_ERR_DATA, "%s: no rows to answer (%lld were skipped)",
+                       config->eval_files.items[0], (long long)out->n_skipped);
+    if (out->n_skipped > 0)
+        td_info("exact match: %lld rows were skipped: no answer to compare with, too long or "
+                "malformed",
+                (long long)out->n_skipped);
     return TD_OK;
 }
 
@@ -129,7 +113,7 @@ static void print_result(const evaluate_options *wanted, double loss, int64_t to
                          const td_exact_match *match) {
     double share = match->n_rows > 0 ? (double)match->n_matches / (double)match->n_rows : 0;
     if (wanted->json) {
-        printf("{\"loss\": %.9g, \"perplexity\": %.9g, \"tokens\": %lld", loss, exp(loss),
+        printf("{\"loss\": %.9g, \"perplexity\": %.9g, \"tokens\": %lld", loss, td_perplexity(loss),
                (long long)tokens);
         if (wanted->exact_match)
             printf(", \"exact_match\": %.6g, \"matches\": %lld, \"rows\": %lld", share,
@@ -138,7 +122,7 @@ static void print_result(const evaluate_options *wanted, double loss, int64_t to
         return;
     }
     printf("loss:        %.4f over %lld tokens\nperplexity:  %.3f\n", loss, (long long)tokens,
-           exp(loss));
+           td_perplexity(loss));
     if (wanted->exact_match)
         printf("exact match: %.1f %% (%lld of %lld)\n", 100 * share, (long long)match->n_matches,
                (long long)match->n_rows);

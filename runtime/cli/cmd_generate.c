@@ -79,9 +79,9 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
         TD_TRY(td_cli_set(config, "adapter_name_or_path", wanted->adapter));
     if (!wanted->prompt == !wanted->chat)
         return td_fail(TD_ERR_USAGE, "give either --chat TEXT or --prompt TEXT");
-    if (wanted->max_new_tokens < 1 || wanted->temperature < 0 || wanted->top_p <= 0 ||
-        wanted->top_p > 1)
-        return td_fail(TD_ERR_USAGE, "--max-new-tokens is at least 1, --temperature at least 0, "
+    if (wanted->max_new_tokens < 1 || wanted->max_new_tokens > 1 << 24 || wanted->temperature < 0 ||
+        wanted->top_p <= 0 || wanted->top_p > 1)
+        return td_fail(TD_ERR_USAGE, "--max-new-tokens is in [1, 2^24], --temperature at least 0, "
                                      "--top-p in (0, 1]");
     return TD_OK;
 }
@@ -129,7 +129,8 @@ static td_status answer(td_inference *inference, const generate_options *wanted,
                 : td_fail(TD_ERR_MEMORY, "no memory for the answer");
     if (status == TD_OK)
         print_new(&out, 1);
-    printf("\n");
+    if (status == TD_OK || out.written > 0)
+        printf("\n");
     free(scratch);
     td_kv_cache_destroy(cache);
     return status;
@@ -138,11 +139,11 @@ static td_status answer(td_inference *inference, const generate_options *wanted,
 static td_status generate(const td_config *config, td_comm *comm, const generate_options *wanted) {
     td_inference inference = {0};
     td_tokens prompt = {0};
-    TD_TRY(td_inference_open(&inference, config, comm));
-    td_status status =
-        inference.session.tokenizer
-            ? encode_prompt(inference.session.tokenizer, wanted, &prompt)
-            : td_fail(TD_ERR_DATA, "%s: no tokenizer.json", config->model_name_or_path);
+    td_status status = td_inference_open(&inference, config, comm);
+    if (status == TD_OK)
+        status = inference.session.tokenizer
+                     ? encode_prompt(inference.session.tokenizer, wanted, &prompt)
+                     : td_fail(TD_ERR_DATA, "%s: no tokenizer.json", config->model_name_or_path);
     int32_t *ids = calloc((size_t)wanted->max_new_tokens, sizeof *ids);
     if (status == TD_OK && !ids)
         status = td_fail(TD_ERR_MEMORY, "no memory for the answer");

@@ -230,6 +230,8 @@ static td_status parse(const td_command *command, int argc, char **argv, inspect
         return TD_OK;
     if (!wanted->path)
         return td_fail(TD_ERR_USAGE, "name a file or folder (tandem inspect --help)");
+    if (wanted->sample < 1)
+        return td_fail(TD_ERR_USAGE, "--sample counts lines from 1");
     return td_cli_config(&wanted->config, NULL, &assignments);
 }
 

@@ -7,7 +7,8 @@
 
 static void print_summary(const td_train_summary *summary) {
     printf("steps:       %lld\n", (long long)summary->steps);
-    printf("loss:        %.4f (last step)\n", summary->last_loss);
+    if (!isnan(summary->last_loss))
+        printf("loss:        %.4f (last step)\n", summary->last_loss);
     if (!isnan(summary->eval_loss))
         printf("eval loss:   %.4f (best %.4f)\n", summary->eval_loss, summary->best_eval_loss);
     printf("adapter:     %s\n", summary->adapter_folder);
@@ -32,7 +33,10 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     TD_TRY(td_cli_config(config, positional[0], &assignments));
     if (resume)
         TD_TRY(td_cli_set(config, "resume_from_checkpoint", resume));
-    return td_config_check(config);
+    TD_TRY(td_config_check(config));
+    return config->train_files.count > 0
+               ? TD_OK
+               : td_fail(TD_ERR_USAGE, "train_files is empty; give at least one JSON Lines file");
 }
 
 static td_status run(const td_command *command, td_comm *comm, int argc, char **argv) {

@@ -42,13 +42,6 @@ static td_status unknown_command(const char *name) {
                 : td_fail(TD_ERR_USAGE, "%s: unknown command (tandem --help lists them)", name);
 }
 
-static int wants_help(int argc, char **argv) {
-    for (int i = 1; i < argc; i++)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
-            return 1;
-    return 0;
-}
-
 // Help needs no other rank and must work where MPI does not.
 static int run_alone(const td_command *command, int argc, char **argv) {
     if (!command || argc < 2) {
@@ -73,7 +66,7 @@ static int run_together(const td_command *command, int argc, char **argv) {
     if (status != TD_OK && status != TD_STOPPED && !td_comm_is_agreed(comm))
         td_comm_abort(comm, status, NULL);
     if (status != TD_OK && td_comm_rank(comm) == 0)
-        td_error("%s", td_error_message());
+        td_log(status == TD_STOPPED ? TD_LOG_INFO : TD_LOG_ERROR, "%s", td_error_message());
     td_status finished = td_comm_finish(comm);
     return (int)(status != TD_OK ? status : finished);
 }
@@ -85,7 +78,7 @@ int main(int argc, char **argv) {
         return TD_ERR_USAGE;
     }
     const td_command *command = find_command(argv[1]);
-    if (wants_help(argc, argv) && (command || argv[1][0] == '-'))
+    if (td_options_want_help(argc - 1, argv + 1) && (command || argv[1][0] == '-'))
         return run_alone(command, argc, argv);
     if (!command) {
         td_status status = unknown_command(argv[1]);

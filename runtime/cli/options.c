@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,8 +47,10 @@ static td_status store_number(const td_option *option, const char *value) {
         *(int64_t *)option->target = strtoll(value, &end, 10);
     else
         *(double *)option->target = strtod(value, &end);
-    if (end == value || *end != '\0' || errno != 0)
-        return td_fail(TD_ERR_USAGE, "%s: %s is not a number", option->name, value);
+    int is_finite = option->type == TD_OPTION_INT || isfinite(*(double *)option->target);
+    if (end == value || *end != '\0' || errno != 0 || !is_finite)
+        return td_fail(TD_ERR_USAGE, "%s: %s is not %s", option->name, value,
+                       option->type == TD_OPTION_INT ? "an integer in range" : "a finite number");
     return TD_OK;
 }
 
@@ -67,18 +70,27 @@ static td_status store_value(const td_option *option, const char *value) {
     }
 }
 
+int td_options_want_help(int argc, char **argv) {
+    for (int i = 0; i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return 1;
+    return 0;
+}
+
 td_status td_options_parse(const td_command *command, const td_option *options, int n_options,
                            int argc, char **argv, const char **positional, int max_positional,
                            int *out_help) {
     int n_positional = 0;
-    *out_help = 0;
     for (int i = 0; i < max_positional; i++)
         positional[i] = NULL;
+    *out_help = td_options_want_help(argc, argv);
+    if (*out_help) {
+        print_help(command, options, n_options);
+        return TD_OK;
+    }
     for (int i = 0; i < argc; i++) {
         const char *word = argv[i];
-        if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) {
-            *out_help = 1;
-        } else if (word[0] != '-' || word[1] == '\0') {
+        if (word[0] != '-' || word[1] == '\0') {
             if (n_positional == max_positional)
                 return td_fail(TD_ERR_USAGE, "%s: one word too many (tandem %s --help)", word,
                                command->name);
@@ -95,8 +107,6 @@ td_status td_options_parse(const td_command *command, const td_option *options, 
                 TD_TRY(store_value(option, argv[++i]));
         }
     }
-    if (*out_help)
-        print_help(command, options, n_options);
     return TD_OK;
 }
 

@@ -123,7 +123,7 @@ static td_status time_steps(td_run *run, const td_bench_step_options *options,
 static td_status bench(td_run *run, td_session *session, td_store *store,
                        const td_bench_step_options *options, td_bench_step_result *out) {
     td_base_options base = td_session_base_options(session);
-    TD_TRY(td_run_plan(run, session, store, 0, 0));
+    TD_TRY(td_run_plan(run, session, store, NULL, 0));
     TD_TRY(td_comm_agree(
         session->comm,
         td_base_create_random(&session->model, &base, 1, &session->context, &session->base),
@@ -155,8 +155,10 @@ static td_status with_store(td_session *session, const td_bench_step_options *op
     if (status == TD_OK && td_comm_rank(session->comm) == 0)
         status = write_store(session, options, path);
     TD_TRY(td_comm_agree(session->comm, status, "random tokens"));
-    TD_TRY(td_comm_agree(session->comm, td_store_open(path, &store), "random tokens"));
-    status = bench(&run, session, store, options, out);
+    status = td_comm_agree(session->comm, td_store_open(path, &store), "random tokens");
+    if (status == TD_OK)
+        status = bench(&run, session, store, options, out);
+    td_run_end_if_alone(session->comm, status);
     td_run_destroy(&run);
     td_store_close(store);
     return status;

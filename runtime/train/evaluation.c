@@ -1,13 +1,14 @@
 #include "runtime/train/evaluation.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/core/progress.h"
 #include "runtime/train/exact_sum.h"
 
-td_status td_evaluation_init(td_evaluation *evaluation, td_comm *comm, td_store *store,
-                             int64_t capacity) {
+static td_status init(td_evaluation *evaluation, td_store *store, int64_t capacity) {
+    td_comm *comm = evaluation->comm;
     td_sampler_options options = {
         .n_rows = td_store_rows(store),
         .offsets = td_store_offsets(store),
@@ -16,7 +17,6 @@ td_status td_evaluation_init(td_evaluation *evaluation, td_comm *comm, td_store 
         .micro_batch_tokens = capacity,
         .accumulation = INT64_MAX,
     };
-    *evaluation = (td_evaluation){.comm = comm, .store = store};
     TD_TRY(td_sampler_create(&options, &evaluation->sampler));
     TD_TRY(td_sampler_batch(evaluation->sampler, 0, &evaluation->batch));
     size_t count = (size_t)evaluation->batch.n_micro_batches;
@@ -30,12 +30,24 @@ td_status td_evaluation_init(td_evaluation *evaluation, td_comm *comm, td_store 
                                 td_sampler_max_rows(evaluation->sampler));
 }
 
+td_status td_evaluation_init(td_evaluation *evaluation, const td_config *config, td_comm *comm,
+                             td_store *store) {
+    int64_t capacity = config->micro_batch_tokens > config->max_length ? config->micro_batch_tokens
+                                                                       : config->max_length;
+    *evaluation = (td_evaluation){.comm = comm, .store = store};
+    return td_comm_agree(comm, init(evaluation, store, capacity), "evaluation data");
+}
+
 void td_evaluation_fini(td_evaluation *evaluation) {
     td_token_loader_fini(&evaluation->loader);
     free(evaluation->slots);
     free(evaluation->owners);
     td_sampler_destroy(evaluation->sampler);
     *evaluation = (td_evaluation){0};
+}
+
+int64_t td_evaluation_max_tokens(const td_evaluation *evaluation) {
+    return td_sampler_max_tokens(evaluation->sampler);
 }
 
 int64_t td_evaluation_max_rows(const td_evaluation *evaluation) {
@@ -58,6 +70,11 @@ td_status td_evaluation_loss(td_evaluation *evaluation, td_transformer *transfor
         evaluation->slots[i] = td_bits_of_double(loss);
     }
     TD_TRY(td_comm_allreduce_i64(evaluation->comm, evaluation->slots, count, "evaluation losses"));
-    *out_loss = td_sum_slots(evaluation->slots, (int64_t)count) / (double)batch->n_trained;
+    double mean = td_sum_slots(evaluation->slots, (int64_t)count) / (double)batch->n_trained;
+    if (!isfinite(mean)) {
+        td_comm_set_agreed(evaluation->comm); // every rank has the same sum
+        return td_fail(TD_ERR_NUMERIC, "the evaluation loss is not finite");
+    }
+    *out_loss = mean;
     return TD_OK;
 }

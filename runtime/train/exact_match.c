@@ -24,7 +24,6 @@ typedef struct answerer {
     int shown;
 } answerer;
 
-// The messages of one row; the last must be the assistant's.
 static td_status read_messages(const char *where, const cJSON *row, td_message *messages,
                                size_t *out_count) {
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(row, "messages"), *item;
@@ -41,65 +40,100 @@ static td_status read_messages(const char *where, const cJSON *row, td_message *
             return td_fail(TD_ERR_DATA, "%s: message %zu lacks role or content", where, count + 1);
         count++;
     }
-    if (count == 0 || strcmp(messages[count - 1].role, "assistant") != 0)
-        return td_fail(TD_ERR_DATA, "%s: the last message is not the assistant's", where);
     *out_count = count;
     return TD_OK;
 }
 
-static td_status answer(answerer *self, const char *where, const td_rendered *prompt,
+// *out_text stays NULL when the prompt is too long to be answered.
+static td_status answer(answerer *self, const char *where, const td_tokens *prompt,
                         char **out_text) {
-    td_tokens tokens = {0};
+    const td_config *config = self->session->config;
     int64_t count = 0;
     size_t bytes;
-    td_status status =
-        td_tokenizer_encode(self->session->tokenizer, prompt->text, prompt->bytes, 0, &tokens);
-    if (status == TD_OK && (int64_t)tokens.count > self->options->max_length)
-        status = td_fail(TD_ERR_DATA, "%s: a prompt of %zu tokens, max_length is %lld", where,
-                         tokens.count, (long long)self->options->max_length);
+    if ((int64_t)prompt->count > self->options->max_length)
+        return config->too_long != TD_TOO_LONG_ERROR
+                   ? TD_OK
+                   : td_fail(TD_ERR_DATA, "%s: a prompt of %zu tokens, max_length is %lld", where,
+                             prompt->count, (long long)self->options->max_length);
+    TD_TRY(td_generate(self->transformer, self->parameters, self->cache, prompt->ids,
+                       (int64_t)prompt->count, &self->generate, self->ids, &count));
+    return td_tokenizer_decode(self->session->tokenizer, self->ids, (size_t)count, 0, out_text,
+                               &bytes);
+}
+
+static void count_answer(answerer *self, const char *where, const char *expected, const char *text,
+                         td_exact_match *out) {
+    if (!text) {
+        out->n_skipped++;
+        return;
+    }
+    out->n_rows++;
+    if (strcmp(text, expected) == 0)
+        out->n_matches++;
+    else if (self->shown++ < self->options->show)
+        td_info("%s: expected %s, got %s", where, expected, text);
+}
+
+static td_status compare_chat(answerer *self, const char *where, const td_message *messages,
+                              size_t count, td_exact_match *out) {
+    td_rendered prompt = {0};
+    td_tokens tokens = {0};
+    char *text = NULL;
+    td_status status = td_chat_render(messages, count - 1, 1, &prompt);
     if (status == TD_OK)
-        status = td_generate(self->transformer, self->parameters, self->cache, tokens.ids,
-                             (int64_t)tokens.count, &self->generate, self->ids, &count);
+        status =
+            td_tokenizer_encode(self->session->tokenizer, prompt.text, prompt.bytes, 0, &tokens);
     if (status == TD_OK)
-        status = td_tokenizer_decode(self->session->tokenizer, self->ids, (size_t)count, 0,
-                                     out_text, &bytes);
+        status = answer(self, where, &tokens, &text);
+    if (status == TD_OK)
+        count_answer(self, where, messages[count - 1].content, text, out);
+    free(text);
     td_tokens_fini(&tokens);
+    td_rendered_fini(&prompt);
     return status;
 }
 
-static td_status compare_row(answerer *self, const char *where, const cJSON *row,
-                             int64_t *matches) {
+static td_status compare_tree(answerer *self, const char *where, const cJSON *row,
+                              td_exact_match *out) {
     td_message messages[MAX_MESSAGES];
-    td_rendered prompt = {0};
-    char *text = NULL;
     size_t count = 0;
     TD_TRY(read_messages(where, row, messages, &count));
-    td_status status = td_chat_render(messages, count - 1, 1, &prompt);
-    if (status == TD_OK)
-        status = answer(self, where, &prompt, &text);
-    if (status == TD_OK && strcmp(text, messages[count - 1].content) == 0)
-        (*matches)++;
-    else if (status == TD_OK && self->shown++ < self->options->show)
-        td_info("%s: expected %s, got %s", where, messages[count - 1].content, text);
-    free(text);
-    td_rendered_fini(&prompt);
+    if (count > 0 && strcmp(messages[count - 1].role, "assistant") == 0)
+        return compare_chat(self, where, messages, count, out);
+    out->n_skipped++;
+    return TD_OK;
+}
+
+static td_status compare_line(answerer *self, const char *where, const char *line, size_t bytes,
+                              td_exact_match *out) {
+    cJSON *tree;
+    td_status status = td_json_parse(where, line, bytes, &tree);
+    if (status == TD_OK) {
+        status = compare_tree(self, where, tree, out);
+        cJSON_Delete(tree);
+    }
+    if (status == TD_ERR_DATA && self->session->config->bad_rows == TD_BAD_ROWS_SKIP) {
+        td_error_clear();
+        out->n_skipped++;
+        return TD_OK;
+    }
     return status;
 }
 
 // Rows rank, rank + size, ... of the file.
 static td_status compare_file(answerer *self, const char *path, td_exact_match *out) {
-    char *text, *line, *rest;
-    size_t bytes;
+    char *text;
+    const char *line;
+    size_t bytes, length;
     int rank = td_comm_rank(self->session->comm), size = td_comm_size(self->session->comm);
     int64_t row = 0, number = 0;
     td_status status = td_file_read(path, max_file_bytes, &text, &bytes);
     if (status != TD_OK)
         return status;
-    for (line = text; line && *line && status == TD_OK; line = rest) {
+    for (line = text; line < text + bytes && status == TD_OK; line += length + 1) {
         char where[TD_PATH_MAX + 32];
-        cJSON *tree;
-        rest = strchr(line, '\n');
-        size_t length = rest ? (size_t)(rest++ - line) : strlen(line);
+        const char *end = memchr(line, '\n', (size_t)(text + bytes - line));
+        length = end ? (size_t)(end - line) : (size_t)(text + bytes - line);
         number++;
         if (strspn(line, " \t\r") >= length)
             continue;
@@ -108,12 +142,7 @@ static td_status compare_file(answerer *self, const char *path, td_exact_match *
         if (row++ % size != rank)
             continue;
         snprintf(where, sizeof where, "%s:%lld", path, (long long)number);
-        status = td_json_parse(where, line, length, &tree);
-        if (status != TD_OK)
-            break;
-        status = compare_row(self, where, tree, &out->n_matches);
-        out->n_rows++;
-        cJSON_Delete(tree);
+        status = compare_line(self, where, line, length, out);
     }
     free(text);
     return status;
@@ -154,8 +183,8 @@ td_status td_evaluation_exact_match(const td_session *session, td_transformer *t
     td_kv_cache_destroy(self.cache);
     free(self.ids);
     TD_TRY(td_comm_agree(session->comm, status, "exact match"));
-    int64_t sums[2] = {mine.n_rows, mine.n_matches};
-    TD_TRY(td_comm_allreduce_i64(session->comm, sums, 2, "exact match"));
-    *out = (td_exact_match){.n_rows = sums[0], .n_matches = sums[1]};
+    int64_t sums[3] = {mine.n_rows, mine.n_matches, mine.n_skipped};
+    TD_TRY(td_comm_allreduce_i64(session->comm, sums, 3, "exact match"));
+    *out = (td_exact_match){.n_rows = sums[0], .n_matches = sums[1], .n_skipped = sums[2]};
     return TD_OK;
 }

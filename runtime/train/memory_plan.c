@@ -7,6 +7,8 @@
 #include "runtime/core/log.h"
 #include "runtime/train/tokens.h"
 
+enum { MAX_COMMUNICATION_BYTES = 48 << 20 };
+
 static size_t status_field(const char *name) {
     FILE *file = fopen("/proc/self/status", "r");
     char line[256];
@@ -48,19 +50,32 @@ static void add_line(td_memory_plan *plan, const char *name, size_t bytes) {
         plan->total_bytes = SIZE_MAX;
 }
 
-// Everything that does not depend on the recompute policy or the micro-batch.
-static void add_fixed_lines(const td_session *session, const td_plan_needs *needs,
-                            td_memory_plan *plan) {
+// What the MPI library keeps for the reductions under way: it receives into buffers of its own.
+static size_t communication_bytes(const td_session *session) {
+    size_t item = session->config->reduce == TD_REDUCE_FP32 ? sizeof(float) : sizeof(int64_t);
+    size_t bytes = td_mul_bytes((size_t)session->lora.n_parameters, item);
+    if (td_comm_size(session->comm) < 2)
+        return 0;
+    return bytes < MAX_COMMUNICATION_BYTES ? bytes : MAX_COMMUNICATION_BYTES;
+}
+
+// What is there when the base is loaded, and what it takes.
+static void add_base_lines(const td_session *session, td_dtype embedding_dtype,
+                           td_memory_plan *plan, size_t *out_staging_bytes) {
     td_base_options options = td_session_base_options(session);
-    size_t base_bytes, staging_bytes;
-    td_base_plan(&session->model, &options, needs->embedding_dtype, &base_bytes, &staging_bytes);
+    size_t base_bytes = 0, staging_bytes = 0;
+    if (!session->base)
+        td_base_plan(&session->model, &options, embedding_dtype, &base_bytes, &staging_bytes);
     add_line(plan, "program and libraries", td_memory_resident_bytes());
-    add_line(plan, "base model", session->base ? 0 : base_bytes);
-    if (!session->has_lora)
-        return;
-    int64_t n = session->lora.n_parameters;
+    add_line(plan, "base model", base_bytes);
+    *out_staging_bytes = staging_bytes;
+}
+
+static void add_trainable_lines(const td_session *session, const td_plan_needs *needs,
+                                td_memory_plan *plan) {
     add_line(plan, "LoRA parameters and gradient sums",
-             td_memory_parameter_bytes(session->config, n));
+             td_memory_parameter_bytes(session->config, session->lora.n_parameters));
+    add_line(plan, "communication buffers", communication_bytes(session));
     add_line(plan, "optimizer state (pinned host)", needs->optimizer_host_bytes);
     add_line(plan, "optimizer pages on the device", needs->optimizer_device_bytes);
     add_line(plan, "checkpoint snapshot", needs->checkpoint_bytes);
@@ -80,15 +95,23 @@ static td_status plan_with(const td_session *session, const td_plan_needs *needs
         .training = 1,
     };
     td_transformer_sizes sizes;
+    size_t staging_bytes, loading_bytes;
     TD_TRY(td_transformer_measure(&session->model, &session->lora, &plan.transformer,
                                   session->context.ops, &sizes));
-    add_fixed_lines(session, needs, &plan);
+    add_base_lines(session, needs->embedding_dtype, &plan, &staging_bytes);
+    loading_bytes = plan.total_bytes + staging_bytes;
+    add_trainable_lines(session, needs, &plan);
     add_line(&plan, "activations", sizes.activations_bytes);
     add_line(&plan, "logits chunk and head", sizes.logits_bytes);
     add_line(&plan, "activation gradients", sizes.gradients_bytes);
     add_line(&plan, "workspace of the operations", sizes.workspace_bytes);
     add_line(&plan, "inputs and tables",
-             sizes.tables_bytes + td_token_loader_bytes(max_tokens, needs->max_sequences));
+             sizes.tables_bytes + sizes.host_bytes +
+                 (size_t)needs->n_loaders *
+                     td_token_loader_bytes(max_tokens, needs->max_sequences));
+    // The base is loaded before the rest is allocated.
+    if (loading_bytes > plan.total_bytes)
+        add_line(&plan, "buffers while loading", loading_bytes - plan.total_bytes);
     *out = plan;
     return TD_OK;
 }
@@ -114,6 +137,7 @@ static int64_t fitting_tokens(const td_session *session, const td_plan_needs *ne
             plan.total_bytes <= limit)
             return tokens;
     }
+    td_error_clear();
     return 0;
 }
 

@@ -28,6 +28,7 @@ typedef struct td_plan_needs {
     int64_t max_positions;
     size_t checkpoint_bytes;                             // snapshot
     size_t optimizer_host_bytes, optimizer_device_bytes; // pager
+    int n_loaders;                                       // of training and evaluation data
     td_dtype embedding_dtype;
 } td_plan_needs;
 

@@ -1,6 +1,7 @@
 #include "runtime/train/metrics.h"
 
 #include <errno.h>
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,51 +17,54 @@ double td_seconds_now(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-// Length of the leading lines that belong to steps before first_step; a torn last line ends them.
-static size_t lines_to_keep(const char *text, int64_t first_step) {
-    const char *line = text;
-    for (;;) {
-        const char *end = strchr(line, '\n');
-        int64_t step = 0;
-        cJSON *row;
-        if (!end)
-            return (size_t)(line - text);
-        if (td_json_parse("metrics.jsonl", line, (size_t)(end - line), &row) != TD_OK) {
-            td_error_clear();
-            return (size_t)(line - text);
-        }
-        td_status status = td_json_int("metrics.jsonl", row, "step", 0, INT64_MAX / 2, &step);
-        cJSON_Delete(row);
-        if (status != TD_OK || step > first_step) {
-            td_error_clear();
-            return (size_t)(line - text);
-        }
-        line = end + 1;
-    }
+double td_perplexity(double loss) {
+    return fmin(exp(loss), DBL_MAX);
 }
 
-static td_status drop_later_lines(const char *path, int64_t first_step) {
+static int is_kept(const char *line, size_t bytes, int64_t steps_done, int evaluates_again) {
+    int64_t step = 0;
+    cJSON *row;
+    if (td_json_parse("metrics.jsonl", line, bytes, &row) != TD_OK) {
+        td_error_clear();
+        return 0;
+    }
+    td_status status = td_json_int("metrics.jsonl", row, "step", 0, INT64_MAX / 2, &step);
+    int is_repeated = step > steps_done || (step == steps_done && evaluates_again &&
+                                            cJSON_HasObjectItem(row, "eval_loss"));
+    cJSON_Delete(row);
+    td_error_clear();
+    return status == TD_OK && !is_repeated;
+}
+
+// Length of the leading lines that stay; a torn line ends them.
+static size_t lines_to_keep(const char *text, int64_t steps_done, int evaluates_again) {
+    const char *line = text, *end;
+    while ((end = strchr(line, '\n')) &&
+           is_kept(line, (size_t)(end - line), steps_done, evaluates_again))
+        line = end + 1;
+    return (size_t)(line - text);
+}
+
+static td_status drop_later_lines(const char *path, int64_t steps_done, int evaluates_again) {
     char *text;
     size_t bytes;
     if (!td_path_exists(path))
         return TD_OK;
     TD_TRY(td_file_read(path, (size_t)1 << 32, &text, &bytes));
-    size_t keep = lines_to_keep(text, first_step);
+    size_t keep = lines_to_keep(text, steps_done, evaluates_again);
     td_status status = keep < bytes ? td_file_write_atomic(path, text, keep) : TD_OK;
     free(text);
     return status;
 }
 
-td_status td_metrics_open(td_metrics *metrics, const char *folder, int64_t first_step,
-                          int64_t total_steps, int is_writer) {
+td_status td_metrics_open(td_metrics *metrics, const char *folder, int64_t steps_done,
+                          int evaluates_again, int64_t total_steps, int is_writer) {
     char path[TD_PATH_MAX];
-    double now = td_seconds_now();
-    *metrics = (td_metrics){
-        .first_step = first_step, .total_steps = total_steps, .started = now, .last = now};
+    *metrics = (td_metrics){.total_steps = total_steps, .last = td_seconds_now()};
     if (!is_writer)
         return TD_OK;
     TD_TRY(td_path_join(path, folder, "metrics.jsonl"));
-    TD_TRY(drop_later_lines(path, first_step));
+    TD_TRY(drop_later_lines(path, steps_done, evaluates_again));
     metrics->file = fopen(path, "a");
     if (!metrics->file)
         return td_fail(TD_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
@@ -98,7 +102,6 @@ void td_metrics_step(td_metrics *metrics, int64_t index, const td_step_result *r
     char line[512], eta[32];
     double now = td_seconds_now(), seconds = now - metrics->last;
     metrics->last = now;
-    metrics->tokens += result->tokens;
     metrics->step_seconds = smooth(metrics->step_seconds, seconds);
     metrics->rate = smooth(metrics->rate, seconds > 0 ? (double)result->tokens / seconds : 0);
     format_duration((double)(metrics->total_steps - index - 1) * metrics->step_seconds, eta,
@@ -122,12 +125,12 @@ void td_metrics_step(td_metrics *metrics, int64_t index, const td_step_result *r
 void td_metrics_evaluation(td_metrics *metrics, int64_t index, double loss, int is_best) {
     char line[256];
     td_info("step %lld: evaluation loss %.4f, perplexity %.3f%s", (long long)index + 1, loss,
-            exp(loss), is_best ? " (best)" : "");
+            td_perplexity(loss), is_best ? " (best)" : "");
     metrics->last = td_seconds_now();
     if (!metrics->file)
         return;
     snprintf(line, sizeof line,
              "{\"step\": %lld, \"eval_loss\": %.9g, \"perplexity\": %.9g, \"best\": %s}\n",
-             (long long)index + 1, loss, exp(loss), is_best ? "true" : "false");
+             (long long)index + 1, loss, td_perplexity(loss), is_best ? "true" : "false");
     write_line(metrics, line);
 }

@@ -11,23 +11,24 @@
 
 typedef struct td_metrics {
     FILE *file; // NULL on other ranks
-    int64_t total_steps, first_step;
-    int64_t tokens;       // since the start of this process
-    double started, last; // monotonic seconds
-    double rate;          // tokens per second, smoothed over about 20 steps
-    double step_seconds;  // likewise
+    int64_t total_steps;
+    double last;         // monotonic seconds
+    double rate;         // tokens per second, smoothed over about 20 steps
+    double step_seconds; // likewise
 } td_metrics;
 
-// Opens OUTPUT/metrics.jsonl for appending and drops lines of steps at or after first_step (a
-// resumed run writes them again).
-td_status td_metrics_open(td_metrics *metrics, const char *folder, int64_t first_step,
-                          int64_t total_steps, int is_writer);
+// Opens OUTPUT/metrics.jsonl for appending and drops the lines that a resumed run writes again: of
+// steps after steps_done and, with evaluates_again, the evaluation after that step.
+td_status td_metrics_open(td_metrics *metrics, const char *folder, int64_t steps_done,
+                          int evaluates_again, int64_t total_steps, int is_writer);
 void td_metrics_close(td_metrics *metrics);
 
 // `index` from 0; `write`: also a line in metrics.jsonl. Call after every step.
 void td_metrics_step(td_metrics *metrics, int64_t index, const td_step_result *result, double epoch,
                      int write);
 void td_metrics_evaluation(td_metrics *metrics, int64_t index, double loss, int is_best);
+// exp(loss), finite.
+double td_perplexity(double loss);
 double td_seconds_now(void); // monotonic
 
 #endif

@@ -53,19 +53,28 @@ static int64_t at_least(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-static td_status make_plan(td_run *run, td_store *store, int64_t eval_max_rows,
+static td_status make_plan(td_run *run, td_store *store, const td_evaluation *evaluation,
                            size_t checkpoint_bytes) {
     const td_session *session = run->session;
     const td_config *config = session->config;
     td_plan_needs needs = {
         .max_tokens = td_sampler_max_tokens(run->sampler),
-        .max_sequences = at_least(td_sampler_max_rows(run->sampler), eval_max_rows),
+        .max_sequences = td_sampler_max_rows(run->sampler),
         .max_positions = at_least(longest_row(store), config->max_length),
         .checkpoint_bytes = checkpoint_bytes,
+        .n_loaders = evaluation ? 2 : 1,
         .embedding_dtype = TD_BF16,
     };
-    if (eval_max_rows > 0)
-        needs.max_tokens = at_least(needs.max_tokens, config->max_length);
+    if (evaluation) {
+        needs.max_tokens = at_least(needs.max_tokens, td_evaluation_max_tokens(evaluation));
+        needs.max_sequences = at_least(needs.max_sequences, td_evaluation_max_rows(evaluation));
+    }
+    // Positions and borders of sequences are 32-bit.
+    if (needs.max_tokens > INT32_MAX)
+        return td_fail(TD_ERR_USAGE,
+                       "a micro-batch of %lld tokens is too large: lower "
+                       "per_device_train_batch_size or max_length",
+                       (long long)needs.max_tokens);
     td_pager_options pager = td_run_pager_options(session, &run->parameters.map);
     td_pager_plan(&pager, &needs.optimizer_host_bytes, &needs.optimizer_device_bytes);
     if (!session->base && !session->has_random_base)
@@ -73,17 +82,17 @@ static td_status make_plan(td_run *run, td_store *store, int64_t eval_max_rows,
     return td_memory_plan_make(session, &needs, &run->plan);
 }
 
-static td_status plan_local(td_run *run, td_store *store, int64_t eval_max_rows,
+static td_status plan_local(td_run *run, td_store *store, const td_evaluation *evaluation,
                             size_t checkpoint_bytes) {
     TD_TRY(create_sampler(run, store));
     TD_TRY(td_run_page_map(run->session, &run->parameters.map));
-    return make_plan(run, store, eval_max_rows, checkpoint_bytes);
+    return make_plan(run, store, evaluation, checkpoint_bytes);
 }
 
-td_status td_run_plan(td_run *run, td_session *session, td_store *store, int64_t eval_max_rows,
-                      size_t checkpoint_bytes) {
+td_status td_run_plan(td_run *run, td_session *session, td_store *store,
+                      const td_evaluation *evaluation, size_t checkpoint_bytes) {
     run->session = session;
-    td_status status = plan_local(run, store, eval_max_rows, checkpoint_bytes);
+    td_status status = plan_local(run, store, evaluation, checkpoint_bytes);
     TD_TRY(td_comm_agree(session->comm, status, "memory plan"));
     td_memory_plan_print(&run->plan);
     return TD_OK;
@@ -155,6 +164,12 @@ td_status td_run_allocate(td_run *run, td_store *store, volatile const int *stop
     td_status status = allocate_local(run, store, stop_requested);
     TD_TRY(td_comm_agree(run->session->comm, status, "allocate"));
     return td_session_load_parameters(run->session, run->parameters.values);
+}
+
+void td_run_end_if_alone(td_comm *comm, td_status status) {
+    int leaves_in_order = status == TD_OK || status == TD_STOPPED || td_comm_is_agreed(comm);
+    if (!leaves_in_order && td_comm_size(comm) > 1)
+        td_comm_abort(comm, status, NULL);
 }
 
 void td_run_destroy(td_run *run) {

@@ -1,5 +1,7 @@
 #include "runtime/train/run_data.h"
 
+#include <stdlib.h>
+
 #include "runtime/core/files.h"
 #include "runtime/core/log.h"
 #include "runtime/core/progress.h"
@@ -23,15 +25,17 @@ static td_prepare_options prepare_options(const td_session *session, const td_st
 
 // 1 when the file is a whole store made from the same sources in the same way.
 static int is_current(const char *path, td_hash fingerprint) {
-    td_store *store;
+    td_store *store = NULL;
     if (!td_path_exists(path))
         return 0;
-    if (td_store_open(path, &store) != TD_OK || td_store_verify(store) != TD_OK) {
+    td_status status = td_store_open(path, &store);
+    if (status == TD_OK)
+        status = td_store_verify(store);
+    int current = status == TD_OK && td_hash_equal(td_store_fingerprint(store), fingerprint);
+    if (status != TD_OK) {
         td_warn("%s; the data is prepared again", td_error_message());
         td_error_clear();
-        return 0;
     }
-    int current = td_hash_equal(td_store_fingerprint(store), fingerprint);
     td_store_close(store);
     return current;
 }
@@ -72,12 +76,37 @@ static td_status data_path(char out[TD_PATH_MAX], const char *folder, const char
     return td_path_join(out, data, name);
 }
 
+// A small store is kept in memory from its first read on: reading one row now makes the memory plan
+// see it.
+static td_status touch_store(td_store *store) {
+    size_t count = (size_t)td_store_offsets(store)[1];
+    int32_t *tokens = malloc(count * sizeof *tokens);
+    uint8_t *trained = malloc(count);
+    td_status status = tokens && trained ? td_store_read_row(store, 0, tokens, trained)
+                                         : td_fail(TD_ERR_MEMORY, "no memory for a row");
+    free(trained);
+    free(tokens);
+    return status;
+}
+
+static td_status check_store(const td_session *session, const char *path, td_store *store) {
+    if (td_store_max_token(store) >= session->model.vocabulary)
+        return td_fail(TD_ERR_DATA, "%s: token id %d is outside the model's vocabulary of %lld",
+                       path, td_store_max_token(store), (long long)session->model.vocabulary);
+    return touch_store(store);
+}
+
 static td_status open_store(const td_session *session, const char *path, td_store **out) {
-    td_status status = td_store_open(path, out);
-    if (status == TD_OK && td_store_max_token(*out) >= session->model.vocabulary)
-        status = td_fail(TD_ERR_DATA, "%s: token id %d is outside the model's vocabulary of %lld",
-                         path, td_store_max_token(*out), (long long)session->model.vocabulary);
-    return td_comm_agree(session->comm, status, "open data");
+    td_store *store = NULL;
+    td_status status = td_store_open(path, &store);
+    if (status == TD_OK)
+        status = check_store(session, path, store);
+    status = td_comm_agree(session->comm, status, "open data");
+    if (status == TD_OK)
+        *out = store;
+    else
+        td_store_close(store);
+    return status;
 }
 
 td_status td_run_data_open_files(const td_session *session, const td_string_list *files,

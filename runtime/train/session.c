@@ -10,15 +10,19 @@
 #include "runtime/core/log.h"
 #include "runtime/core/progress.h"
 
+enum { MAX_THREADS = 4096 };
+
 int td_session_threads(const td_config *config, int local_size) {
     if (config->num_threads > 0)
         return (int)config->num_threads;
     const char *given = getenv("OMP_NUM_THREADS");
-    if (given && atoi(given) > 0)
-        return atoi(given);
+    long wanted = given ? strtol(given, NULL, 10) : 0;
+    if (wanted > 0)
+        return wanted < MAX_THREADS ? (int)wanted : MAX_THREADS;
     cpu_set_t set;
-    int allowed = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     int share = (int)sysconf(_SC_NPROCESSORS_ONLN) / (local_size > 0 ? local_size : 1);
+    // More processors than the set has room for: the call fails, and the share has to do.
+    int allowed = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : share;
     int threads = allowed < share ? allowed : share;
     return threads > 1 ? threads : 1;
 }
@@ -45,8 +49,8 @@ static td_status open_model(td_session *session) {
 static td_status lay_out_lora(td_session *session, int want_lora) {
     const td_config *config = session->config;
     if (config->adapter_name_or_path) {
-        TD_TRY(td_adapter_info_read(config->adapter_name_or_path, &session->adapter));
         session->has_adapter = 1;
+        TD_TRY(td_adapter_info_read(config->adapter_name_or_path, &session->adapter));
         session->lora_options = td_adapter_lora_options(&session->adapter);
         session->lora_options.dropout = config->lora_dropout;
     } else if (want_lora) {

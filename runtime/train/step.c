@@ -8,9 +8,11 @@
 #include "runtime/train/exact_sum.h"
 
 td_status td_step_init(td_step *step) {
-    size_t most = (size_t)step->config->gradient_accumulation_steps;
-    step->slot_count = (int64_t)most + td_comm_size(step->comm) + 1;
-    step->owners = calloc(most, sizeof *step->owners);
+    int64_t per_epoch = td_sampler_micro_batches_per_epoch(step->sampler);
+    int64_t wanted = step->config->gradient_accumulation_steps;
+    step->max_micro_batches = wanted < per_epoch ? wanted : per_epoch;
+    step->slot_count = step->max_micro_batches + td_comm_size(step->comm) + 1;
+    step->owners = calloc((size_t)step->max_micro_batches, sizeof *step->owners);
     step->slots = calloc((size_t)step->slot_count, sizeof *step->slots);
     if (step->owners && step->slots)
         return TD_OK;
@@ -110,7 +112,7 @@ static td_status run_mine(td_step *step, int64_t index, const td_batch *batch) {
 // Every rank learns every micro-batch's loss, every rank's gradient faults, and whether one was
 // asked to stop.
 static td_status exchange(td_step *step, const td_batch *batch, td_step_result *out) {
-    int64_t most = step->config->gradient_accumulation_steps;
+    int64_t most = step->max_micro_batches;
     int rank = td_comm_rank(step->comm), size = td_comm_size(step->comm);
     const td_op_context *context = &step->optimizer->context;
     TD_TRY(context->device->table->copy(context->stream, &step->slots[most + rank],
@@ -131,7 +133,7 @@ static td_status check_numbers(const td_step *step, int64_t index, const td_batc
                 "step %lld: the loss of micro-batch %lld is not finite; the step was not "
                 "applied (lower learning_rate, or check the data)",
                 (long long)index + 1, (long long)i);
-    int64_t most = step->config->gradient_accumulation_steps;
+    int64_t most = step->max_micro_batches;
     for (int rank = 0; rank < td_comm_size(step->comm); rank++)
         if (step->slots[most + rank] != 0)
             return td_fail(

@@ -19,8 +19,9 @@ typedef struct td_step {
     td_optimizer *optimizer;
     td_buckets *buckets;
     td_schedule schedule;
-    int *owners;    // (max micro-batches of a step)
-    int64_t *slots; // the step's table: losses, faults, requests
+    int64_t max_micro_batches; // of a step
+    int *owners;               // (max_micro_batches)
+    int64_t *slots;            // the step's table: losses, faults, requests
     int64_t slot_count;
     int last_of_mine; // the running micro-batch is this rank's last: its layers' buckets may start
     volatile const int *stop_requested; // set by a signal handler on any rank; may be NULL
@@ -34,7 +35,7 @@ typedef struct td_step_result {
     int stop; // some rank was asked to stop
 } td_step_result;
 
-// Pointers of the struct except owners, slots and slot_count are filled in by the caller.
+// Everything that points elsewhere is filled in by the caller, the step's own tables by init.
 td_status td_step_init(td_step *step);
 void td_step_fini(td_step *step);
 

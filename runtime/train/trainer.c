@@ -21,11 +21,7 @@ static td_status open_inputs(td_trainer *trainer) {
     TD_TRY(td_run_data_open(&trainer->data, session, config->output_dir));
     if (!trainer->data.eval)
         return TD_OK;
-    int64_t capacity =
-        config->micro_batch_tokens > 0 ? config->micro_batch_tokens : config->max_length;
-    td_status status =
-        td_evaluation_init(&trainer->evaluation, trainer->comm, trainer->data.eval, capacity);
-    return td_comm_agree(trainer->comm, status, "evaluation data");
+    return td_evaluation_init(&trainer->evaluation, config, trainer->comm, trainer->data.eval);
 }
 
 static void fill_checkpoint_options(td_trainer *trainer) {
@@ -55,8 +51,27 @@ static td_status plan_run(td_trainer *trainer) {
     TD_TRY(td_run_page_map(session, &map));
     size_t state_bytes = td_optimizer_state_bytes(config->optim, config->page_elements);
     size_t snapshot = td_checkpoint_plan(&map, state_bytes, td_comm_rank(trainer->comm));
-    int64_t eval_rows = trainer->data.eval ? td_evaluation_max_rows(&trainer->evaluation) : 0;
-    return td_run_plan(&trainer->run, session, trainer->data.train, eval_rows, snapshot);
+    return td_run_plan(&trainer->run, session, trainer->data.train,
+                       trainer->data.eval ? &trainer->evaluation : NULL, snapshot);
+}
+
+// best_adapter may have been removed since; a checkpoint of its step has it too. Without either,
+// what is best is found anew.
+static td_status restore_best(td_trainer *trainer) {
+    int32_t found = 0;
+    td_status status = TD_OK;
+    if (!trainer->meta.has_best || !trainer->data.eval)
+        return TD_OK;
+    if (td_trainer_is_root(trainer))
+        status = td_trainer_restore_best(trainer, &found);
+    TD_TRY(td_comm_agree(trainer->comm, status, "best adapter"));
+    TD_TRY(td_comm_broadcast(trainer->comm, &found, sizeof found, 0, "best adapter"));
+    if (!found) {
+        td_info("best_adapter of step %lld is gone: the best evaluation is looked for anew",
+                (long long)trainer->meta.best_step);
+        trainer->meta.has_best = 0;
+    }
+    return TD_OK;
 }
 
 // Parameters, optimizer state and position of the newest checkpoint, when the config asks to go on.
@@ -77,7 +92,20 @@ static td_status resume(td_trainer *trainer) {
         td_info("resumed from %s: %lld steps are done", checkpoint->folder,
                 (long long)trainer->meta.step);
     td_checkpoint_close(checkpoint);
-    return status;
+    TD_TRY(status);
+    return restore_best(trainer);
+}
+
+static int is_due(int64_t index, int64_t interval, int last) {
+    return last || (interval > 0 && (index + 1) % interval == 0);
+}
+
+// A run that was asked to stop left without the evaluation that was due then.
+static int evaluates_again(const td_trainer *trainer) {
+    int64_t done = trainer->meta.step;
+    return trainer->data.eval && done > 0 &&
+           is_due(done - 1, trainer->config->eval_steps,
+                  done == trainer->run.step.schedule.total_steps);
 }
 
 static td_status open_machinery(td_trainer *trainer) {
@@ -90,7 +118,10 @@ static td_status open_machinery(td_trainer *trainer) {
     TD_TRY(resume(trainer));
     td_status status =
         td_metrics_open(&trainer->metrics, trainer->config->output_dir, trainer->meta.step,
-                        trainer->run.step.schedule.total_steps, td_trainer_is_root(trainer));
+                        evaluates_again(trainer), trainer->run.step.schedule.total_steps,
+                        td_trainer_is_root(trainer));
+    if (status == TD_OK && td_trainer_is_root(trainer))
+        status = td_trainer_write_config(trainer);
     return td_comm_agree(trainer->comm, status, "metrics");
 }
 
@@ -99,7 +130,8 @@ static td_status evaluate(td_trainer *trainer, int64_t index, td_train_summary *
     TD_TRY(td_evaluation_loss(&trainer->evaluation, trainer->run.transformer,
                               trainer->run.parameters.values, &loss));
     td_checkpoint_meta *meta = &trainer->meta;
-    int is_best = !meta->has_best || loss < meta->best_loss;
+    int is_best = !meta->has_best || loss < meta->best_loss ||
+                  (loss == meta->best_loss && index + 1 == meta->best_step);
     td_status status = TD_OK;
     if (is_best) {
         meta->has_best = 1;
@@ -129,12 +161,8 @@ static td_status forgive(td_trainer *trainer, td_status status) {
 
 static td_status save(td_trainer *trainer) {
     td_progress_phase(TD_PHASE_CHECKPOINT);
-    return forgive(trainer, td_checkpoint_save(trainer->checkpoints, &trainer->meta,
-                                               trainer->run.parameters.values, trainer->run.pager));
-}
-
-static int is_due(int64_t index, int64_t interval, int last) {
-    return last || (interval > 0 && (index + 1) % interval == 0);
+    return td_checkpoint_save(trainer->checkpoints, &trainer->meta, trainer->run.parameters.values,
+                              trainer->run.pager);
 }
 
 static td_status after_step(td_trainer *trainer, int64_t index, const td_step_result *result,
@@ -152,25 +180,31 @@ static td_status after_step(td_trainer *trainer, int64_t index, const td_step_re
                         is_due(index, config->logging_steps, last));
     if (trainer->data.eval && !result->stop && is_due(index, config->eval_steps, last))
         TD_TRY(evaluate(trainer, index, out));
-    if (result->stop || is_due(index, config->save_steps, last))
-        return save(trainer);
+    if (result->stop && !last)
+        return save(trainer); // who asks to stop must know when there is nothing to go on from
+    if (is_due(index, config->save_steps, last))
+        return forgive(trainer, save(trainer));
     return forgive(trainer, td_checkpoint_poll(trainer->checkpoints, NULL));
 }
 
 static td_status finish(td_trainer *trainer, int stopped) {
     const td_config *config = trainer->config;
     td_progress_phase(TD_PHASE_FINISH);
-    TD_TRY(td_checkpoint_finish(trainer->checkpoints, NULL));
+    td_status saved = td_checkpoint_finish(trainer->checkpoints, NULL), status = TD_OK;
     if (stopped) {
+        TD_TRY(saved);
         return td_fail(TD_STOPPED, "stopped on request after step %lld",
                        (long long)trainer->meta.step);
     }
-    td_status status = TD_OK;
+    // The adapter is the result: it is written even where the last checkpoint could not be.
+    if (td_checkpoint_is_fenced(trainer->checkpoints))
+        return saved;
     if (td_trainer_is_root(trainer))
         status = config->load_best_model_at_end && trainer->meta.has_best
                      ? td_trainer_copy_adapter(trainer, "best_adapter", "adapter")
                      : td_trainer_write_adapter(trainer, "adapter");
-    return td_comm_agree(trainer->comm, status, "write adapter");
+    status = td_comm_agree(trainer->comm, status, "write adapter");
+    return saved != TD_OK ? saved : status;
 }
 
 static td_status train(td_trainer *trainer, td_train_summary *out) {
@@ -180,8 +214,11 @@ static td_status train(td_trainer *trainer, td_train_summary *out) {
     if (trainer->meta.has_best)
         out->best_eval_loss = trainer->meta.best_loss;
     out->steps = trainer->meta.step;
+    if (evaluates_again(trainer))
+        TD_TRY(evaluate(trainer, first - 1, out));
     for (int64_t index = first; index < total && !stopped; index++) {
         td_step_result result;
+        td_comm_forget_failure(trainer->comm);
         td_status status = td_step_run(&trainer->run.step, index, &result);
         // Every rank has found the same from the same sums.
         if (status == TD_ERR_NUMERIC)
@@ -218,10 +255,11 @@ static td_status run(td_trainer *trainer, td_train_summary *out) {
 
 td_status td_train(const td_config *config, td_comm *comm, td_train_summary *out) {
     td_trainer trainer = {.config = config, .comm = comm};
-    td_train_summary summary = {.eval_loss = NAN, .best_eval_loss = NAN};
+    td_train_summary summary = {.last_loss = NAN, .eval_loss = NAN, .best_eval_loss = NAN};
     td_comm_set_deadline(comm, config->collective_deadline_seconds);
     td_trainer_catch_signals();
     td_status status = run(&trainer, &summary);
+    td_run_end_if_alone(comm, status);
     close_trainer(&trainer);
     snprintf(summary.adapter_folder, sizeof summary.adapter_folder, "%s/adapter",
              config->output_dir);

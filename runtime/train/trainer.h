@@ -8,7 +8,7 @@
 // What a finished run has to say; rank 0's numbers are everybody's.
 typedef struct td_train_summary {
     int64_t steps;
-    double last_loss;
+    double last_loss;      // NaN when no step was left to do
     double eval_loss;      // NaN without evaluation data
     double best_eval_loss; // NaN likewise
     char adapter_folder[4096];

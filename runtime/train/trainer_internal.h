@@ -31,6 +31,12 @@ static inline int td_trainer_is_root(const td_trainer *trainer) {
 // trainer_output.c
 // Collective. The run's folder: made, or checked to hold a run with the same config.
 td_status td_trainer_open_output(td_trainer *trainer);
+// Local, rank 0. OUTPUT/config.json: from then on the folder belongs to this config. Written when
+// everything else about the run is known to be right.
+td_status td_trainer_write_config(td_trainer *trainer);
+// Local, rank 0. Makes OUTPUT/best_adapter again from the checkpoint of that step when it is gone;
+// *out_found: it is there.
+td_status td_trainer_restore_best(td_trainer *trainer, int32_t *out_found);
 // Local, rank 0. The current parameters as OUTPUT/name, a PEFT folder; replaces an older one.
 td_status td_trainer_write_adapter(td_trainer *trainer, const char *name);
 // Rank 0: OUTPUT/name becomes a copy of the adapter OUTPUT/from.
@@ -39,8 +45,8 @@ td_status td_trainer_copy_adapter(td_trainer *trainer, const char *from, const c
 td_status td_trainer_write_checkpoint_adapter(void *context, const char *folder,
                                               const float *parameters);
 
-// trainer_signals.c: set to 1 by SIGUSR1 or the first SIGTERM; a second SIGTERM ends the process at
-// once.
+// trainer_signals.c: set to 1 by SIGUSR1 or the first SIGTERM; a second SIGTERM, some seconds
+// later, ends the process at once.
 extern volatile int td_stop_requested;
 void td_trainer_catch_signals(void);
 

@@ -44,7 +44,12 @@ static td_status open_output(td_trainer *trainer) {
     char path[TD_PATH_MAX];
     TD_TRY(td_path_join(path, trainer->config->output_dir, "config.json"));
     TD_TRY(check_existing(trainer, path));
-    TD_TRY(td_folder_make(trainer->config->output_dir));
+    return td_folder_make(trainer->config->output_dir);
+}
+
+td_status td_trainer_write_config(td_trainer *trainer) {
+    char path[TD_PATH_MAX];
+    TD_TRY(td_path_join(path, trainer->config->output_dir, "config.json"));
     char *text = td_json_print(trainer->config_json, 1);
     if (!text)
         return td_fail(TD_ERR_MEMORY, "no memory to print the config");
@@ -127,11 +132,37 @@ static td_status copy_file(const char *from_folder, const char *to_folder, const
     return status;
 }
 
-td_status td_trainer_copy_adapter(td_trainer *trainer, const char *from, const char *name) {
-    char source[TD_PATH_MAX], path[TD_PATH_MAX], temporary[TD_PATH_MAX];
-    TD_TRY(td_path_join(source, trainer->config->output_dir, from));
+static td_status copy_adapter(const td_trainer *trainer, const char *source, const char *name) {
+    char path[TD_PATH_MAX], temporary[TD_PATH_MAX];
     TD_TRY(adapter_paths(trainer, name, path, temporary));
     TD_TRY(copy_file(source, temporary, "adapter_config.json"));
     TD_TRY(copy_file(source, temporary, "adapter_model.safetensors"));
     return replace_folder(temporary, path, trainer->config->output_dir);
+}
+
+td_status td_trainer_copy_adapter(td_trainer *trainer, const char *from, const char *name) {
+    char source[TD_PATH_MAX];
+    TD_TRY(td_path_join(source, trainer->config->output_dir, from));
+    return copy_adapter(trainer, source, name);
+}
+
+static int has_adapter(const char *folder, const char *name) {
+    char path[TD_PATH_MAX], file[TD_PATH_MAX];
+    int found = td_path_join(path, folder, name) == TD_OK &&
+                td_path_join(file, path, "adapter_model.safetensors") == TD_OK &&
+                td_path_exists(file);
+    td_error_clear();
+    return found;
+}
+
+td_status td_trainer_restore_best(td_trainer *trainer, int32_t *out_found) {
+    const char *output = trainer->config->output_dir;
+    char checkpoint[TD_PATH_MAX];
+    *out_found = has_adapter(output, "best_adapter");
+    TD_TRY(td_checkpoint_step_folder(checkpoint, output, trainer->meta.best_step));
+    if (*out_found || !has_adapter(checkpoint, "."))
+        return TD_OK;
+    TD_TRY(copy_adapter(trainer, checkpoint, "best_adapter"));
+    *out_found = 1;
+    return TD_OK;
 }
