@@ -141,7 +141,8 @@ static td_status fill_parameters(const td_session *session, float *host) {
     return TD_OK;
 }
 
-td_status td_session_load_parameters(const td_session *session, float *values) {
+// By way of a host copy, to a device with memory of its own.
+static td_status upload_parameters(const td_session *session, float *values) {
     size_t bytes = td_mul_bytes((size_t)session->lora.n_parameters, sizeof(float));
     const td_device_table *device = session->context.device->table;
     float *host = malloc(bytes);
@@ -153,6 +154,12 @@ td_status td_session_load_parameters(const td_session *session, float *values) {
     if (status == TD_OK)
         status = device->stream_synchronize(session->context.stream);
     free(host);
+    return status;
+}
+
+td_status td_session_load_parameters(const td_session *session, float *values) {
+    td_status status = session->context.device->unified ? fill_parameters(session, values)
+                                                        : upload_parameters(session, values);
     return td_comm_agree(session->comm, status, "load adapter");
 }
 
