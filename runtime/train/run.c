@@ -8,9 +8,11 @@
 // to start early.
 enum { BUCKET_BYTES = 8 << 20 };
 
+// A page longer than the whole vector would only hold optimizer state of elements that do not
+// exist.
 td_status td_run_page_map(const td_session *session, td_page_map *out) {
-    return td_page_map_init(out, session->lora.n_parameters, session->config->page_elements,
-                            td_comm_size(session->comm));
+    int64_t n = session->lora.n_parameters, page = session->config->page_elements;
+    return td_page_map_init(out, n, page < n ? page : n, td_comm_size(session->comm));
 }
 
 td_pager_options td_run_pager_options(const td_session *session, const td_page_map *map) {

@@ -31,7 +31,8 @@ static void fill_checkpoint_options(td_trainer *trainer) {
         .comm = trainer->comm,
         .device = session->context.device,
         .map = trainer->run.parameters.map,
-        .state_bytes = td_optimizer_state_bytes(config->optim, config->page_elements),
+        .state_bytes =
+            td_optimizer_state_bytes(config->optim, trainer->run.parameters.map.page_elements),
         .run_folder = config->output_dir,
         .keep_last = config->save_total_limit,
         .identity = {.base_model = session->base->fingerprint,
@@ -49,7 +50,7 @@ static td_status plan_run(td_trainer *trainer) {
     td_page_map map;
     td_session *session = &trainer->session;
     TD_TRY(td_run_page_map(session, &map));
-    size_t state_bytes = td_optimizer_state_bytes(config->optim, config->page_elements);
+    size_t state_bytes = td_optimizer_state_bytes(config->optim, map.page_elements);
     size_t snapshot = td_checkpoint_plan(&map, state_bytes, td_comm_rank(trainer->comm));
     return td_run_plan(&trainer->run, session, trainer->data.train,
                        trainer->data.eval ? &trainer->evaluation : NULL, snapshot);
