@@ -7,3 +7,5 @@ tandem_test(families model/families.c LIBS tandem_model TIMEOUT 120 LABELS model
 # For tests/reference/check_adapter.py, which needs Python and is run by hand.
 add_executable(adapter_logits model/adapter_logits.c)
 target_link_libraries(adapter_logits PRIVATE tandem_model)
+tandem_test(generate model/generate.c LIBS tandem_model LABELS model)
+tandem_test(quickstart_base model/quickstart_base.c LIBS tandem_model LABELS model)
