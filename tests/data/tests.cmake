@@ -1,4 +1,4 @@
-foreach(name tokenizer tokenizer_refusals chat)
+foreach(name tokenizer tokenizer_refusals bpe chat)
   tandem_test(${name} data/${name}.c LIBS tandem_model LABELS data)
 endforeach()
 foreach(name packing sampler store lines rows prepare)

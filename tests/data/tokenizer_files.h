@@ -48,4 +48,20 @@ static inline td_tokenizer *open_sections(tokenizer_sections sections) {
     return tokenizer;
 }
 
+static inline void check_token(const td_tokens *tokens, size_t i, int32_t id, uint32_t begin,
+                               uint32_t end) {
+    if (!CHECK(i < tokens->count))
+        return;
+    CHECK_INT(tokens->ids[i], id);
+    CHECK_INT(tokens->begins[i], begin);
+    CHECK_INT(tokens->ends[i], end);
+}
+
+static inline td_tokens encode(const td_tokenizer *tokenizer, const char *text, int add_special) {
+    td_tokens tokens = {0};
+    if (!CHECK(td_tokenizer_encode(tokenizer, text, strlen(text), add_special, &tokens) == TD_OK))
+        fprintf(stderr, "    %s\n", td_error_message());
+    return tokens;
+}
+
 #endif
