@@ -4,7 +4,11 @@
 // and {"input_ids", "labels"} (labels unshifted; -100 where not trained, else equal to input_ids).
 // Trained tokens: of messages, those that came from assistant content and its <|im_end|> (assistant_only_loss), else all;
 // of prompt/completion, the completion and its end (completion_only_loss), else all; of text, all. The end-of-sequence token
-// is appended to text and completion rows only when missing. A token is trained when any byte of it is to be produced.
+// is appended to text and completion rows only when missing. A token is trained when any byte of it is to be produced: one that
+// spans the border of prompt and completion is, as in TRL, where training begins at the first token that the completion changes.
+// Of a completion that is a list of messages, what follows the opening of the assistant's turn is trained up to and with its last
+// <|im_end|>; with assistant_only_loss, of that what the assistant says. A row's first token is never trained. Rows with "tools" or
+// "tool_calls" are malformed: ChatML does not define them.
 #ifndef TANDEM_DATA_PREPARE_H
 #define TANDEM_DATA_PREPARE_H
 
@@ -20,7 +24,7 @@ typedef struct td_prepare_options {
     int assistant_only_loss, completion_only_loss;
     td_bad_rows bad_rows;
     td_too_long too_long;
-    double split_ratio; // share of rows that go to the second store, chosen by (seed, row); 0: none
+    double split_ratio; // share of rows that go to the second store, chosen by (seed, row), at least one; 0: none
     uint64_t seed;
     int n_threads;
 } td_prepare_options;

@@ -14,7 +14,8 @@
 typedef struct td_store td_store;
 
 typedef struct td_store_writer td_store_writer;
-// Writes to a temporary beside `path`; commit verifies, syncs and renames; abandon removes it.
+// Writes to a temporary beside `path`; commit verifies, syncs and renames; abandon removes it. Both end the writer, commit also
+// when it fails, and then nothing is left but what stood at `path` before.
 td_status td_store_writer_open(const char *path, td_store_writer **out);
 td_status td_store_writer_add(td_store_writer *writer, const int32_t *tokens, const uint8_t *trained, int64_t count);
 td_status td_store_writer_commit(td_store_writer *writer, td_hash fingerprint, const char *account_json);
