@@ -86,20 +86,17 @@ static void take_layers(td_layout *layout) {
     const td_model_config *config = transformer->config;
     size_t act = td_act_bytes(transformer);
     int training = transformer->options.training;
-    void *ping_pong[2] = {NULL, NULL};
-    if (!training)
-        for (int i = 0; i < 2; i++)
-            ping_pong[i] = take(transformer, config->hidden, act);
+    // A block's input is not needed any more when its output is written.
+    void *running = training ? NULL : take(transformer, config->hidden, act);
     take_shared(layout);
     for (int64_t layer = 0; layer < config->n_layers; layer++) {
         td_layer_state *state = &transformer->layers[layer];
-        state->x_in = choose(layout, training, ping_pong[layer & 1], config->hidden, act);
+        state->x_in = choose(layout, training, running, config->hidden, act);
         take_attention_half(layout, state, layout->keep_block, layout->keep_mlp, &layout->shared);
         take_mlp_half(layout, state, layout->keep_mlp, &layout->shared);
         take_low_rank(layout, state, layer, &layout->shared);
     }
-    transformer->x_out =
-        choose(layout, training, ping_pong[config->n_layers & 1], config->hidden, act);
+    transformer->x_out = choose(layout, training, running, config->hidden, act);
 }
 
 static void take_tables(td_transformer *transformer) {

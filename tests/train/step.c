@@ -248,8 +248,46 @@ static void evaluation_may_be_smaller_than_the_ranks(void) {
     small_close(&self);
 }
 
+// A micro-batch is its rows one after the other; targets are the trained tokens, each at the row
+// before it and in its own sequence.
+static void micro_batches_hold_their_rows(void) {
+    small_run self;
+    td_batch batch;
+    td_token_batch tokens;
+    int32_t ids[64];
+    uint8_t trained[64];
+    small_start(&self, (const char *const[]){"micro_batch_tokens=200", NULL});
+    REQUIRE(td_sampler_batch(self.run.sampler, 0, &batch) == TD_OK);
+    const td_micro_batch *micro_batch = &batch.micro_batches[0];
+    CHECK(micro_batch->n_rows > 3);
+    REQUIRE(td_token_loader_read(&self.run.loader, micro_batch, &tokens) == TD_OK);
+    CHECK_INT(tokens.n_sequences, micro_batch->n_rows);
+    CHECK_INT(tokens.n_targets, micro_batch->n_trained);
+    int64_t begin = 0, target = 0;
+    for (int64_t i = 0; i < micro_batch->n_rows; i++) {
+        int64_t row = micro_batch->rows[i];
+        int64_t length =
+            td_store_offsets(self.data.train)[row + 1] - td_store_offsets(self.data.train)[row];
+        REQUIRE(td_store_read_row(self.data.train, row, ids, trained) == TD_OK);
+        CHECK_INT(tokens.cu[i], begin);
+        CHECK(memcmp(tokens.ids + begin, ids, (size_t)length * sizeof *ids) == 0);
+        for (int64_t t = 1; t < length; t++)
+            if (trained[t]) {
+                CHECK_INT(tokens.target_rows[target], begin + t - 1);
+                CHECK_INT(tokens.targets[target], ids[t]);
+                target++;
+            }
+        begin += length;
+    }
+    CHECK_INT(tokens.cu[micro_batch->n_rows], begin);
+    CHECK_INT(tokens.n_tokens, begin);
+    CHECK_INT(tokens.n_targets, target);
+    small_close(&self);
+}
+
 int main(void) {
     small_begin();
+    TEST(micro_batches_hold_their_rows);
     TEST(exact_step_equals_one_rank_alone);
     TEST(dropout_belongs_to_the_micro_batch);
     TEST(fp32_reduction_is_close);
