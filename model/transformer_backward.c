@@ -1,9 +1,6 @@
 #include "model/transformer_internal.h"
 #include "runtime/core/progress.h"
 
-#define OP(transformer, operation, arguments)                                                      \
-    TD_TRY((transformer)->context.ops->operation(&(transformer)->context, arguments))
-
 // Gradient through one linear layer; A's and B's gradients go to the sink. dx NULL: not needed.
 static td_status project_back(td_transformer *transformer, int64_t layer, td_projection projection,
                               const void *dy, const void *x, void *dx, int accumulate) {
@@ -72,22 +69,6 @@ static td_status mlp_half_back(td_transformer *transformer, int64_t layer) {
                      state->x_mid, transformer->d_norm, transformer->d_x, 1);
 }
 
-static td_status rotate_back(td_transformer *transformer, int64_t n_heads, void *x) {
-    OP(transformer, rope,
-       (&(td_rope_args){
-           .n_tokens = transformer->n_tokens,
-           .n_heads = n_heads,
-           .head_dim = transformer->config->head_dim,
-           .x = x,
-           .positions = transformer->positions,
-           .n_positions = transformer->options.max_positions,
-           .cos = transformer->cos,
-           .sin = transformer->sin,
-           .inverse = 1,
-       }));
-    return TD_OK;
-}
-
 // d_q, d_k, d_v at the projections' outputs, from d_attention.
 static td_status attend_back(td_transformer *transformer, int64_t layer) {
     const td_model_config *config = transformer->config;
@@ -107,8 +88,8 @@ static td_status attend_back(td_transformer *transformer, int64_t layer) {
            .dv = transformer->d_v,
        }));
     if (config->uses_rope[layer]) {
-        TD_TRY(rotate_back(transformer, config->n_heads, transformer->d_q));
-        TD_TRY(rotate_back(transformer, config->n_kv_heads, transformer->d_k));
+        TD_TRY(td_transformer_rotate(transformer, config->n_heads, transformer->d_q, 1));
+        TD_TRY(td_transformer_rotate(transformer, config->n_kv_heads, transformer->d_k, 1));
     }
     if (!config->qk_norm)
         return TD_OK;

@@ -4,10 +4,6 @@
 #include "model/transformer_internal.h"
 #include "runtime/core/progress.h"
 
-// The op table's entries read as calls: op(transformer, rmsnorm_forward, .x = ..., ...).
-#define OP(transformer, operation, arguments)                                                      \
-    TD_TRY((transformer)->context.ops->operation(&(transformer)->context, arguments))
-
 static td_status check_ids(const td_transformer *transformer, const int32_t *ids, int64_t count) {
     for (int64_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= transformer->config->vocabulary)
@@ -149,7 +145,8 @@ static td_status norm(td_transformer *transformer, int64_t rows, int64_t columns
     return TD_OK;
 }
 
-static td_status rotate(td_transformer *transformer, int64_t n_heads, void *x) {
+td_status td_transformer_rotate(td_transformer *transformer, int64_t n_heads, void *x,
+                                int inverse) {
     OP(transformer, rope,
        (&(td_rope_args){
            .n_tokens = transformer->n_tokens,
@@ -160,6 +157,7 @@ static td_status rotate(td_transformer *transformer, int64_t n_heads, void *x) {
            .n_positions = transformer->options.max_positions,
            .cos = transformer->cos,
            .sin = transformer->sin,
+           .inverse = inverse,
        }));
     return TD_OK;
 }
@@ -180,8 +178,8 @@ static td_status project_qkv(td_transformer *transformer, int64_t layer) {
                     state->k_raw, state->k, state->rstd_k));
     }
     if (config->uses_rope[layer]) {
-        TD_TRY(rotate(transformer, config->n_heads, state->q));
-        TD_TRY(rotate(transformer, config->n_kv_heads, state->k));
+        TD_TRY(td_transformer_rotate(transformer, config->n_heads, state->q, 0));
+        TD_TRY(td_transformer_rotate(transformer, config->n_kv_heads, state->k, 0));
     }
     return TD_OK;
 }

@@ -1,8 +1,5 @@
 #include "model/transformer_internal.h"
 
-#define OP(transformer, operation, arguments)                                                      \
-    TD_TRY((transformer)->context.ops->operation(&(transformer)->context, arguments))
-
 static void *rows_at(const td_transformer *transformer, void *base, int64_t row) {
     size_t row_bytes = (size_t)transformer->config->hidden * td_act_bytes(transformer);
     return (unsigned char *)base + (size_t)row * row_bytes;

@@ -4,6 +4,10 @@
 
 #include "model/transformer.h"
 
+// The op table's entries read as calls: OP(transformer, add, (&(td_add_args){...})).
+#define OP(transformer, operation, arguments)                                                      \
+    TD_TRY((transformer)->context.ops->operation(&(transformer)->context, arguments))
+
 // What one layer computes on the way forward. Which of these are a layer's own and which all layers
 // share is decided by the recompute policy in transformer_layout.c.
 typedef struct td_layer_state {
@@ -88,6 +92,8 @@ td_status td_transformer_begin(td_transformer *transformer, const float *paramet
 td_status td_transformer_blocks(td_transformer *transformer);
 // Computes what the policy did not keep of a layer.
 td_status td_transformer_recompute(td_transformer *transformer, int64_t layer);
+// RoPE on (T, n_heads, head_dim) at the running call's positions, in place.
+td_status td_transformer_rotate(td_transformer *transformer, int64_t n_heads, void *x, int inverse);
 // Weights of a module with the running call's dropout; 0 when the projection has no adapter in this
 // call.
 int td_transformer_module(const td_transformer *transformer, int64_t layer,

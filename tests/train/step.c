@@ -169,6 +169,32 @@ static void gradient_beyond_the_range_is_refused(void) {
     check_refused(&self, "fixed-point range");
 }
 
+// As gradients double, steps are right until they are refused: sums over the ranks never wrap.
+static void range_ends_before_sums_wrap(void) {
+    small_run self;
+    td_step_result result;
+    td_status status = TD_OK;
+    small_start(&self, (const char *const[]){"lora_dropout=0", "gradient_quantum_log2=-60",
+                                             "learning_rate=0", NULL});
+    size_t n = (size_t)self.session.lora.n_parameters;
+    double *sum = malloc(n * sizeof *sum);
+    int doublings = 0;
+    for (; status == TD_OK && doublings < 40; doublings++) {
+        memset(sum, 0, n * sizeof *sum);
+        compute_alone(&self, 0, sum);
+        status = td_step_run(&self.run.step, 0, &result);
+        if (status == TD_OK)
+            CHECK_NEAR(result.grad_norm / norm_of(sum, (int64_t)n), 1, 1e-5);
+        for (size_t i = 0; i < n; i++) // B is zero and stays it
+            self.run.parameters.values[i] *= 2;
+    }
+    CHECK_INT(status, TD_ERR_NUMERIC);
+    CHECK(doublings > 2);
+    td_error_clear();
+    free(sum);
+    small_close(&self);
+}
+
 static void fp32_gradient_that_is_infinite_is_refused(void) {
     small_run self;
     small_start(&self, (const char *const[]){"lora_dropout=0", "reduce=fp32", NULL});
@@ -294,6 +320,7 @@ int main(void) {
     TEST(second_update_uses_both_moments);
     TEST(loss_that_is_not_finite_is_refused);
     TEST(gradient_beyond_the_range_is_refused);
+    TEST(range_ends_before_sums_wrap);
     TEST(fp32_gradient_that_is_infinite_is_refused);
     TEST(stop_request_of_one_rank_reaches_all);
     TEST(long_accumulation_takes_an_epoch);
