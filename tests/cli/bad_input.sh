@@ -93,6 +93,8 @@ check "target_modules match nothing" 2 'no_proj' train --set 'target_modules=["n
 check "unknown option" 2 '\-\-resum.*--resume' train --resum auto
 check "unknown command" 2 'trian.*train' "$tandem" trian
 check "no data" 2 'train_files' train --set 'train_files=[]'
+check "only evaluation data" 2 'train_files' train --set 'train_files=[]' --set eval_files="$folder/data.jsonl"
+check "output folder cannot be made" 5 '/proc/nowhere' train --set output_dir=/proc/nowhere/out
 check "missing data file" 3 'nowhere\.jsonl' train --set train_files="$folder/nowhere.jsonl"
 
 # Data.
@@ -119,7 +121,10 @@ printf '\377\377\377\177' | dd of="$folder/broken/model.safetensors" bs=1 conv=n
     seek=$(($(stat -c %s "$folder/broken/model.safetensors") - 4))
 check "loss is not finite" 7 'step 1: .*not finite' with_broken
 
-keep=$folder/keep
+# A run that could not start has not claimed its folder.
+fresh=$folder/fresh
+check "a run that cannot start" 4 'memory plan' train --set output_dir="$fresh" --set memory_limit_bytes=1000000 --set lora_r=3
+keep=$fresh
 train --set output_dir="$keep" >"$folder/log" 2>&1 || { cat "$folder/log"; echo "FAILED the good run"; failed=$((failed + 1)); }
 check "output folder of the same run" 2 'already holds checkpoints' train --set output_dir="$keep"
 check "output folder of another run" 2 'another lora_r' train --set output_dir="$keep" --set lora_r=4

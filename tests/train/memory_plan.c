@@ -52,9 +52,13 @@ static void lines_add_up_and_hold_what_is_taken(void) {
     small_close(&self);
 }
 
+// The micro-batch is large enough for the policies to lie further apart than resident memory moves
+// between two plans.
+static const char *const large[] = {"micro_batch_tokens=16384", NULL};
+
 static void thriftier_policies_need_less(void) {
     small_run self;
-    small_open(&self, plain);
+    small_open(&self, large);
     self.config.memory_limit_bytes = (int64_t)1 << 40;
     size_t none = total_with(&self, TD_RECOMPUTE_NONE);
     size_t norms = total_with(&self, TD_RECOMPUTE_NORMS_MLP);
@@ -63,12 +67,11 @@ static void thriftier_policies_need_less(void) {
     small_close(&self);
 }
 
-// Just below what a policy needs, the next one is taken. Resident memory moves between two plans,
-// so the limit leaves it room; the micro-batch is large enough for the policies to lie apart.
+// Below what a policy needs, the next one is taken.
 static void policy_follows_the_limit(void) {
     small_run self;
     td_memory_plan plan;
-    small_open(&self, (const char *const[]){"micro_batch_tokens=16384", "max_length=64", NULL});
+    small_open(&self, large);
     self.config.memory_limit_bytes = (int64_t)1 << 40;
     size_t none = total_with(&self, TD_RECOMPUTE_NONE);
     size_t norms = total_with(&self, TD_RECOMPUTE_NORMS_MLP);
