@@ -218,6 +218,28 @@ static void stop_request_of_one_rank_reaches_all(void) {
     small_close(&self);
 }
 
+// First elements of A and the number of elements that are not zero: B starts at zero.
+static int64_t initial_parameters(const char *seed, float out[8]) {
+    small_run self;
+    int64_t n_nonzero = 0;
+    small_start(&self, (const char *const[]){seed, NULL});
+    memcpy(out, self.run.parameters.values, 8 * sizeof *out);
+    for (int64_t i = 0; i < self.session.lora.n_parameters; i++)
+        n_nonzero += self.run.parameters.values[i] != 0;
+    small_close(&self);
+    return n_nonzero;
+}
+
+static void seed_chooses_the_parameters(void) {
+    float first[8], again[8], other[8];
+    int64_t n_nonzero = initial_parameters("seed=1", first);
+    CHECK(n_nonzero > 8);
+    CHECK_INT(initial_parameters("seed=1", again), n_nonzero);
+    initial_parameters("seed=2", other);
+    CHECK(memcmp(first, again, sizeof first) == 0);
+    CHECK(memcmp(first, other, sizeof first) != 0);
+}
+
 // More micro-batches asked for than an epoch has.
 static void long_accumulation_takes_an_epoch(void) {
     small_run self;
@@ -323,6 +345,7 @@ int main(void) {
     TEST(range_ends_before_sums_wrap);
     TEST(fp32_gradient_that_is_infinite_is_refused);
     TEST(stop_request_of_one_rank_reaches_all);
+    TEST(seed_chooses_the_parameters);
     TEST(long_accumulation_takes_an_epoch);
     TEST(evaluation_is_the_same_on_any_number_of_ranks);
     TEST(evaluation_may_be_smaller_than_the_ranks);
