@@ -3,8 +3,9 @@
 # undisturbed run. usage: kill_rank.sh TANDEM CHATS SOURCE [ROUNDS] [SEED]
 set -euo pipefail
 tandem=$1 chats=$2 source=$3 rounds=${4:-3}
-RANDOM=${5:-$$}
-echo "seed $RANDOM of $rounds rounds"
+seed=${5:-$$}
+RANDOM=$seed
+echo "seed $seed of $rounds rounds"
 folder=$(mktemp -d)
 mark="tandem-kill-test-$$"
 cleanup() {
