@@ -50,13 +50,17 @@ static void add_line(td_memory_plan *plan, const char *name, size_t bytes) {
         plan->total_bytes = SIZE_MAX;
 }
 
-// What the MPI library keeps for the reductions under way: it receives into buffers of its own.
+// What the MPI library keeps for the reductions under way. In a binomial tree of n ranks a page's
+// owner receives into one buffer of its own and every other rank with children, n / 2 - 1 of them,
+// into two; the owners take turns.
 static size_t communication_bytes(const td_session *session) {
     size_t item = session->config->reduce == TD_REDUCE_FP32 ? sizeof(float) : sizeof(int64_t);
     size_t bytes = td_mul_bytes((size_t)session->lora.n_parameters, item);
-    if (td_comm_size(session->comm) < 2)
+    size_t size = (size_t)td_comm_size(session->comm);
+    if (size < 2)
         return 0;
-    return bytes < MAX_COMMUNICATION_BYTES ? bytes : MAX_COMMUNICATION_BYTES;
+    double share = (double)(2 * (size / 2) - 1) / (double)size * (double)bytes;
+    return share < MAX_COMMUNICATION_BYTES ? (size_t)share : MAX_COMMUNICATION_BYTES;
 }
 
 // What is there when the base is loaded, and what it takes.
