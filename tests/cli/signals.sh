@@ -89,6 +89,11 @@ expect 0 straight
 [ "$(grep -c eval_loss "$folder/straight/metrics.jsonl")" -eq 10 ] || fail "10 evaluations expected"
 best=$(grep '"best": true' "$folder/straight/metrics.jsonl" | tail -n 1 | grep -oE '"step": [0-9]+')
 [ "$best" != '"step": 40' ] || fail "the best step should not be the last, so that it shows"
+lowest=$(grep eval_loss "$folder/straight/metrics.jsonl" | sed -E 's/.*("step": [0-9]+), "eval_loss": ([^,]+),.*/\2 \1/' |
+    sort -g | head -n 1 | cut -d' ' -f2-)
+[ "$best" = "$lowest" ] || fail "best is $best, the lowest loss is that of $lowest"
+cmp -s "$folder/straight/adapter/adapter_model.safetensors" "$folder/straight/best_adapter/adapter_model.safetensors" ||
+    fail "load_best_model_at_end: the adapter is not the best one"
 stop usr1 USR1 launcher
 stop term TERM rank
 
