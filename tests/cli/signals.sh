@@ -5,9 +5,10 @@
 set -uo pipefail
 tandem=$1 chats=$2 source=$3
 folder=$(mktemp -d)
-launcher=
+launcher= mounted=
 cleanup() {
     [ -z "$launcher" ] || kill -9 "$launcher" 2>/dev/null
+    [ -z "$mounted" ] || umount "$mounted"
     rm -rf "$folder"
 }
 trap cleanup EXIT
@@ -121,9 +122,14 @@ echo "ok     a missing best adapter is restored, or looked for anew"
 
 # A checkpoint that cannot be written is no stop.
 mkdir -p "$folder/full"
-if mount -t tmpfs -o size=700k tmpfs "$folder/full" 2>/dev/null; then
+if mount -t tmpfs -o size=6m tmpfs "$folder/full" 2>/dev/null; then
+    mounted=$folder/full
     expect 5 full/run --set stop_after_steps=2 --set lora_r=64
+    grep -q 'not enough space for a checkpoint' "$folder/full/run.log"
+    said=$?
     umount "$folder/full"
+    mounted=
+    [ "$said" -eq 0 ] || fail "says nothing of the checkpoint that could not be written"
     echo "ok     no checkpoint, no code 75"
 fi
 
