@@ -32,6 +32,7 @@ if [ "$(id -u)" -ne 0 ]; then
         echo "not root and no sudo; ask for: apt-get install ${missing[*]}" >&2
         exit 1
     fi
+    sudo true || { echo "sudo does not work; ask for: apt-get install ${missing[*]}" >&2; exit 1; }
     as_root=(sudo)
 fi
 echo "installing: ${missing[*]}" >&2
