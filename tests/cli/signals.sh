@@ -75,7 +75,7 @@ stop() {
     [ "$3" = launcher ] || target=$(rank_of_run "$output")
     kill -s "$2" "$target" || fail "$output: nothing to send the signal to"
     # The same request, passed on twice, is one request.
-    [ "$2" != TERM ] || kill -s TERM "$target" 2>/dev/null
+    [ "$2" != TERM ] || { sleep 0.03 && kill -s TERM "$target" 2>/dev/null; }
     wait "$launcher" || code=$?
     launcher=
     [ "$code" -eq 75 ] || fail "$output: code $code after $2, expected 75"
@@ -100,6 +100,10 @@ stop term TERM rank
 
 # A stop where an evaluation is due: the resumed run makes it.
 expect 75 due --set stop_after_steps=8
+expect 75 due --resume auto --set stop_after_steps=8
+grep -q 'stopped on request after step 16' "$folder/due.log" || fail "stop_after_steps counts from the start of the process"
+# Lines of steps after the checkpoint, the last one torn, as a killed run leaves them.
+printf '{"step": 17, "loss": 1}\n{"step": 18, "lo' >>"$folder/due/metrics.jsonl"
 expect 0 due --resume auto --set stop_after_steps=0
 expect_like_straight due
 
