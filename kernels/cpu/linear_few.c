@@ -96,13 +96,16 @@ static void lora_down(const td_linear_forward_args *args) {
                 dot(args->lora->a + r * in, (const float *)args->x + t * in, in);
 }
 
+// Smaller weights are through in less time than a team of threads needs to meet on a busy machine.
+enum { FEW_PARALLEL_ELEMENTS = 1 << 18 };
+
 void td_cpu_linear_few(const td_linear_forward_args *args) {
     const td_lora_weights *lora = args->lora;
     int64_t out = args->weight->rows;
     if (lora)
         lora_down(args);
 #pragma omp parallel for schedule(static)                                                          \
-    num_threads(td_cpu_threads()) if (out * args->weight->cols > TD_CPU_PARALLEL_ELEMENTS)
+    num_threads(td_cpu_threads()) if (out * args->weight->cols > FEW_PARALLEL_ELEMENTS)
     for (int64_t row = 0; row < out; row++) {
         float sums[TD_CPU_FEW_TOKENS];
         row_dots(args, row, sums);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "runtime/core/files.h"
 #include "runtime/core/json.h"
@@ -20,6 +21,9 @@ double td_seconds_now(void) {
 double td_perplexity(double loss) {
     return fmin(exp(loss), DBL_MAX);
 }
+
+// Between two progress lines where standard error is no terminal.
+static const double plain_line_seconds = 2;
 
 static int is_kept(const char *line, size_t bytes, int64_t steps_done, int evaluates_again) {
     int64_t step = 0;
@@ -97,19 +101,35 @@ static void write_line(td_metrics *metrics, const char *text) {
     }
 }
 
-void td_metrics_step(td_metrics *metrics, int64_t index, const td_step_result *result, double epoch,
-                     int write) {
-    char line[512], eta[32];
-    double now = td_seconds_now(), seconds = now - metrics->last;
-    metrics->last = now;
-    metrics->step_seconds = smooth(metrics->step_seconds, seconds);
-    metrics->rate = smooth(metrics->rate, seconds > 0 ? (double)result->tokens / seconds : 0);
+// A terminal's line is rewritten with every step; elsewhere (under mpirun, in a log) lines would
+// pile up.
+static int is_time_to_show(td_metrics *metrics, int64_t index, double now) {
+    if (!isatty(STDERR_FILENO) && index + 1 < metrics->total_steps &&
+        now - metrics->shown < plain_line_seconds)
+        return 0;
+    metrics->shown = now;
+    return 1;
+}
+
+static void show(const td_metrics *metrics, int64_t index, const td_step_result *result) {
+    char eta[32];
     format_duration((double)(metrics->total_steps - index - 1) * metrics->step_seconds, eta,
                     sizeof eta);
     td_log_progress(index + 1 == metrics->total_steps,
                     "step %lld/%lld  loss %.4f  grad norm %.3f  lr %.2e  %.0f tokens/s  ETA %s",
                     (long long)index + 1, (long long)metrics->total_steps, result->loss,
                     result->grad_norm, result->learning_rate, metrics->rate, eta);
+}
+
+void td_metrics_step(td_metrics *metrics, int64_t index, const td_step_result *result, double epoch,
+                     int write) {
+    char line[512];
+    double now = td_seconds_now(), seconds = now - metrics->last;
+    metrics->last = now;
+    metrics->step_seconds = smooth(metrics->step_seconds, seconds);
+    metrics->rate = smooth(metrics->rate, seconds > 0 ? (double)result->tokens / seconds : 0);
+    if (is_time_to_show(metrics, index, now))
+        show(metrics, index, result);
     if (!write || !metrics->file)
         return;
     snprintf(line, sizeof line,

@@ -12,7 +12,8 @@
 typedef struct td_metrics {
     FILE *file; // NULL on other ranks
     int64_t total_steps;
-    double last;         // monotonic seconds
+    double last;         // monotonic seconds: end of the step before
+    double shown;        // likewise: the last progress line
     double rate;         // tokens per second, smoothed over about 20 steps
     double step_seconds; // likewise
 } td_metrics;
