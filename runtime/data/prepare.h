@@ -1,14 +1,17 @@
-// From JSONL files to token stores: parse, render, tokenize, mask, drop what cannot be trained on, account for it.
+// From JSONL files to token stores: parse, render, tokenize, mask, drop what cannot be trained on,
+// account for it.
 //
-// Row formats: {"messages": [{"role", "content"}, ...]}, {"prompt", "completion"} (strings, or lists of messages), {"text"},
-// and {"input_ids", "labels"} (labels unshifted; -100 where not trained, else equal to input_ids).
-// Trained tokens: of messages, those that came from assistant content and its <|im_end|> (assistant_only_loss), else all;
-// of prompt/completion, the completion and its end (completion_only_loss), else all; of text, all. The end-of-sequence token
-// is appended to text and completion rows only when missing. A token is trained when any byte of it is to be produced: one that
-// spans the border of prompt and completion is, as in TRL, where training begins at the first token that the completion changes.
-// Of a completion that is a list of messages, what follows the opening of the assistant's turn is trained up to and with its last
-// <|im_end|>; with assistant_only_loss, of that what the assistant says. A row's first token is never trained. Rows with "tools" or
-// "tool_calls" are malformed: ChatML does not define them.
+// Row formats: {"messages": [{"role", "content"}, ...]}, {"prompt", "completion"} (strings, or
+// lists of messages), {"text"}, and {"input_ids", "labels"} (labels unshifted; -100 where not
+// trained, else equal to input_ids). Trained tokens: of messages, those that came from assistant
+// content and its <|im_end|> (assistant_only_loss), else all; of prompt/completion, the completion
+// and its end (completion_only_loss), else all; of text, all. The end-of-sequence token is appended
+// to text and completion rows only when missing. A token is trained when any byte of it is to be
+// produced: one that spans the border of prompt and completion is, as in TRL, where training begins
+// at the first token that the completion changes. Of a completion that is a list of messages, what
+// follows the opening of the assistant's turn is trained up to and with its last
+// <|im_end|>; with assistant_only_loss, of that what the assistant says. A row's first token is
+// never trained. Rows with "tools" or "tool_calls" are malformed: ChatML does not define them.
 #ifndef TANDEM_DATA_PREPARE_H
 #define TANDEM_DATA_PREPARE_H
 
@@ -24,7 +27,8 @@ typedef struct td_prepare_options {
     int assistant_only_loss, completion_only_loss;
     td_bad_rows bad_rows;
     td_too_long too_long;
-    double split_ratio; // share of rows that go to the second store, chosen by (seed, row), at least one; 0: none
+    double split_ratio; // share of rows that go to the second store, chosen by (seed, row), at
+                        // least one; 0: none
     uint64_t seed;
     int n_threads;
 } td_prepare_options;
@@ -37,14 +41,17 @@ typedef struct td_prepare_account {
 // Of the files' contents, the tokenizer and every option that changes the result.
 td_status td_prepare_fingerprint(const td_prepare_options *options, td_hash *out);
 
-// Local to the caller (rank 0); parallel over rows with n_threads, order of rows kept; calls td_progress_tick(). Writes store_path and, when
-// split_ratio > 0, split_path. TD_ERR_DATA: "file:line: what" for a bad row (unless skipped), no rows left, id outside the
-// vocabulary. Nothing is left behind on failure.
-td_status td_prepare(const td_prepare_options *options, const char *store_path, const char *split_path,
-                     td_prepare_account *out);
+// Local to the caller (rank 0); parallel over rows with n_threads, order of rows kept; calls
+// td_progress_tick(). Writes store_path and, when split_ratio > 0, split_path. TD_ERR_DATA:
+// "file:line: what" for a bad row (unless skipped), no rows left, id outside the vocabulary.
+// Nothing is left behind on failure.
+td_status td_prepare(const td_prepare_options *options, const char *store_path,
+                     const char *split_path, td_prepare_account *out);
 
-// One row, for inspection and tests: tokens and mask of one JSON line. The caller frees both with free().
-td_status td_prepare_row(const td_prepare_options *options, const char *where, const char *line, size_t bytes,
-                         int32_t **out_tokens, uint8_t **out_trained, int64_t *out_count);
+// One row, for inspection and tests: tokens and mask of one JSON line. The caller frees both with
+// free().
+td_status td_prepare_row(const td_prepare_options *options, const char *where, const char *line,
+                         size_t bytes, int32_t **out_tokens, uint8_t **out_trained,
+                         int64_t *out_count);
 
 #endif

@@ -4,19 +4,19 @@
 
 #include "runtime/core/rng.h"
 
-// Attention costs as much as everything else at about this length, for models of a few hundred million to a few billion parameters;
-// the balance is not sensitive to it.
+// Attention costs as much as everything else at about this length, for models of a few hundred
+// million to a few billion parameters; the balance is not sensitive to it.
 static const double attention_tokens = 8192;
 
 struct td_sampler {
     td_sampler_options options;
     int64_t n_micro_batches; // per epoch
     int64_t max_tokens, max_rows;
-    int64_t epoch;           // that `order` is of; -1: none yet
-    int64_t *order;          // packing: micro-batches; else rows; in the epoch's order
-    int64_t *rows;           // packing: rows, bin after bin
-    int64_t *begins;         // packing: (n_micro_batches + 1) into rows
-    td_micro_batch *step;    // of the running step
+    int64_t epoch;        // that `order` is of; -1: none yet
+    int64_t *order;       // packing: micro-batches; else rows; in the epoch's order
+    int64_t *rows;        // packing: rows, bin after bin
+    int64_t *begins;      // packing: (n_micro_batches + 1) into rows
+    td_micro_batch *step; // of the running step
     int *by_cost;
 };
 
@@ -55,14 +55,16 @@ static td_status pack(td_sampler *sampler) {
     for (size_t row = 0; status == TD_OK && row < n; row++) {
         lengths[row] = length_of(sampler, (int64_t)row);
         if (lengths[row] > options->micro_batch_tokens)
-            status = td_fail(TD_ERR_USAGE, "a row of %lld tokens does not fit micro_batch_tokens of %lld",
+            status = td_fail(TD_ERR_USAGE,
+                             "a row of %lld tokens does not fit micro_batch_tokens of %lld",
                              (long long)lengths[row], (long long)options->micro_batch_tokens);
     }
     if (status == TD_OK) {
         sampler->n_micro_batches =
             td_pack_best_fit_decreasing(options->n_rows, lengths, options->micro_batch_tokens, bin);
-        status = sampler->n_micro_batches < 0 ? td_fail(TD_ERR_MEMORY, "no memory to pack %zu rows", n)
-                                              : fill_bins(sampler, bin);
+        status = sampler->n_micro_batches < 0
+                     ? td_fail(TD_ERR_MEMORY, "no memory to pack %zu rows", n)
+                     : fill_bins(sampler, bin);
     }
     free(bin);
     free(lengths);
@@ -118,7 +120,8 @@ static td_status find_unpacked_extents(td_sampler *sampler) {
 
 static td_status create(td_sampler *sampler) {
     const td_sampler_options *options = &sampler->options;
-    if (options->n_rows < 1 || options->accumulation < 1 || (!options->packing && options->sequences < 1))
+    if (options->n_rows < 1 || options->accumulation < 1 ||
+        (!options->packing && options->sequences < 1))
         return td_fail(TD_ERR_INTERNAL, "a sampler of %lld rows, %lld micro-batches per step",
                        (long long)options->n_rows, (long long)options->accumulation);
     if (options->packing) {
@@ -133,7 +136,8 @@ static td_status create(td_sampler *sampler) {
     sampler->step = calloc(per_step, sizeof *sampler->step);
     sampler->by_cost = calloc(per_step, sizeof *sampler->by_cost);
     if (!sampler->order || !sampler->step || !sampler->by_cost)
-        return td_fail(TD_ERR_MEMORY, "no memory for the order of %lld rows", (long long)options->n_rows);
+        return td_fail(TD_ERR_MEMORY, "no memory for the order of %lld rows",
+                       (long long)options->n_rows);
     return TD_OK;
 }
 
@@ -185,7 +189,8 @@ typedef struct word_stream {
     uint32_t epoch;
 } word_stream;
 
-// Uniform below bound, without bias: words beyond the last whole multiple of the bound are passed over.
+// Uniform below bound, without bias: words beyond the last whole multiple of the bound are passed
+// over.
 static uint64_t below(word_stream *words, uint64_t bound) {
     uint64_t limit = UINT64_MAX - UINT64_MAX % bound, value;
     do {
@@ -197,7 +202,8 @@ static uint64_t below(word_stream *words, uint64_t bound) {
 
 static void order_epoch(td_sampler *sampler, int64_t epoch) {
     int64_t n = order_count(sampler);
-    word_stream words = {.key = td_rng_key(sampler->options.seed, TD_RNG_SAMPLER), .epoch = (uint32_t)epoch};
+    word_stream words = {.key = td_rng_key(sampler->options.seed, TD_RNG_SAMPLER),
+                         .epoch = (uint32_t)epoch};
     if (sampler->epoch == epoch)
         return;
     for (int64_t i = 0; i < n; i++)
@@ -220,7 +226,8 @@ static td_micro_batch micro_batch_at(const td_sampler *sampler, int64_t index) {
     return describe(sampler, sampler->order + begin, count);
 }
 
-// Heap sort of the step's indices, the most expensive first, equal ones in ascending order; in place.
+// Heap sort of the step's indices, the most expensive first, equal ones in ascending order; in
+// place.
 static int comes_later(const td_sampler *sampler, int a, int b) {
     double x = sampler->step[a].cost, y = sampler->step[b].cost;
     return x < y || (x == y && a > b);
@@ -257,7 +264,8 @@ static void sort_by_cost(td_sampler *sampler, int64_t n) {
 }
 
 td_status td_sampler_batch(td_sampler *sampler, int64_t step, td_batch *out) {
-    int64_t per_epoch = td_sampler_steps_per_epoch(sampler), accumulation = sampler->options.accumulation;
+    int64_t per_epoch = td_sampler_steps_per_epoch(sampler),
+            accumulation = sampler->options.accumulation;
     int64_t epoch = step / per_epoch, first = step % per_epoch * accumulation;
     int64_t left = sampler->n_micro_batches - first;
     td_batch batch = {.micro_batches = sampler->step, .by_cost = sampler->by_cost, .epoch = epoch};

@@ -1,9 +1,11 @@
-// Which rows make up which micro-batch of which step: a function of (data, settings, seed, step) alone, never of the ranks.
+// Which rows make up which micro-batch of which step: a function of (data, settings, seed, step)
+// alone, never of the ranks.
 //
-// With packing, rows are packed once, in dataset order, into bins of micro_batch_tokens by best-fit decreasing (as TRL's "bfd");
-// each bin is a micro-batch. Without, `sequences` consecutive rows of the epoch's order are one. Every epoch visits all
-// micro-batches (packing) or rows once, in an order shuffled by (seed, epoch). A step takes the next `accumulation`
-// micro-batches; an epoch's last step may have fewer.
+// With packing, rows are packed once, in dataset order, into bins of micro_batch_tokens by best-fit
+// decreasing (as TRL's "bfd"); each bin is a micro-batch. Without, `sequences` consecutive rows of
+// the epoch's order are one. Every epoch visits all micro-batches (packing) or rows once, in an
+// order shuffled by (seed, epoch). A step takes the next `accumulation` micro-batches; an epoch's
+// last step may have fewer.
 #ifndef TANDEM_DATA_SAMPLER_H
 #define TANDEM_DATA_SAMPLER_H
 
@@ -29,17 +31,18 @@ typedef struct td_micro_batch {
     const int64_t *rows; // into the store
     int64_t n_rows;
     int64_t n_tokens;
-    int64_t n_trained;   // after the shift
-    double cost;         // relative time, for balancing: tokens plus attention's quadratic part
+    int64_t n_trained; // after the shift
+    double cost;       // relative time, for balancing: tokens plus attention's quadratic part
 } td_micro_batch;
 
 typedef struct td_batch {
-    const td_micro_batch *micro_batches; // owned by the sampler, valid until the next call of td_sampler_batch
+    const td_micro_batch
+        *micro_batches; // owned by the sampler, valid until the next call of td_sampler_batch
     int64_t n_micro_batches;
     const int *by_cost; // (n_micro_batches) indices, the most expensive first
-    int64_t n_trained; // of the step
+    int64_t n_trained;  // of the step
     int64_t n_tokens;
-    int64_t epoch;     // from 0
+    int64_t epoch; // from 0
 } td_batch;
 
 td_status td_sampler_create(const td_sampler_options *options, td_sampler **out);
@@ -53,12 +56,15 @@ int64_t td_sampler_max_rows(const td_sampler *sampler);
 td_status td_sampler_batch(td_sampler *sampler, int64_t step, td_batch *out);
 
 enum { TD_ASSIGN_MAX_RANKS = 4096 };
-// Balanced assignment (longest processing time first): owner[i] = rank of micro-batch i. The same on every rank. Within a
-// rank micro-batches run in ascending order. Of more than TD_ASSIGN_MAX_RANKS ranks the rest get none.
+// Balanced assignment (longest processing time first): owner[i] = rank of micro-batch i. The same
+// on every rank. Within a rank micro-batches run in ascending order. Of more than
+// TD_ASSIGN_MAX_RANKS ranks the rest get none.
 void td_assign(const td_batch *batch, int size, int *owner);
 
-// Best-fit decreasing: bin[i] for each of n items, bins numbered by first use in order of descending length (ties by index).
-// Returns the number of bins, or -1 when an item exceeds the capacity. O(n log capacity).
-int64_t td_pack_best_fit_decreasing(int64_t n, const int64_t *lengths, int64_t capacity, int64_t *bin);
+// Best-fit decreasing: bin[i] for each of n items, bins numbered by first use in order of
+// descending length (ties by index). Returns the number of bins, or -1 when an item exceeds the
+// capacity. O(n log capacity).
+int64_t td_pack_best_fit_decreasing(int64_t n, const int64_t *lengths, int64_t capacity,
+                                    int64_t *bin);
 
 #endif
