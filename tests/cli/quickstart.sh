@@ -13,6 +13,10 @@ read -r loss_before loss_after <<<"$(sed -nE 's/^eval loss +([0-9.]+) +([0-9.]+)
 awk -v b="$before" -v a="$after" -v lb="$loss_before" -v la="$loss_after" \
     'BEGIN {exit !(b != "" && b < 5 && a > 90 && la > 0 && la < lb)}' ||
     { echo "FAILED: exact match $before -> $after, loss $loss_before -> $loss_after"; exit 1; }
+# A second start would find nothing to install and nothing to build.
+"$source/launch/dependencies.sh" --check
+"$source/launch/build.sh" release tandem quickstart_chats 2>&1 | grep -q 'no work to do' ||
+    { echo "FAILED: a second quickstart would build again"; exit 1; }
 for file in adapter/adapter_model.safetensors adapter/adapter_config.json checkpoints/latest metrics.jsonl; do
     [ -s "$source/runs/quickstart/run/$file" ] || { echo "FAILED: no $file"; exit 1; }
 done
