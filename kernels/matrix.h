@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "runtime/core/portable.h"
 #include "runtime/core/tensor.h"
 
 typedef enum td_matrix_format {
@@ -19,10 +20,10 @@ enum {
 };
 
 // Blocks and nested blocks of n elements.
-static inline int64_t td_nf4_block_count(int64_t n_elements) {
+TD_INLINE int64_t td_nf4_block_count(int64_t n_elements) {
     return (n_elements + TD_NF4_BLOCK - 1) / TD_NF4_BLOCK;
 }
-static inline int64_t td_nf4_nested_count(int64_t n_elements) {
+TD_INLINE int64_t td_nf4_nested_count(int64_t n_elements) {
     return (td_nf4_block_count(n_elements) + TD_NF4_NESTED_BLOCK - 1) / TD_NF4_NESTED_BLOCK;
 }
 

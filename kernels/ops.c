@@ -1,5 +1,4 @@
-// Finds the operations of a device. What callers get is a table whose functions check the shapes
-// and then call the backend's.
+// What callers get is a table whose functions check the shapes and then call the backend's.
 #include "kernels/ops.h"
 
 #include <pthread.h>
@@ -8,33 +7,22 @@
 
 #include "kernels/ops_check.h"
 
-static const td_ops *const backends[] = {&td_ops_cpu};
+enum { MAX_BACKENDS = 8 };
 
-enum { N_BACKENDS = sizeof backends / sizeof backends[0] };
+// What callers get, and the backend behind it. A table comes first, so that a context's `ops` leads
+// here.
+typedef struct checked_table {
+    td_ops table;
+    const td_ops *backend;
+} checked_table;
 
-// The backend of a device has the device's name.
-static int backend_index(const td_device *device) {
-    for (int i = 0; i < N_BACKENDS; i++)
-        if (strcmp(backends[i]->name, device->table->name) == 0)
-            return i;
-    return -1;
-}
-
-static td_status backend_of(const td_op_context *context, const td_ops **out) {
-    int index = backend_index(context->device);
-    if (index < 0)
-        return td_fail(TD_ERR_INTERNAL, "no operations for device %s",
-                       context->device->table->name);
-    *out = backends[index];
-    return TD_OK;
-}
+static checked_table tables[MAX_BACKENDS];
+static pthread_mutex_t tables_lock = PTHREAD_MUTEX_INITIALIZER;
 
 #define CHECKED(op, args_type)                                                                     \
     static td_status checked_##op(const td_op_context *context, const args_type *args) {           \
-        const td_ops *backend = NULL;                                                              \
         TD_TRY(td_check_##op(args));                                                               \
-        TD_TRY(backend_of(context, &backend));                                                     \
-        return backend->op(context, args);                                                         \
+        return ((const checked_table *)context->ops)->backend->op(context, args);                  \
     }
 
 CHECKED(linear_forward, td_linear_forward_args)
@@ -86,17 +74,6 @@ static const td_ops checked = {
     .adamw = checked_adamw,
     .adamw_8bit = checked_adamw_8bit,
 };
-
-static td_ops tables[N_BACKENDS];
-
-static void make_tables(void) {
-    for (int i = 0; i < N_BACKENDS; i++) {
-        tables[i] = checked;
-        tables[i].name = backends[i]->name;
-        tables[i].activation = backends[i]->activation;
-        tables[i].workspace_bytes = backends[i]->workspace_bytes;
-    }
-}
 
 typedef struct op_slot {
     const char *name;
@@ -152,14 +129,31 @@ td_status td_ops_check_slots(const td_ops *ops) {
     return TD_OK;
 }
 
-td_status td_ops_find(const td_device *device, const td_ops **out) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, make_tables);
-    int index = backend_index(device);
-    if (index < 0)
-        return td_fail(TD_ERR_INTERNAL, "no operations for device %s", device->table->name);
-    TD_TRY(td_ops_check_slots(backends[index]));
-    TD_TRY(td_ops_check_slots(&tables[index]));
-    *out = &tables[index];
+// The table of a backend that is known already, or a new one; NULL when there is no room.
+static const td_ops *table_of(const td_ops *backend) {
+    for (int i = 0; i < MAX_BACKENDS; i++) {
+        if (tables[i].backend == backend)
+            return &tables[i].table;
+        if (tables[i].backend)
+            continue;
+        tables[i].table = checked;
+        tables[i].table.name = backend->name;
+        tables[i].table.activation = backend->activation;
+        tables[i].table.workspace_bytes = backend->workspace_bytes;
+        tables[i].backend = backend;
+        return &tables[i].table;
+    }
+    return NULL;
+}
+
+td_status td_ops_check(const td_ops *backend, const td_ops **out) {
+    TD_TRY(td_ops_check_slots(backend));
+    pthread_mutex_lock(&tables_lock);
+    const td_ops *table = table_of(backend);
+    pthread_mutex_unlock(&tables_lock);
+    if (!table)
+        return td_fail(TD_ERR_INTERNAL, "more than %d backends of operations", MAX_BACKENDS);
+    TD_TRY(td_ops_check_slots(table));
+    *out = table;
     return TD_OK;
 }

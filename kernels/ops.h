@@ -2,7 +2,7 @@
 // step.
 //
 // All operands are a flat token stream of T tokens without padding. "act" is the activation type of
-// the backend: fp32 on the CPU, bf16 on a GPU. Everything is row-major and contiguous unless a
+// the table: fp32 on the CPU, bf16 or fp32 on a GPU. Everything is row-major and contiguous unless a
 // stride is given. Pointers are device memory and owned by the caller. Work is queued on
 // context->stream and may still run when the function returns; buffers may be reused by later work
 // on the same stream. Every operation is deterministic: the same inputs give the same bits on the
@@ -17,9 +17,12 @@
 
 #include "kernels/matrix.h"
 #include "runtime/core/device.h"
+#include "runtime/core/portable.h"
 #include "runtime/core/rng.h"
 #include "runtime/core/status.h"
 #include "runtime/core/tensor.h"
+
+TD_C_BEGIN
 
 typedef struct td_ops td_ops;
 
@@ -62,6 +65,7 @@ typedef struct td_linear_forward_args {
     const td_lora_weights *lora; // or NULL
     void *xa; // (T, rank) act, out: dropout(x) A^T, needed by the backward pass; NULL without lora
     void *y;  // (T, out) act, out
+    int y_is_f32; // 1: y is fp32 whatever act is (logits); without lora only
 } td_linear_forward_args;
 
 // dx = dy W + scaling * undropout((dy B) A);  da = scaling * (dy B)^T dropout(x);  db = scaling *
@@ -77,6 +81,7 @@ typedef struct td_linear_backward_args {
     int accumulate_dx; // 1: dx += instead of dx =
     float *da;         // (rank, in) fp32, overwritten; with lora
     float *db;         // (out, rank) fp32, overwritten; with lora
+    int dy_is_f32;     // 1: dy is fp32 whatever act is (gradient of logits); without lora only
 } td_linear_backward_args;
 
 // bitsandbytes NF4, blocks of 64 of the flattened weight (CONTRACT.md, "NF4").
@@ -210,7 +215,7 @@ typedef struct td_rows_args {
 // logits[i] = (softmax(logits[i]) - onehot(target[i])) * gradient_scale. Softmax in fp32.
 typedef struct td_cross_entropy_args {
     int64_t n_rows, n_vocabulary;
-    void *logits;           // (n, V) act on the CPU backend, fp32 on a GPU; in place
+    float *logits;          // (n, V) fp32, in place
     const int32_t *targets; // (n), each in [0, V)
     float gradient_scale;   // 1 / trained tokens of the whole step
     int gradient;
@@ -236,7 +241,7 @@ typedef struct td_fixed_to_f32_args {
     const int64_t *accumulator;
     int quantum_log2;
     float *values;       // (n) out
-    double *sum_squares; // (1) out, host memory; valid after the stream is synchronized
+    double *sum_squares; // (1) out, host memory, valid after the stream is synchronized; or NULL
 } td_fixed_to_f32_args;
 
 // accumulator += values in fp32, faults counted; and the sum of squares: the inexact pair, for
@@ -251,7 +256,7 @@ typedef struct td_f32_add_args {
 typedef struct td_sum_squares_args {
     int64_t n_elements;
     const float *values;
-    double *sum_squares; // as above
+    double *sum_squares; // (1) out, as above but not NULL
 } td_sum_squares_args;
 
 // AdamW as torch.optim.AdamW (Loshchilov and Hutter, ICLR 2019): p *= 1 - lr * decay; g' = g *
@@ -276,7 +281,7 @@ size_t td_adamw_state_bytes(int64_t page_elements);
 size_t td_adamw_8bit_state_bytes(int64_t page_elements);
 
 struct td_ops {
-    const char *name; // "cpu"
+    const char *name; // "cpu", "cuda bf16", "cuda fp32"
     td_dtype activation;
     size_t (*workspace_bytes)(const td_workspace_query *query);
     // tolerance: forward 1e-5 with fp32, 1e-2 with bf16 activations; gradients the same
@@ -308,12 +313,15 @@ struct td_ops {
 
 extern const td_ops td_ops_cpu;
 
-// The table for a device, after checking that no slot is empty: TD_ERR_INTERNAL names the first
-// missing operation.
-td_status td_ops_find(const td_device *device, const td_ops **out);
+// A backend's table as callers should use it: every function checks its arguments' shapes and then
+// calls the backend's. TD_ERR_INTERNAL names the first operation that the backend lacks. The same
+// table for the same backend, alive for ever.
+td_status td_ops_check(const td_ops *backend, const td_ops **out);
 
 // Number of threads the CPU backend uses, for itself and the BLAS library. Call before the first
 // operation.
 void td_ops_cpu_set_threads(int n_threads);
+
+TD_C_END
 
 #endif

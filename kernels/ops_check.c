@@ -39,7 +39,7 @@ td_status td_check_linear_forward(const td_linear_forward_args *args) {
     static const char op[] = "linear_forward";
     REQUIRE(op, is_extent(args->n_tokens));
     REQUIRE(op, args->x && args->y);
-    REQUIRE(op, !args->lora || args->xa);
+    REQUIRE(op, !args->lora || (args->xa && !args->y_is_f32));
     TD_TRY(check_matrix(op, args->weight));
     return check_lora(op, args->lora);
 }
@@ -49,7 +49,8 @@ td_status td_check_linear_backward(const td_linear_backward_args *args) {
     REQUIRE(op, is_extent(args->n_tokens));
     REQUIRE(op, args->dy);
     REQUIRE(op, args->dx || args->lora);
-    REQUIRE(op, !args->lora || (args->x && args->xa && args->da && args->db));
+    REQUIRE(op, !args->lora ||
+                    (args->x && args->xa && args->da && args->db && !args->dy_is_f32));
     TD_TRY(check_matrix(op, args->weight));
     return check_lora(op, args->lora);
 }
@@ -195,7 +196,7 @@ td_status td_check_fixed_add(const td_fixed_add_args *args) {
 td_status td_check_fixed_to_f32(const td_fixed_to_f32_args *args) {
     static const char op[] = "fixed_to_f32";
     REQUIRE(op, args->n_elements >= 0);
-    REQUIRE(op, args->accumulator && args->values && args->sum_squares);
+    REQUIRE(op, args->accumulator && args->values);
     REQUIRE(op, args->quantum_log2 >= -126 && args->quantum_log2 <= 0);
     return TD_OK;
 }

@@ -35,6 +35,7 @@ static td_status chunk_logits(td_transformer *transformer, int64_t begin, int64_
            .x = transformer->head_norm,
            .weight = &transformer->base->head,
            .y = transformer->logits,
+           .y_is_f32 = 1,
        }));
     return TD_OK;
 }
@@ -47,6 +48,7 @@ static td_status chunk_backward(td_transformer *transformer, int64_t begin, int6
            .dy = transformer->logits,
            .weight = &transformer->base->head,
            .dx = transformer->head_norm,
+           .dy_is_f32 = 1,
        }));
     void *rows = rows_at(transformer, transformer->head_in, begin);
     OP(transformer, rmsnorm_backward,
@@ -120,8 +122,6 @@ td_status td_transformer_head_logits(td_transformer *transformer, const td_token
     const td_device_table *device = transformer->context.device->table;
     int64_t chunk = transformer->options.logits_chunk_tokens;
     int64_t vocabulary = transformer->config->vocabulary;
-    if (transformer->context.ops->activation != TD_F32)
-        return td_fail(TD_ERR_INTERNAL, "logits of a backend without fp32 activations");
     TD_TRY(gather_targets(transformer, batch));
     for (int64_t begin = 0; begin < batch->n_targets; begin += chunk) {
         int64_t left = batch->n_targets - begin, count = left < chunk ? left : chunk;

@@ -60,7 +60,7 @@ struct td_transformer {
     // Head. Rows are target rows.
     void *head_in;   // (T, hidden) act: gathered block output
     void *head_norm; // (chunk, hidden) act
-    void *logits;    // (chunk, vocabulary) act
+    float *logits;   // (chunk, vocabulary) fp32
     float *losses;   // (T)
 
     // Backward.

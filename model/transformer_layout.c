@@ -122,7 +122,7 @@ static void take_head(td_transformer *transformer) {
     transformer->head_norm =
         td_arena_take(&transformer->arena, td_mul_bytes(chunk, (size_t)config->hidden), act);
     transformer->logits =
-        td_arena_take(&transformer->arena, td_mul_bytes(chunk, (size_t)config->vocabulary), act);
+        td_arena_take(&transformer->arena, td_mul_bytes(chunk, (size_t)config->vocabulary), sizeof(float));
 }
 
 static void take_gradients(td_transformer *transformer) {

@@ -92,6 +92,8 @@ static double convert_block(const void *untyped, int64_t begin, int64_t n) {
 
 td_status td_cpu_fixed_to_f32(const td_op_context *context, const td_fixed_to_f32_args *args) {
     (void)context;
-    *args->sum_squares = td_cpu_sum_blocks(args->n_elements, convert_block, args);
+    double sum = td_cpu_sum_blocks(args->n_elements, convert_block, args);
+    if (args->sum_squares)
+        *args->sum_squares = sum;
     return TD_OK;
 }

@@ -6,7 +6,10 @@
 
 #include <stddef.h>
 
+#include "runtime/core/portable.h"
 #include "runtime/core/status.h"
+
+TD_C_BEGIN
 
 typedef struct td_device td_device;
 typedef struct td_stream td_stream;
@@ -34,6 +37,8 @@ typedef struct td_device_table {
     td_status (*event_wait)(td_event *event,
                             td_stream *stream); // makes the stream wait, not the caller
     td_status (*event_synchronize)(td_event *event);
+    // Never blocks. *out_reached: the work before the last record of the event is done.
+    td_status (*event_query)(td_event *event, int *out_reached);
     // Free and total bytes of the memory that alloc() takes from.
     td_status (*memory_info)(const td_device *device, size_t *free_bytes, size_t *total_bytes);
 } td_device_table;
@@ -46,5 +51,7 @@ struct td_device {
 
 // The one CPU device; lives for ever.
 const td_device *td_device_cpu(void);
+
+TD_C_END
 
 #endif

@@ -95,6 +95,12 @@ static td_status cpu_event_synchronize(td_event *event) {
     return TD_OK;
 }
 
+static td_status cpu_event_query(td_event *event, int *out_reached) {
+    (void)event;
+    *out_reached = 1;
+    return TD_OK;
+}
+
 static td_status cpu_memory_info(const td_device *device, size_t *free_bytes, size_t *total_bytes) {
     (void)device;
     return td_cpu_memory_read("", free_bytes, total_bytes);
@@ -116,6 +122,7 @@ static const td_device_table cpu_table = {
     .event_record = cpu_event_on_stream,
     .event_wait = cpu_event_on_stream,
     .event_synchronize = cpu_event_synchronize,
+    .event_query = cpu_event_query,
     .memory_info = cpu_memory_info,
 };
 

@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include "runtime/core/portable.h"
+
 // What a stream of numbers is for; part of the key, so that streams never overlap.
 typedef enum td_rng_domain {
     TD_RNG_DROPOUT = 1,
@@ -21,7 +23,7 @@ typedef struct td_philox_words {
     uint32_t word[4];
 } td_philox_words;
 
-static inline td_philox_words td_philox(uint64_t key, td_philox_words counter) {
+TD_INLINE td_philox_words td_philox(uint64_t key, td_philox_words counter) {
     uint32_t key0 = (uint32_t)key, key1 = (uint32_t)(key >> 32);
     for (int round = 0; round < 10; round++) {
         uint64_t product0 = (uint64_t)0xD2511F53u * counter.word[0];
@@ -37,17 +39,17 @@ static inline td_philox_words td_philox(uint64_t key, td_philox_words counter) {
 }
 
 // Key of one stream: the run's seed and the domain.
-static inline uint64_t td_rng_key(uint64_t seed, td_rng_domain domain) {
+TD_INLINE uint64_t td_rng_key(uint64_t seed, td_rng_domain domain) {
     return seed ^ ((uint64_t)domain * 0x9E3779B97F4A7C15u);
 }
 
 // Uniform in [0, 1) with 24 bits.
-static inline float td_rng_uniform(uint32_t word) {
+TD_INLINE float td_rng_uniform(uint32_t word) {
     return (float)(word >> 8) * 0x1p-24f;
 }
 
 // Word `index` of the stream (key, a, b): index / 4 and a, b are the counter.
-static inline uint32_t td_rng_word(uint64_t key, uint32_t a, uint32_t b, uint64_t index) {
+TD_INLINE uint32_t td_rng_word(uint64_t key, uint32_t a, uint32_t b, uint64_t index) {
     td_philox_words counter = {{(uint32_t)(index >> 2), (uint32_t)(index >> 34), a, b}};
     return td_philox(key, counter).word[index & 3];
 }
@@ -64,13 +66,13 @@ typedef struct td_dropout {
     float scale;
 } td_dropout;
 
-static inline td_philox_words td_dropout_words(const td_dropout *dropout, uint64_t element_block) {
+TD_INLINE td_philox_words td_dropout_words(const td_dropout *dropout, uint64_t element_block) {
     td_philox_words counter = {
         {(uint32_t)element_block, dropout->module, dropout->micro_batch, dropout->step}};
     return td_philox(dropout->key, counter);
 }
 
-static inline int td_dropout_keep(const td_dropout *dropout, uint64_t element) {
+TD_INLINE int td_dropout_keep(const td_dropout *dropout, uint64_t element) {
     return td_dropout_words(dropout, element >> 2).word[element & 3] >= dropout->threshold;
 }
 

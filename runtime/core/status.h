@@ -7,6 +7,10 @@
 #ifndef TANDEM_CORE_STATUS_H
 #define TANDEM_CORE_STATUS_H
 
+#include "runtime/core/portable.h"
+
+TD_C_BEGIN
+
 // The values are the documented exit codes of the program.
 typedef enum td_status {
     TD_OK = 0,
@@ -32,6 +36,8 @@ void td_error_clear(void);
 
 // Short constant name such as "bad input data".
 const char *td_status_name(td_status status);
+
+TD_C_END
 
 #define TD_TRY(expression)                                                                         \
     do {                                                                                           \

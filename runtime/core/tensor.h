@@ -5,7 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "runtime/core/portable.h"
 #include "runtime/core/status.h"
+
+TD_C_BEGIN
 
 typedef enum td_dtype {
     TD_F32,
@@ -34,25 +37,27 @@ const char *td_dtype_name(td_dtype dtype); // safetensors spelling: "F32", "BF16
 td_status td_tensor_elements(const td_tensor *tensor, int64_t *out);
 
 // a * b, or SIZE_MAX on overflow: an allocation of that size always fails.
-static inline size_t td_mul_bytes(size_t a, size_t b) {
+TD_INLINE size_t td_mul_bytes(size_t a, size_t b) {
     size_t product;
     return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
 }
 
-static inline float td_bf16_to_f32(uint16_t bits) {
+TD_INLINE float td_bf16_to_f32(uint16_t bits) {
     union {
         uint32_t u;
         float f;
-    } word = {.u = (uint32_t)bits << 16};
+    } word;
+    word.u = (uint32_t)bits << 16;
     return word.f;
 }
 
 // Round to nearest even; NaN stays NaN.
-static inline uint16_t td_f32_to_bf16(float value) {
+TD_INLINE uint16_t td_f32_to_bf16(float value) {
     union {
         float f;
         uint32_t u;
-    } word = {.f = value};
+    } word;
+    word.f = value;
     if ((word.u & 0x7fffffffu) > 0x7f800000u)
         return (uint16_t)((word.u >> 16) | 0x40u);
     return (uint16_t)((word.u + 0x7fffu + ((word.u >> 16) & 1u)) >> 16);
@@ -62,5 +67,7 @@ float td_f16_to_f32(uint16_t bits);
 
 // Converts n elements of F32, F16 or BF16 to fp32.
 void td_convert_to_f32(const void *source, td_dtype dtype, int64_t n, float *out);
+
+TD_C_END
 
 #endif

@@ -42,13 +42,15 @@ static int is_mine(const td_optimizer *optimizer, int64_t page) {
     return td_page_map_owner(&optimizer->parameters->map, page) == td_comm_rank(optimizer->comm);
 }
 
-// The page's gradient in fp32 and the sum of its squares.
+// The page's gradient in fp32 and, when wanted, the sum of its squares.
 static td_status page_gradient(const td_optimizer *optimizer, int64_t page, float **out_gradient,
                                double *out_sum_squares) {
     td_page_span span = td_page_map_span(&optimizer->parameters->map, page);
     const td_op_context *context = &optimizer->context;
     if (optimizer->config->reduce == TD_REDUCE_FP32) {
         *out_gradient = optimizer->parameters->floats + span.begin;
+        if (!out_sum_squares)
+            return TD_OK;
         return context->ops->sum_squares(context, &(td_sum_squares_args){
                                                       .n_elements = span.count,
                                                       .values = *out_gradient,
@@ -97,9 +99,8 @@ static td_status update_page(td_optimizer *optimizer, int64_t page, double norm,
     td_page_span span = td_page_map_span(&optimizer->parameters->map, page);
     void *state;
     float *gradient;
-    double sum_squares;
     TD_TRY(td_pager_acquire(optimizer->pager, page, context->stream, &state));
-    TD_TRY(page_gradient(optimizer, page, &gradient, &sum_squares));
+    TD_TRY(page_gradient(optimizer, page, &gradient, NULL));
     td_adamw_args args = {
         .n_elements = span.count,
         .page_elements = optimizer->parameters->map.page_elements,

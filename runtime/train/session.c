@@ -75,7 +75,7 @@ static td_status lay_out_lora(td_session *session, int want_lora) {
 static td_status open_local(td_session *session, int want_lora) {
     const td_device *device = td_device_cpu();
     session->context.device = device;
-    TD_TRY(td_ops_find(device, &session->context.ops));
+    TD_TRY(td_ops_check(&td_ops_cpu, &session->context.ops));
     TD_TRY(device->table->stream_create(device, &session->context.stream));
     td_ops_cpu_set_threads(session->n_threads);
     TD_TRY(open_model(session));

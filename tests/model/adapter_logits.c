@@ -27,7 +27,7 @@ static td_status load(answer *self, char **argv, int quantize) {
         .quantize = quantize, .double_quantize = 1, .stored = TD_BF16, .compute = TD_F32};
     td_base_share share = {.is_reader = 1};
     self->context.device = device;
-    TD_TRY(td_ops_find(device, &self->context.ops));
+    TD_TRY(td_ops_check(&td_ops_cpu, &self->context.ops));
     TD_TRY(device->table->stream_create(device, &self->context.stream));
     TD_TRY(td_base_load(argv[1], &options, &share, &self->context, &self->base));
     TD_TRY(td_adapter_info_read(argv[2], &self->info));

@@ -27,7 +27,7 @@ static void open_model(trained_model *model) {
         .rank = 4, .alpha = 8, .target_modules = &targets, .target_modules_is_pattern = 1};
     memset(model, 0, sizeof *model);
     model->context.device = device;
-    REQUIRE(td_ops_find(device, &model->context.ops) == TD_OK);
+    REQUIRE(td_ops_check(&td_ops_cpu, &model->context.ops) == TD_OK);
     REQUIRE(device->table->stream_create(device, &model->context.stream) == TD_OK);
     REQUIRE(td_base_load(TEST_FIXTURES "/families/llama", &options, &share, &model->context,
                          &model->base) == TD_OK);

@@ -61,7 +61,7 @@ static void open_model(bench_model *model, const char *family, int quantize) {
     snprintf(model->folder, sizeof model->folder, "%s/families/%s", TEST_FIXTURES, family);
     snprintf(model->adapter_folder, sizeof model->adapter_folder, "%s/adapter", model->folder);
     model->context.device = device;
-    REQUIRE(td_ops_find(device, &model->context.ops) == TD_OK);
+    REQUIRE(td_ops_check(&td_ops_cpu, &model->context.ops) == TD_OK);
     REQUIRE(device->table->stream_create(device, &model->context.stream) == TD_OK);
     td_base_share share = {.is_reader = 1};
     if (td_base_load(model->folder, &options, &share, &model->context, &model->base) != TD_OK ||

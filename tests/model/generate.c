@@ -29,7 +29,7 @@ static void open_model(asked_model *model, const char *family, int64_t max_token
     td_base_share share = {.is_reader = 1};
     memset(model, 0, sizeof *model);
     model->context.device = device;
-    REQUIRE(td_ops_find(device, &model->context.ops) == TD_OK);
+    REQUIRE(td_ops_check(&td_ops_cpu, &model->context.ops) == TD_OK);
     REQUIRE(device->table->stream_create(device, &model->context.stream) == TD_OK);
     snprintf(path, sizeof path, "%s/families/%s", TEST_FIXTURES, family);
     REQUIRE(td_base_load(path, &options, &share, &model->context, &model->base) == TD_OK);

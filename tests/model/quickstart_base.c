@@ -17,7 +17,7 @@ static void logits_equal_transformers(void) {
     td_transformer *transformer;
     td_tensor ids, right;
     int32_t tokens[MAX_TOKENS], rows[MAX_TOKENS], cu[2] = {0};
-    REQUIRE(td_ops_find(device, &context.ops) == TD_OK);
+    REQUIRE(td_ops_check(&td_ops_cpu, &context.ops) == TD_OK);
     REQUIRE(device->table->stream_create(device, &context.stream) == TD_OK);
     REQUIRE(td_base_load(TEST_SOURCE "/launch/quickstart/base", &options, &share, &context,
                          &base) == TD_OK);

@@ -127,6 +127,7 @@ static inline double op_tolerance(const op_run *run) {
 // the program's exit status.
 typedef struct op_backend {
     const td_device *device;
+    const td_ops *ops;
     const op_variant *variants;
     int n_variants;
 } op_backend;

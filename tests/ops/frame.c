@@ -308,7 +308,7 @@ int op_main(int argc, char **argv, const op_backend *backend) {
         else
             run.only = argv[i];
     }
-    if (td_ops_find(backend->device, &run.ops) != TD_OK ||
+    if (td_ops_check(backend->ops, &run.ops) != TD_OK ||
         backend->device->table->stream_create(backend->device, &run.context.stream) != TD_OK)
         op_abort(&run, td_error_message());
     run.context.ops = run.ops;

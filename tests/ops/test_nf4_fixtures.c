@@ -191,7 +191,7 @@ static void same_bytes_as_linear4bit(void) {
 
 int main(void) {
     context.device = td_device_cpu();
-    REQUIRE(td_ops_find(context.device, &context.ops) == TD_OK);
+    REQUIRE(td_ops_check(&td_ops_cpu, &context.ops) == TD_OK);
     TEST(same_bytes_with_avx512);
     TEST(same_bytes_with_avx2);
     TEST(same_bytes_without_vectors);

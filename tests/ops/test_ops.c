@@ -57,6 +57,7 @@ static const op_variant variants[] = {
 int main(int argc, char **argv) {
     return op_main(argc, argv,
                    &(op_backend){.device = td_device_cpu(),
+                                 .ops = &td_ops_cpu,
                                  .variants = variants,
                                  .n_variants = sizeof variants / sizeof *variants});
 }

@@ -29,12 +29,19 @@ static void a_missing_operation_is_named(void) {
     expect_refusal(td_ops_check_slots(&broken), "adamw_8bit");
 }
 
-static void an_unknown_device_is_refused(void) {
-    td_device_table table = {.name = "abacus"};
-    td_device device = {.table = &table};
+static void a_backend_with_a_gap_gives_no_table(void) {
+    td_ops broken = td_ops_cpu;
     const td_ops *found = NULL;
-    expect_refusal(td_ops_find(&device, &found), "abacus");
+    broken.name = "abacus";
+    broken.add = NULL;
+    expect_refusal(td_ops_check(&broken, &found), "abacus has no operation add");
     CHECK(found == NULL);
+}
+
+static void a_backend_has_one_table(void) {
+    const td_ops *again = NULL;
+    CHECK_INT(td_ops_check(&td_ops_cpu, &again), TD_OK);
+    CHECK(again == ops);
 }
 
 static void wrong_shapes_are_refused(void) {
@@ -83,11 +90,12 @@ static void a_short_workspace_is_refused(void) {
 
 int main(void) {
     context.device = td_device_cpu();
-    REQUIRE(td_ops_find(context.device, &ops) == TD_OK);
+    REQUIRE(td_ops_check(&td_ops_cpu, &ops) == TD_OK);
     context.ops = ops;
     TEST(the_table_is_whole);
     TEST(a_missing_operation_is_named);
-    TEST(an_unknown_device_is_refused);
+    TEST(a_backend_with_a_gap_gives_no_table);
+    TEST(a_backend_has_one_table);
     TEST(wrong_shapes_are_refused);
     TEST(an_id_outside_the_table_is_refused);
     TEST(a_short_workspace_is_refused);

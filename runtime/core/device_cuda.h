@@ -1,0 +1,28 @@
+// CUDA devices: one td_device per GPU, part of the CUDA module (runtime/core/gpu_module.h).
+//
+// Device memory comes from cudaMalloc, pinned memory from cudaHostAlloc; managed memory is never
+// used. Streams do not synchronize with the default stream. Every call makes its device the calling
+// thread's current one.
+#ifndef TANDEM_CORE_DEVICE_CUDA_H
+#define TANDEM_CORE_DEVICE_CUDA_H
+
+#include "runtime/core/device.h"
+#include "runtime/core/gpu_module.h"
+
+TD_C_BEGIN
+
+// Visible devices, 0 when there is no driver or it is too old: then `reason` says which, in words
+// for a person.
+int td_cuda_device_count(char *reason, size_t reason_bytes);
+td_status td_cuda_device_describe(int index, td_gpu_info *out);
+// One object per device, made at the first call, alive for ever.
+td_status td_cuda_device_open(int index, const td_device **out);
+
+// The cudaStream_t of a stream of a CUDA device.
+void *td_cuda_stream_handle(td_stream *stream);
+// The cudaEvent_t of an event of a CUDA device.
+void *td_cuda_event_handle(td_event *event);
+
+TD_C_END
+
+#endif
