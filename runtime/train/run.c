@@ -132,7 +132,7 @@ static td_status create_buckets(td_run *run) {
     int64_t page_bytes = run->parameters.map.page_elements * (exact ? 8 : 4);
     int64_t pages = at_least(1, BUCKET_BYTES / page_bytes);
     return td_buckets_create(
-        session->comm, &run->parameters.map, exact ? TD_BUCKET_I64 : TD_BUCKET_F32,
+        run->device_comm, &run->parameters.map, exact ? TD_COLLECTIVE_I64 : TD_COLLECTIVE_F32,
         exact ? (void *)run->parameters.fixed : run->parameters.floats, pages, &run->buckets);
 }
 
@@ -162,7 +162,20 @@ static td_status allocate_local(td_run *run, td_store *store, volatile const int
     return td_step_init(&run->step);
 }
 
+static td_status create_device_comm(td_run *run) {
+    const td_session *session = run->session;
+    const td_page_map *map = &run->parameters.map;
+    td_device_comm_options options = {
+        .comm = session->comm,
+        .device = session->context.device,
+        .max_bytes = (size_t)map->page_elements * sizeof(int64_t),
+        .in_flight = (size_t)map->n_pages,
+    };
+    return td_device_transport_host.create(&options, &run->device_comm);
+}
+
 td_status td_run_allocate(td_run *run, td_store *store, volatile const int *stop_requested) {
+    TD_TRY(create_device_comm(run));
     td_status status = allocate_local(run, store, stop_requested);
     TD_TRY(td_comm_agree(run->session->comm, status, "allocate"));
     return td_session_load_parameters(run->session, run->parameters.values);
@@ -178,6 +191,8 @@ void td_run_destroy(td_run *run) {
     td_step_fini(&run->step);
     if (run->buckets)
         td_buckets_destroy(run->buckets);
+    if (run->device_comm)
+        run->device_comm->transport->destroy(run->device_comm);
     td_token_loader_fini(&run->loader);
     td_transformer_destroy(run->transformer);
     td_optimizer_fini(&run->optimizer);

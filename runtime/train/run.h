@@ -16,6 +16,7 @@ typedef struct td_run {
     td_parameters parameters;
     td_pager *pager;
     td_transformer *transformer;
+    td_device_comm *device_comm; // of gradients and parameters
     td_buckets *buckets;
     td_token_loader loader;
     td_optimizer optimizer;

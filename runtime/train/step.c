@@ -55,9 +55,8 @@ static td_status layer_done(void *self, int64_t layer) {
     td_step *step = self;
     if (!step->last_of_mine)
         return TD_OK;
-    TD_TRY(step->optimizer->context.device->table->stream_synchronize(
-        step->optimizer->context.stream));
-    return td_buckets_advance(step->buckets, td_lora_layer_begin(step->lora, layer));
+    return td_buckets_advance(step->buckets, td_lora_layer_begin(step->lora, layer),
+                              step->optimizer->context.stream);
 }
 
 static td_status zero_gradients(td_step *step) {
@@ -103,10 +102,8 @@ static td_status run_mine(td_step *step, int64_t index, const td_batch *batch) {
             TD_TRY(run_micro_batch(step, index, batch, i));
         }
     step->last_of_mine = 0;
-    TD_TRY(step->optimizer->context.device->table->stream_synchronize(
-        step->optimizer->context.stream));
     td_progress_phase(TD_PHASE_REDUCE);
-    return td_buckets_advance(step->buckets, 0);
+    return td_buckets_advance(step->buckets, 0, step->optimizer->context.stream);
 }
 
 // Every rank learns every micro-batch's loss, every rank's gradient faults, and whether one was
@@ -165,7 +162,7 @@ td_status td_step_run(td_step *step, int64_t index, td_step_result *out) {
     td_buckets_reset(step->buckets);
     TD_TRY(zero_gradients(step));
     TD_TRY(run_mine(step, index, &batch));
-    TD_TRY(td_buckets_wait(step->buckets));
+    TD_TRY(td_buckets_wait(step->buckets, step->optimizer->context.stream));
     *out = (td_step_result){
         .tokens = batch.n_tokens,
         .trained_tokens = batch.n_trained,
