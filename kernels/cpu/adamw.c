@@ -1,28 +1,10 @@
 // AdamW (Loshchilov and Hutter, ICLR 2019) in the operation order of torch.optim.AdamW, so that a
 // run can be compared step by step. No operation is contracted: every vector width gives the same
 // bits.
-#include <math.h>
-
 #include "kernels/cpu/adamw_internal.h"
 
 size_t td_adamw_state_bytes(int64_t page_elements) {
     return td_mul_bytes((size_t)page_elements, 2 * sizeof(float));
-}
-
-td_adamw_scalars td_adamw_scalars_of(const td_adamw_args *args) {
-    double beta1 = args->beta1, beta2 = args->beta2, rate = args->learning_rate;
-    double t = (double)args->step;
-    return (td_adamw_scalars){
-        .gradient_scale = args->gradient_scale,
-        .keep = (float)(1.0 - rate * args->weight_decay),
-        .beta1 = (float)beta1,
-        .rest1 = (float)(1.0 - beta1),
-        .beta2 = (float)beta2,
-        .rest2 = (float)(1.0 - beta2),
-        .correction2 = (float)sqrt(1.0 - pow(beta2, t)),
-        .epsilon = (float)args->epsilon,
-        .rate = (float)(-rate / (1.0 - pow(beta1, t))),
-    };
 }
 
 // From m towards g, from the nearer end, as torch's lerp.

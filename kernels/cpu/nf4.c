@@ -3,6 +3,7 @@
 #include <immintrin.h>
 #include <math.h>
 
+#include "kernels/absmax_mean.h"
 #include "kernels/cpu/cpu_internal.h"
 #include "kernels/dynamic_map.h"
 
@@ -144,13 +145,36 @@ static float quantize_nested(const float *values, int64_t n, float offset, const
     return absmax;
 }
 
+// Folds each group of `width` sums into one; returns how many are left.
+static int fold(double *sums, int n, int width) {
+    for (int group = 0; group < n / width; group++) {
+        double *x = sums + group * width;
+        for (int half = width / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; i++)
+                x[i] += x[i + half];
+        sums[group] = x[0];
+    }
+    return n / width;
+}
+
+// In the order of absmax_mean.h.
+static float mean_of(const float *values, int64_t n) {
+    double sums[TD_MEAN_LANES] = {0};
+    for (int64_t begin = 0; begin < n; begin += TD_MEAN_LANES) {
+        int64_t count = n - begin < TD_MEAN_LANES ? n - begin : TD_MEAN_LANES;
+        for (int64_t i = 0; i < count; i++)
+            sums[i] += (double)values[begin + i];
+    }
+    int left = fold(sums, TD_MEAN_LANES, TD_MEAN_WARP);
+    left = fold(sums, left, TD_MEAN_WARPS);
+    fold(sums, left, TD_MEAN_BLOCKS);
+    return (float)(sums[0] / (double)n);
+}
+
 td_status td_cpu_absmax_quantize(const td_op_context *context,
                                  const td_absmax_quantize_args *args) {
     (void)context;
-    double sum = 0.0;
-    for (int64_t i = 0; i < args->n_blocks; i++)
-        sum += (double)args->absmax[i];
-    float offset = (float)(sum / (double)args->n_blocks);
+    float offset = mean_of(args->absmax, args->n_blocks);
     float map[256], midpoints[256];
     td_dynamic_map_signed(map);
     td_dynamic_map_midpoints(map, midpoints);
