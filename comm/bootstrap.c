@@ -64,6 +64,9 @@ td_status td_comm_bootstrap(td_comm **out) {
     TD_TRY(find_launch(&launched_size));
     TD_TRY(start_deadline(&deadline));
     if (launched_size == 0 || launched_size == 1)
-        return td_transport_self_create(out);
-    return td_transport_mpi_create(launched_size, deadline, out);
+        TD_TRY(td_transport_self_create(out));
+    else
+        TD_TRY(td_transport_mpi_create(launched_size, deadline, out));
+    (*out)->deadline = deadline;
+    return TD_OK;
 }

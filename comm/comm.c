@@ -36,7 +36,12 @@ void td_comm_base_fini(td_comm *comm) {
 }
 
 void td_comm_set_deadline(td_comm *comm, double seconds) {
-    comm->transport->set_deadline(comm, seconds > 1 ? seconds : 1);
+    comm->deadline = seconds > 1 ? seconds : 1;
+    comm->transport->set_deadline(comm, comm->deadline);
+}
+
+double td_comm_deadline(const td_comm *comm) {
+    return comm->deadline;
 }
 
 td_status td_comm_finish(td_comm *comm) {
@@ -83,6 +88,21 @@ td_status td_comm_wait(td_comm *comm, td_request request) {
     td_status status = comm->transport->wait(comm, request);
     comm->counters.wait_seconds += td_monotonic_seconds() - begin;
     return status;
+}
+
+td_status td_comm_test(td_comm *comm, td_request request, int *out_done) {
+    return comm->transport->test(comm, request, out_done);
+}
+
+td_status td_comm_enter(td_comm *comm, size_t bytes, int root, const char *what, td_request *out) {
+    comm->entered_at = td_monotonic_seconds();
+    return start(comm, TD_OPERATION_ELSEWHERE, NULL, bytes, root, what, out);
+}
+
+td_status td_comm_leave(td_comm *comm, td_request request) {
+    comm->counters.wait_seconds += td_monotonic_seconds() - comm->entered_at;
+    TD_TRY(comm->transport->complete(comm, request));
+    return comm->transport->wait(comm, request);
 }
 
 static td_status run(td_comm *comm, td_operation_kind kind, void *buffer, size_t count, int root,

@@ -1,6 +1,6 @@
 // Communication between the ranks of one job.
 //
-// One interface, three transports: self (one rank), mpi (host memory), nccl (in the CUDA module).
+// One interface, two transports: self (one rank), mpi (host memory). Device memory: device_comm.h.
 // Collective functions must be called by every rank in the same order with matching arguments; each
 // carries a short constant `what` that lives as long as the communicator and that diagnostics show
 // ("adapter gather"). Functions are for the thread that bootstrapped unless said otherwise; a
@@ -40,6 +40,7 @@ typedef struct td_comm td_comm;
 td_status td_comm_bootstrap(td_comm **out);
 // Local; the same on all ranks. At least one second.
 void td_comm_set_deadline(td_comm *comm, double seconds);
+double td_comm_deadline(const td_comm *comm); // seconds
 // Collective. Finishes outstanding work, stops the communication thread, MPI_Finalize. comm is gone
 // afterwards. Bounded: a rank that does not come ends the others after the deadline.
 td_status td_comm_finish(td_comm *comm);
@@ -91,9 +92,17 @@ td_status td_comm_reduce_f32_start(td_comm *comm, float *values, size_t count, i
 td_status td_comm_broadcast_start(td_comm *comm, void *buffer, size_t bytes, int root,
                                   const char *what, td_request *out);
 td_status td_comm_wait(td_comm *comm, td_request request);
+// Never blocks. *out_done: td_comm_wait() would return at once; it is still due.
+td_status td_comm_test(td_comm *comm, td_request request, int *out_done);
 
-// Seconds that the caller has spent waiting in td_comm_wait() and the blocking functions, and bytes
-// it has passed in.
+// Collective in effect. A wait that another library does (NCCL): from enter to leave the other
+// ranks see this one in a collective of that name, which is judged by the deadline and compared
+// like any other. Both return at once; the caller waits in between, without progress ticks.
+td_status td_comm_enter(td_comm *comm, size_t bytes, int root, const char *what, td_request *out);
+td_status td_comm_leave(td_comm *comm, td_request request);
+
+// Seconds that the caller has spent waiting in td_comm_wait(), the blocking functions and from
+// enter to leave, and bytes it has passed in.
 typedef struct td_comm_counters {
     double wait_seconds;
     uint64_t bytes;

@@ -18,6 +18,7 @@ typedef enum td_operation_kind {
     TD_OPERATION_ALLREDUCE_I64,
     TD_OPERATION_REDUCE_I64,
     TD_OPERATION_REDUCE_F32,
+    TD_OPERATION_ELSEWHERE, // done by another library; finished by complete()
     TD_OPERATION_KIND_COUNT,
 } td_operation_kind;
 
@@ -38,6 +39,9 @@ typedef struct td_transport {
     // Never blocks. Operations run in the order of the calls.
     td_status (*start)(td_comm *comm, const td_operation *operation, td_request *out);
     td_status (*wait)(td_comm *comm, td_request request);
+    td_status (*test)(td_comm *comm, td_request request, int *out_done);
+    // An operation of kind ELSEWHERE is done.
+    td_status (*complete)(td_comm *comm, td_request request);
     void (*set_deadline)(td_comm *comm, double seconds);
     // Collective. Frees comm.
     td_status (*finish)(td_comm *comm);
@@ -51,6 +55,8 @@ struct td_comm {
     int rank, size;
     int local_rank, local_size;
     int is_agreed;             // the last failure is known to every rank
+    double deadline;           // seconds
+    double entered_at;         // of td_comm_enter()
     td_comm_counters counters; // of the calling thread
     td_hash *gathered;         // size; what td_comm_agree() and td_comm_require_same() gather
 };

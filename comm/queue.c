@@ -110,9 +110,28 @@ static int try_wait(td_queue *queue, uint64_t sequence) {
     if (!entry_at(queue, sequence)->is_done)
         return 0;
     entry_at(queue, sequence)->is_waited = 1;
-    while (queue->n_freed < queue->n_done && entry_at(queue, queue->n_freed)->is_waited)
+    // What another library does may be over before it was taken.
+    while (queue->n_freed < queue->n_done && queue->n_freed < queue->n_taken &&
+           entry_at(queue, queue->n_freed)->is_waited)
         queue->n_freed++;
     return 1;
+}
+
+static td_status fail_outstanding(uint64_t sequence) {
+    return td_fail(TD_ERR_INTERNAL, "wait for request %llu, which is not outstanding",
+                   (unsigned long long)sequence);
+}
+
+td_status td_queue_test(td_queue *queue, uint64_t sequence, int *out_done) {
+    pthread_mutex_lock(&queue->lock);
+    int is_outstanding = sequence >= queue->n_freed && sequence < queue->n_started &&
+                         !entry_at(queue, sequence)->is_waited;
+    int is_done = is_outstanding && entry_at(queue, sequence)->is_done;
+    pthread_mutex_unlock(&queue->lock);
+    if (!is_outstanding)
+        return fail_outstanding(sequence);
+    *out_done = is_done;
+    return TD_OK;
 }
 
 td_status td_queue_wait(td_queue *queue, uint64_t sequence) {
@@ -131,10 +150,7 @@ td_status td_queue_wait(td_queue *queue, uint64_t sequence) {
     }
     pthread_mutex_unlock(&queue->lock);
     atomic_fetch_sub(&queue->n_waiting, 1);
-    if (result < 0)
-        return td_fail(TD_ERR_INTERNAL, "wait for request %llu, which is not outstanding",
-                       (unsigned long long)sequence);
-    return TD_OK;
+    return result < 0 ? fail_outstanding(sequence) : TD_OK;
 }
 
 int td_queue_take(td_queue *queue, td_operation *out_operation, uint64_t *out_sequence) {

@@ -50,10 +50,12 @@ void td_queue_fini(td_queue *queue);
 // The caller's side.
 td_status td_queue_push(td_queue *queue, const td_operation *operation, uint64_t *out);
 td_status td_queue_wait(td_queue *queue, uint64_t sequence);
+td_status td_queue_test(td_queue *queue, uint64_t sequence, int *out_done);
 
 // The communication thread's side. take: 0 when nothing is left to take.
 int td_queue_take(td_queue *queue, td_operation *out_operation, uint64_t *out_sequence);
-// One of the n_pieces of an operation is complete; the last one completes it.
+// One of the n_pieces of an operation is complete; the last one completes it. For an operation that
+// another library does the caller's side calls it.
 void td_queue_piece_done(td_queue *queue, uint64_t sequence, int n_pieces);
 // Returns at the next push or wake, at the latest after `seconds`.
 void td_queue_idle(td_queue *queue, double seconds);

@@ -155,12 +155,14 @@ static int has_room(const td_mpi_comm *mpi) {
 static int take_operation(td_mpi_comm *mpi, double now) {
     if (mpi->next_piece < mpi->n_pieces)
         return 1;
-    if (!td_queue_take(&mpi->queue, &mpi->current, &mpi->current_sequence))
-        return 0;
+    do {
+        if (!td_queue_take(&mpi->queue, &mpi->current, &mpi->current_sequence))
+            return 0;
+        if (mpi->n_in_flight == 0)
+            mpi->open_at = now;
+    } while (mpi->current.kind == TD_OPERATION_ELSEWHERE); // the caller's to do and to complete
     mpi->next_piece = 0;
     mpi->n_pieces = count_pieces(mpi, &mpi->current);
-    if (mpi->n_in_flight == 0)
-        mpi->open_at = now;
     return 1;
 }
 

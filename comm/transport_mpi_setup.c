@@ -17,6 +17,15 @@ static td_status mpi_wait(td_comm *comm, td_request request) {
     return td_queue_wait(&((td_mpi_comm *)comm)->queue, request);
 }
 
+static td_status mpi_test(td_comm *comm, td_request request, int *out_done) {
+    return td_queue_test(&((td_mpi_comm *)comm)->queue, request, out_done);
+}
+
+static td_status mpi_complete(td_comm *comm, td_request request) {
+    td_queue_piece_done(&((td_mpi_comm *)comm)->queue, request, 1);
+    return TD_OK;
+}
+
 // The communication thread's loop gets longer than the deadline: the other ranks' boards shall name
 // this rank first.
 static void watch_loop(td_mpi_comm *mpi) {
@@ -69,6 +78,8 @@ const td_transport td_transport_mpi = {
     .name = "mpi",
     .start = mpi_start,
     .wait = mpi_wait,
+    .test = mpi_test,
+    .complete = mpi_complete,
     .set_deadline = mpi_set_deadline,
     .finish = mpi_finish,
     .abort = mpi_abort,
