@@ -5,7 +5,7 @@
 #   --build FOLDER          packs what is built in FOLDER; default: builds the preset "bundle" first
 #   --with-tests            also makes a second tar, to be unpacked over the first: tests/gpu_check.sh and what it runs
 #   --with-cuda-libraries   adds cuBLASLt (hundreds of MiB) and NCCL; without it they must be on the loader's path
-# The tars are written to FOLDER/bundle (default: build/bundle/bundle).
+# The tars are written to FOLDER, what is in them to FOLDER/package.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,7 +36,7 @@ elif [ ! -x "$build/set_rpath" ]; then
 fi
 version=$(sed -nE 's/^CMAKE_PROJECT_VERSION:STATIC=//p' "$build/CMakeCache.txt")
 name=tandem-$version
-out=$build/bundle
+out=$build/package
 rm -rf "$out"
 mkdir -p "$out/$name"
 root=$out/$name
@@ -216,9 +216,9 @@ pack() {
     (cd "$root" && LC_ALL=C sort "../$3" | xargs -d '\n' sha256sum >"$2")
     (cd "$out" && { sed "s|^|$name/|" "$3"; echo "$name/$2"; } | LC_ALL=C sort |
         tar --create --no-recursion --files-from=- --format=gnu --owner=0 --group=0 --numeric-owner \
-            --mode=u=rwX,go=rX --mtime="@$epoch" | gzip -n -9 >"$1.tar.gz")
+            --mode=u=rwX,go=rX --mtime="@$epoch" | gzip -n -9 >"../$1.tar.gz")
     rm "$out/$3"
-    echo "$out/$1.tar.gz: $(($(stat -c %s "$out/$1.tar.gz") / 1048576)) MiB, $(wc -l <"$root/$2") files"
+    echo "$build/$1.tar.gz: $(($(stat -c %s "$build/$1.tar.gz") / 1048576)) MiB, $(wc -l <"$root/$2") files"
 }
 
 list_files() {
