@@ -9,7 +9,8 @@ enum { MEAN_THREADS = TD_MEAN_WARPS * TD_MEAN_WARP };
 
 static_assert(TD_MEAN_WARP == 32, "a fold of td_warp_sum()");
 static_assert(TD_MEAN_BLOCKS == 32, "the last fold is one warp's");
-static_assert(int(TD_MEAN_BLOCKS) <= int(TD_CUDA_REDUCTION_BLOCKS), "partial sums in the workspace");
+static_assert(int(TD_MEAN_BLOCKS) <= int(TD_CUDA_REDUCTION_BLOCKS),
+              "partial sums in the workspace");
 
 // In the order of absmax_mean.h. partial: (TD_MEAN_BLOCKS)
 __global__ void sum_kernel(const float *values, int64_t n, double *partial) {

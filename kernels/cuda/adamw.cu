@@ -26,7 +26,6 @@ __global__ void __launch_bounds__(THREADS)
     td_quad<float> p = td_quad_load(arrays.parameters, i, n, aligned);
     td_quad<float> m = td_quad_load(arrays.m, i, n, aligned);
     td_quad<float> v = td_quad_load(arrays.v, i, n, aligned);
-#pragma unroll
     for (int k = 0; k < 4; k++) {
         float g = td_adamw_gradient(s, gradient.x[k]);
         m.x[k] = lerp(m.x[k], g, s.rest1);

@@ -36,7 +36,6 @@ __device__ __forceinline__ float read_float(const uint8_t *from) {
 __device__ __forceinline__ void decode(const td_code_map &map, const uint8_t *codes, int64_t i,
                                        int64_t n, bool aligned, float absmax, td_quad<float> *out) {
     td_quad<uint8_t> code = td_quad_load(codes, i, n, aligned);
-#pragma unroll
     for (int k = 0; k < 4; k++)
         out->x[k] = i + k < n ? __fmul_rn(map.value[code.x[k]], absmax) : 0.0f;
 }
@@ -46,10 +45,18 @@ __device__ __forceinline__ void encode(const td_code_map &map, const td_quad<flo
                                        uint8_t *codes) {
     float by = absmax > 0.0f ? absmax : 1.0f;
     td_quad<uint8_t> code;
-#pragma unroll
     for (int k = 0; k < 4; k++)
         code.x[k] = td_dynamic_map_nearest(map.midpoint, __fdiv_rn(quad.x[k], by));
     td_quad_store(codes, i, n, aligned, code);
+}
+
+// Not a loop: compilers keep one this long, and the moment in memory with it.
+__device__ __forceinline__ void encode_both(const td_code_map &map, const moment &values,
+                                            float absmax, int64_t begin, int64_t n, bool aligned,
+                                            uint8_t *codes) {
+    static_assert(QUADS == 2, "two calls");
+    encode(map, values.quad[0], absmax, begin, n, aligned, codes);
+    encode(map, values.quad[1], absmax, begin + 128, n, aligned, codes);
 }
 
 // Moves four parameters and their exact moments.
@@ -58,7 +65,6 @@ __device__ __forceinline__ void step_quad(const adamw_page &page, const td_adamw
                                           td_quad<float> *v) {
     td_quad<float> gradient = td_quad_load(page.gradient, i, page.n, aligned);
     td_quad<float> p = td_quad_load(page.parameters, i, page.n, aligned);
-#pragma unroll
     for (int k = 0; k < 4; k++) {
         float g = td_adamw_gradient(s, gradient.x[k]);
         m->x[k] = __fadd_rn(__fmul_rn(m->x[k], s.beta1), __fmul_rn(s.rest1, g));
@@ -71,12 +77,9 @@ __device__ __forceinline__ void step_quad(const adamw_page &page, const td_adamw
 // The warp's largest magnitude. Magnitudes are ordered like their bits, with NaN above all.
 __device__ __forceinline__ float absmax_of(const moment &values) {
     unsigned largest = 0;
-#pragma unroll
     for (int q = 0; q < QUADS; q++)
-#pragma unroll
         for (int k = 0; k < 4; k++)
             largest = max(largest, __float_as_uint(values.quad[q].x[k]) & 0x7fffffffu);
-#pragma unroll
     for (int lane = 16; lane > 0; lane /= 2)
         largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lane));
     return __uint_as_float(largest);
@@ -88,7 +91,6 @@ __device__ void block_update(const adamw_page &page, const td_adamw_scalars &s,
     float m_absmax = read_float(m_at), v_absmax = read_float(v_at);
     int64_t begin = block * BLOCK + 4 * (threadIdx.x % 32);
     moment m, v;
-#pragma unroll
     for (int q = 0; q < QUADS; q++) {
         int64_t i = begin + 128 * q;
         decode(maps.m, page.m, i, page.n, aligned, m_absmax, &m.quad[q]);
@@ -97,12 +99,8 @@ __device__ void block_update(const adamw_page &page, const td_adamw_scalars &s,
     }
     m_absmax = absmax_of(m); // every lane has read the old ones
     v_absmax = absmax_of(v);
-#pragma unroll
-    for (int q = 0; q < QUADS; q++) {
-        int64_t i = begin + 128 * q;
-        encode(maps.m, m.quad[q], m_absmax, i, page.n, aligned, page.m);
-        encode(maps.v, v.quad[q], v_absmax, i, page.n, aligned, page.v);
-    }
+    encode_both(maps.m, m, m_absmax, begin, page.n, aligned, page.m);
+    encode_both(maps.v, v, v_absmax, begin, page.n, aligned, page.v);
     if (threadIdx.x % 32 == 0) {
         memcpy(m_at, &m_absmax, sizeof m_absmax);
         memcpy(v_at, &v_absmax, sizeof v_absmax);

@@ -37,7 +37,6 @@ __device__ __forceinline__ void add_quad(exponentials *total, const td_quad<floa
         total->largest = largest;
     }
     float shift = shift_of(total->largest), e[4];
-#pragma unroll
     for (int k = 0; k < 4; k++)
         e[k] = expf(quad.x[k] - shift);
     total->sum += static_cast<double>((e[0] + e[1]) + (e[2] + e[3]));
@@ -48,7 +47,6 @@ __device__ exponentials thread_others(const float *x, int64_t n, int64_t target,
     exponentials total = {-INFINITY, 0.0};
     for (int64_t i = 4 * threadIdx.x; i < n; i += 4 * blockDim.x) {
         td_quad<float> quad = td_quad_load(x, i, n, aligned, -INFINITY);
-#pragma unroll
         for (int k = 0; k < 4; k++)
             quad.x[k] = i + k == target ? -INFINITY : quad.x[k];
         add_quad(&total, quad);
@@ -79,7 +77,6 @@ __device__ void write_gradient(float *x, int64_t n, int64_t target, bool aligned
     float factor = shared->factor, target_gradient = shared->target_gradient;
     for (int64_t i = 4 * threadIdx.x; i < n; i += 4 * blockDim.x) {
         td_quad<float> quad = td_quad_load(x, i, n, aligned);
-#pragma unroll
         for (int k = 0; k < 4; k++)
             quad.x[k] = i + k == target ? target_gradient : expf(quad.x[k] - largest) * factor;
         td_quad_store(x, i, n, aligned, quad);

@@ -24,7 +24,6 @@ __global__ void fixed_add_kernel(td_fixed_add_args args, double factor, bool ali
     td_quad<float> value = td_quad_load(args.values, i, n, aligned);
     td_quad<int64_t> sum = td_quad_load(args.accumulator, i, n, aligned);
     int faults = 0;
-#pragma unroll
     for (int k = 0; k < 4; k++)
         if (i + k < n)
             faults += add_one(value.x[k], factor, args.limit, &sum.x[k]);
@@ -42,7 +41,6 @@ struct next_fixed {
     __device__ td_quad<float> operator()(int64_t i) const {
         td_quad<int64_t> fixed = td_quad_load(accumulator, i, n, aligned);
         td_quad<float> value;
-#pragma unroll
         for (int k = 0; k < 4; k++)
             value.x[k] = static_cast<float>(fixed.x[k]) * factor;
         td_quad_store(values, i, n, aligned, value);

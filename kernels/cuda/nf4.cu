@@ -4,7 +4,8 @@
 
 namespace {
 
-enum { THREADS = 256, QUADS_PER_THREAD = 4, LANES_PER_BLOCK = TD_NF4_BLOCK / 4, ZERO_CODE = 7 };
+enum { THREADS = 256, QUADS_PER_THREAD = 4, LANES_PER_BLOCK = TD_NF4_BLOCK / 4 };
+enum : unsigned { ZERO_CODE = 7 };
 
 // The number of thresholds strictly below x; 0 for NaN. Each step keeps the half of the table that
 // the answer is in, which makes it selections between registers.
@@ -16,11 +17,9 @@ __device__ __forceinline__ unsigned code_of(float x) {
         0.5016634166240692f,   0.6427869200706482f,   0.8614784178118011f,
     };
     unsigned code = 0;
-#pragma unroll
     for (int half = 8; half > 0; half /= 2) {
         bool above = x > threshold[half - 1];
         code += above ? half : 0;
-#pragma unroll
         for (int i = 0; i < half - 1; i++)
             threshold[i] = above ? threshold[i + half] : threshold[i];
     }
@@ -30,10 +29,8 @@ __device__ __forceinline__ unsigned code_of(float x) {
 // Over the sixteen lanes of a block; NaN has no magnitude.
 __device__ __forceinline__ float absmax_of(const td_quad<float> &quad) {
     float absmax = 0.0f;
-#pragma unroll
     for (int k = 0; k < 4; k++)
         absmax = fmaxf(absmax, fabsf(quad.x[k]));
-#pragma unroll
     for (int lane = LANES_PER_BLOCK / 2; lane > 0; lane /= 2)
         absmax = fmaxf(absmax, __shfl_xor_sync(0xffffffffu, absmax, lane));
     return absmax;
@@ -43,7 +40,6 @@ __device__ __forceinline__ float absmax_of(const td_quad<float> &quad) {
 __device__ __forceinline__ void store_codes(const td_quad<float> &quad, float inverse, int64_t i,
                                             int64_t n, bool aligned, uint8_t *codes) {
     unsigned code[4];
-#pragma unroll
     for (int k = 0; k < 4; k++)
         code[k] = i + k < n ? code_of(quad.x[k] * inverse) : ZERO_CODE;
     uint8_t first = static_cast<uint8_t>(code[0] << 4 | code[1]);
@@ -66,10 +62,8 @@ __global__ void __launch_bounds__(THREADS)
     int64_t begin = 4 * (static_cast<int64_t>(blockIdx.x) * THREADS * QUADS_PER_THREAD +
                          static_cast<int64_t>(threadIdx.x));
     td_quad<float> quad[QUADS_PER_THREAD];
-#pragma unroll
     for (int q = 0; q < QUADS_PER_THREAD; q++)
         quad[q] = td_quad_load(args.weight, begin + 4 * THREADS * q, n, weight_aligned);
-#pragma unroll
     for (int q = 0; q < QUADS_PER_THREAD; q++) {
         int64_t i = begin + 4 * THREADS * q;
         float absmax = absmax_of(quad[q]);

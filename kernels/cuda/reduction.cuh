@@ -70,7 +70,6 @@ __device__ __forceinline__ td_quad<T> td_quad_load(const T *array, int64_t i, in
     if (aligned && i + 4 <= n)
         return *reinterpret_cast<const td_quad<T> *>(array + i);
     td_quad<T> quad;
-#pragma unroll
     for (int k = 0; k < 4; k++)
         quad.x[k] = i + k < n ? array[i + k] : beyond;
     return quad;
@@ -83,7 +82,6 @@ __device__ __forceinline__ void td_quad_store(T *array, int64_t i, int64_t n, bo
         *reinterpret_cast<td_quad<T> *>(array + i) = quad;
         return;
     }
-#pragma unroll
     for (int k = 0; k < 4; k++)
         if (i + k < n)
             array[i + k] = quad.x[k];

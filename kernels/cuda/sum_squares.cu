@@ -17,7 +17,6 @@ __global__ void f32_add_kernel(td_f32_add_args args, bool aligned) {
     td_quad<float> value = td_quad_load(args.values, i, n, aligned);
     td_quad<float> total = td_quad_load(args.accumulator, i, n, aligned);
     int faults = 0;
-#pragma unroll
     for (int k = 0; k < 4; k++) {
         float sum = total.x[k] + value.x[k];
         bool finite = isfinite(sum);

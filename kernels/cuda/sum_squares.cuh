@@ -14,7 +14,6 @@ static inline unsigned td_sum_squares_blocks(int64_t n) {
 // Squares of fp32 values are exact in double.
 __device__ __forceinline__ double td_quad_squares(const td_quad<float> &quad) {
     double square[4];
-#pragma unroll
     for (int k = 0; k < 4; k++)
         square[k] = static_cast<double>(quad.x[k]) * static_cast<double>(quad.x[k]);
     return (square[0] + square[1]) + (square[2] + square[3]);
