@@ -1,0 +1,54 @@
+// What the files of the emulated runtime share. Everything here is called with the lock held.
+#ifndef CUDA_HOST_RUNTIME_INTERNAL_H
+#define CUDA_HOST_RUNTIME_INTERNAL_H
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tests/cuda_host/include/cuda_host.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#define CUDA_HOST_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define CUDA_HOST_ASAN 1
+#endif
+#endif
+#ifndef CUDA_HOST_ASAN
+#define CUDA_HOST_ASAN 0
+#endif
+
+// Limits of compute capability 8.0.
+constexpr size_t default_shared_bytes = 48 * 1024, largest_shared_bytes = 163 * 1024;
+constexpr unsigned largest_block = 1024;
+
+// A launch whose configuration has been checked.
+struct kernel_run {
+    const void *kernel;
+    void (*call)(const void *kernel, const void *parameters);
+    const void *parameters;
+    dim3 grid, block;
+    size_t shared_bytes;
+};
+// Runs every block of the grid to its end.
+void run_kernel(const kernel_run &run);
+// "in block (..) thread (..) of ..." of the running kernel, or "".
+void describe_position(char *out, size_t bytes);
+
+// Fibers: stacks on which the threads of a block run.
+struct fiber;
+extern fiber *running_fiber; // the OS thread's own stack is one too
+fiber *take_fiber();         // runs worker() at its first switch
+void return_fiber(fiber *idle);
+void switch_to(fiber *next);
+void fiber_worker(); // defined by the user of the fibers; never returns
+// Whether the address is in the guard below a fiber's stack.
+bool is_stack_guard(const void *address);
+
+// Shared memory of the running block.
+void prepare_shared(size_t bytes);
+void check_shared(size_t bytes);
+
+uint64_t configured_seed();
+
+#endif
