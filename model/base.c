@@ -114,7 +114,7 @@ static td_status read_slice(void *self, const td_base_item *item, int64_t begin,
 
 td_status td_base_create(const td_model_config *config, const td_base_options *options,
                          td_dtype matrix_dtype, const td_op_context *context, td_base **out) {
-    size_t arena_bytes, staging_bytes;
+    td_base_sizes sizes;
     td_base *base = calloc(1, sizeof *base);
     if (!base)
         return td_fail(TD_ERR_MEMORY, "no memory for the base model");
@@ -123,9 +123,9 @@ td_status td_base_create(const td_model_config *config, const td_base_options *o
     td_status status = TD_OK;
     if (!base->layers)
         status = td_fail(TD_ERR_MEMORY, "no memory for the base model");
-    td_base_plan(config, options, matrix_dtype, &arena_bytes, &staging_bytes);
+    td_base_plan(config, options, matrix_dtype, &sizes);
     if (status == TD_OK)
-        status = td_arena_init(&base->arena, context->device, arena_bytes, "base model");
+        status = td_arena_init(&base->arena, context->device, sizes.arena_bytes, "base model");
     if (status != TD_OK) {
         td_base_destroy(base);
         return status;

@@ -47,16 +47,28 @@ typedef struct td_base_options {
     int double_quantize;
     td_dtype stored;  // TD_BF16: 16-bit tensors that are not quantized stay BF16 (F16 is widened to
                       // F32); TD_F32: all F32
-    td_dtype compute; // what dequantized weights are rounded to: TD_F32 on the CPU
+    td_dtype compute; // what dequantized weights are rounded to, the type of the activations. With
+                      // TD_BF16 matrices that are not quantized are rounded too when they are
+                      // stored: products take them as they are.
 } td_base_options;
 
-// Device bytes of the arena, and bytes of the buffers that live during loading only (a slice of a
-// tensor in fp32 and the absmax of the largest one), from the config alone. `embedding_dtype` is
-// td_base_peek_dtype().
+typedef struct td_base_sizes {
+    size_t arena_bytes; // device
+    // Buffers that live during loading only.
+    size_t slice_bytes;  // of a tensor in fp32: on the host, and once more on a device with memory
+                         // of its own
+    size_t absmax_bytes; // of the largest matrix, device
+} td_base_sizes;
+
+// What quantizing takes of workspace, device, during loading only.
+size_t td_base_workspace_bytes(const td_ops *ops);
+
+// From the config alone. `embedding_dtype` is td_base_peek_dtype().
 void td_base_plan(const td_model_config *config, const td_base_options *options,
-                  td_dtype embedding_dtype, size_t *arena_bytes, size_t *staging_bytes);
-// dtype that the matrices in the folder share, F32 when they differ: with `stored` TD_BF16, what is
-// not quantized stays BF16 only when all of it is BF16, so that nothing is ever rounded.
+                  td_dtype embedding_dtype, td_base_sizes *out);
+// dtype that the matrices in the folder share, F32 when they differ: with `stored` TD_BF16 and
+// fp32 activations, what is not quantized stays BF16 only when all of it is BF16, so that nothing
+// is ever rounded.
 td_status td_base_peek_dtype(const char *folder, td_dtype *out);
 
 // Collective among the ranks of a node when share->broadcast is set. On failure nothing is owed.

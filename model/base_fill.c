@@ -13,7 +13,7 @@ typedef struct base_filler {
     const td_base_options *options;
     const td_base_source *source;
     const td_base_share *share;
-    const td_op_context *context;
+    td_op_context context; // with a workspace of its own
     td_base_staging plan;
     float *host;    // (slice_elements) pinned
     float *slice;   // the same on the device
@@ -35,12 +35,12 @@ td_status td_base_agree(const td_base_share *share, td_status mine, const char *
 }
 
 static const td_device_table *table_of(const base_filler *filler) {
-    return filler->context->device->table;
+    return filler->context.device->table;
 }
 
 static td_status copy_now(const base_filler *filler, void *to, const void *from, size_t bytes) {
-    TD_TRY(table_of(filler)->copy(filler->context->stream, to, from, bytes));
-    return table_of(filler)->stream_synchronize(filler->context->stream);
+    TD_TRY(table_of(filler)->copy(filler->context.stream, to, from, bytes));
+    return table_of(filler)->stream_synchronize(filler->context.stream);
 }
 
 // The views of the base are read-only for everybody else.
@@ -68,8 +68,8 @@ static td_status put_nf4(const base_filler *filler, const td_matrix *matrix, int
                                  .weight = filler->slice,
                                  .codes = (uint8_t *)writable(matrix->data) + begin / 2,
                                  .absmax = absmax + begin / TD_NF4_BLOCK};
-    TD_TRY(filler->context->ops->nf4_quantize(filler->context, &args));
-    return table_of(filler)->stream_synchronize(filler->context->stream);
+    TD_TRY(filler->context.ops->nf4_quantize(&filler->context, &args));
+    return table_of(filler)->stream_synchronize(filler->context.stream);
 }
 
 static td_status put_slice(const base_filler *filler, const td_base_item *item, int64_t begin,
@@ -103,8 +103,8 @@ static td_status nest_absmax(const base_filler *filler, const td_base_item *item
                                     .codes = writable(matrix->absmax_codes),
                                     .nested_absmax = writable(matrix->nested_absmax),
                                     .offset = &matrix->nested_offset};
-    TD_TRY(filler->context->ops->absmax_quantize(filler->context, &args));
-    return table_of(filler)->stream_synchronize(filler->context->stream);
+    TD_TRY(filler->context.ops->absmax_quantize(&filler->context, &args));
+    return table_of(filler)->stream_synchronize(filler->context.stream);
 }
 
 static td_status store(const base_filler *filler, const td_base_item *item) {
@@ -122,7 +122,7 @@ static td_status store(const base_filler *filler, const td_base_item *item) {
 static td_status share_piece(const base_filler *filler, unsigned char *piece, size_t bytes,
                              const char *what) {
     const td_base_share *share = filler->share;
-    if (filler->context->device->unified)
+    if (filler->context.device->unified)
         return share->broadcast(share->self, piece, bytes, what);
     if (share->is_reader)
         TD_TRY(copy_now(filler, filler->host, piece, bytes));
@@ -133,7 +133,7 @@ static td_status share_piece(const base_filler *filler, unsigned char *piece, si
 static td_status share_bytes(const base_filler *filler, const void *memory, size_t bytes,
                              const char *what) {
     unsigned char *begin = writable(memory);
-    size_t step = filler->context->device->unified ? max_message_bytes : filler->plan.slice_bytes;
+    size_t step = filler->context.device->unified ? max_message_bytes : filler->plan.slice_bytes;
     for (size_t done = 0; done < bytes; done += step) {
         size_t left = bytes - done;
         td_progress_tick();
@@ -207,9 +207,13 @@ static td_status put_nested_map(const base_filler *filler) {
     return copy_now(filler, writable(on_device), map, sizeof map);
 }
 
+size_t td_base_workspace_bytes(const td_ops *ops) {
+    return ops->workspace_bytes(&(td_workspace_query){0});
+}
+
 static td_status allocate(base_filler *filler) {
-    const td_device *device = filler->context->device;
-    static const char purpose[] = "reading the base model";
+    const td_device *device = filler->context.device;
+    static const char purpose[] = "buffers while loading";
     void *memory = NULL;
     size_t n_offsets = (size_t)filler->base->config.n_layers * TD_PROJ_COUNT;
     filler->offsets = calloc(n_offsets, sizeof *filler->offsets);
@@ -222,15 +226,20 @@ static td_status allocate(base_filler *filler) {
         TD_TRY(device->table->alloc(device, filler->plan.slice_bytes, purpose, &memory));
         filler->slice = memory;
     }
-    if (filler->plan.absmax_bytes == 0)
-        return TD_OK;
-    TD_TRY(device->table->alloc(device, filler->plan.absmax_bytes, purpose, &memory));
-    filler->absmax = memory;
-    return TD_OK;
+    if (filler->plan.absmax_bytes > 0) {
+        TD_TRY(device->table->alloc(device, filler->plan.absmax_bytes, purpose, &memory));
+        filler->absmax = memory;
+    }
+    filler->context.workspace_bytes = td_base_workspace_bytes(filler->context.ops);
+    return device->table->alloc(device, filler->context.workspace_bytes, purpose,
+                                &filler->context.workspace);
 }
 
 static void release(base_filler *filler) {
-    const td_device *device = filler->context->device;
+    const td_device *device = filler->context.device;
+    (void)table_of(filler)->stream_synchronize(filler->context.stream);
+    if (filler->context.workspace)
+        device->table->free(device, filler->context.workspace);
     if (filler->absmax)
         device->table->free(device, filler->absmax);
     if (filler->slice && filler->slice != filler->host)
@@ -246,8 +255,9 @@ td_status td_base_fill(td_base *base, const td_base_options *options, const td_b
                           .options = options,
                           .source = source,
                           .share = share,
-                          .context = context,
+                          .context = *context,
                           .plan = td_base_staging_plan(&base->config, options)};
+    filler.context.workspace = NULL;
     td_status status = allocate(&filler);
     if (status == TD_OK)
         status = put_nested_map(&filler);

@@ -9,7 +9,9 @@ td_matrix_format td_base_format(const td_base_options *options, td_dtype matrix_
         return TD_MATRIX_F32;
     if (item->kind == TD_BASE_LINEAR && options->quantize)
         return TD_MATRIX_NF4;
-    return options->stored == TD_BF16 && matrix_dtype == TD_BF16 ? TD_MATRIX_BF16 : TD_MATRIX_F32;
+    int is_bf16 =
+        options->compute == TD_BF16 || (options->stored == TD_BF16 && matrix_dtype == TD_BF16);
+    return is_bf16 ? TD_MATRIX_BF16 : TD_MATRIX_F32;
 }
 
 typedef struct base_layout {
@@ -100,11 +102,12 @@ td_base_staging td_base_staging_plan(const td_model_config *config,
 }
 
 void td_base_plan(const td_model_config *config, const td_base_options *options,
-                  td_dtype embedding_dtype, size_t *arena_bytes, size_t *staging_bytes) {
+                  td_dtype embedding_dtype, td_base_sizes *out) {
     td_base base = {.config = *config};
     td_arena_init_measure(&base.arena, "base model");
     td_base_lay_out(&base, options, embedding_dtype);
     td_base_staging staging = td_base_staging_plan(config, options);
-    *arena_bytes = base.arena.used_bytes;
-    *staging_bytes = staging.slice_bytes + staging.absmax_bytes;
+    *out = (td_base_sizes){.arena_bytes = base.arena.used_bytes,
+                           .slice_bytes = staging.slice_bytes,
+                           .absmax_bytes = staging.absmax_bytes};
 }

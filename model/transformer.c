@@ -16,27 +16,6 @@ td_status td_transformer_measure(const td_model_config *config, const td_lora *l
     return status;
 }
 
-size_t td_transformer_host_bytes(const td_transformer *transformer) {
-    const td_transformer_options *options = &transformer->options;
-    return (size_t)options->max_tokens *
-               (sizeof *transformer->host_positions + sizeof *transformer->host_losses) +
-           ((size_t)options->max_sequences + 1) * sizeof *transformer->cu;
-}
-
-static td_status create_host_buffers(td_transformer *transformer) {
-    size_t tokens = (size_t)transformer->options.max_tokens;
-    transformer->layers =
-        calloc((size_t)transformer->config->n_layers, sizeof *transformer->layers);
-    transformer->cu =
-        calloc((size_t)transformer->options.max_sequences + 1, sizeof *transformer->cu);
-    transformer->host_positions = calloc(tokens, sizeof *transformer->host_positions);
-    transformer->host_losses = calloc(tokens, sizeof *transformer->host_losses);
-    if (!transformer->layers || !transformer->cu || !transformer->host_positions ||
-        !transformer->host_losses)
-        return td_fail(TD_ERR_MEMORY, "no memory for the inputs of %zu tokens", tokens);
-    return TD_OK;
-}
-
 static td_status fill_tables(td_transformer *transformer) {
     const td_model_config *config = transformer->config;
     const td_device_table *device = transformer->context.device->table;
@@ -68,8 +47,11 @@ td_status td_transformer_create(const td_base *base, const td_lora *lora,
     transformer->lora = lora;
     transformer->options = *options;
     transformer->context = *context;
-    td_status status;
-    TD_TRY_GOTO(status, create_host_buffers(transformer), failed);
+    transformer->layers = calloc((size_t)base->config.n_layers, sizeof *transformer->layers);
+    td_status status =
+        transformer->layers ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for the layer table");
+    TD_TRY_GOTO(status, status, failed);
+    TD_TRY_GOTO(status, td_transformer_create_inputs(transformer), failed);
     TD_TRY_GOTO(
         status,
         td_arena_init(&transformer->arena, context->device, sizes.total_bytes, "activations"),
@@ -86,41 +68,67 @@ failed:
 void td_transformer_destroy(td_transformer *transformer) {
     if (!transformer)
         return;
+    (void)transformer->context.device->table->stream_synchronize(transformer->context.stream);
+    td_transformer_destroy_inputs(transformer);
     td_arena_fini(&transformer->arena);
-    free(transformer->host_losses);
-    free(transformer->host_positions);
-    free(transformer->cu);
     free(transformer->layers);
     free(transformer);
+}
+
+const td_op_context *td_transformer_context(const td_transformer *transformer) {
+    return &transformer->context;
+}
+
+// After a failure some of a call's work may be queued: whoever comes next must not meet it.
+static td_status leave_call(td_transformer *transformer, td_status status) {
+    if (status != TD_OK)
+        (void)transformer->context.device->table->stream_synchronize(transformer->context.stream);
+    return status;
+}
+
+static td_status train(td_transformer *transformer, const float *parameters,
+                       const td_token_batch *batch, const td_dropout_key *dropout,
+                       float gradient_scale, const td_gradient_sink *sink, double *out_loss) {
+    TD_TRY(td_transformer_begin(transformer, parameters, batch, dropout, NULL));
+    TD_TRY(td_transformer_blocks(transformer));
+    TD_TRY(td_transformer_head(transformer, gradient_scale));
+    transformer->sink = sink;
+    TD_TRY(td_transformer_backward(transformer));
+    return td_transformer_read_loss(transformer, out_loss);
 }
 
 td_status td_transformer_train(td_transformer *transformer, const float *parameters,
                                const td_token_batch *batch, const td_dropout_key *dropout,
                                float gradient_scale, const td_gradient_sink *sink,
                                double *out_loss) {
-    double loss;
-    TD_TRY(td_transformer_begin(transformer, parameters, batch, dropout, NULL));
+    return leave_call(transformer, train(transformer, parameters, batch, dropout, gradient_scale,
+                                         sink, out_loss));
+}
+
+static td_status loss(td_transformer *transformer, const float *parameters,
+                      const td_token_batch *batch, double *out_loss) {
+    TD_TRY(td_transformer_begin(transformer, parameters, batch, NULL, NULL));
     TD_TRY(td_transformer_blocks(transformer));
-    TD_TRY(td_transformer_head(transformer, batch, gradient_scale, &loss));
-    transformer->sink = sink;
-    TD_TRY(td_transformer_backward(transformer));
-    *out_loss = loss;
-    return TD_OK;
+    TD_TRY(td_transformer_head(transformer, 0.0f));
+    return td_transformer_read_loss(transformer, out_loss);
 }
 
 td_status td_transformer_loss(td_transformer *transformer, const float *parameters,
                               const td_token_batch *batch, double *out_loss) {
-    TD_TRY(td_transformer_begin(transformer, parameters, batch, NULL, NULL));
+    return leave_call(transformer, loss(transformer, parameters, batch, out_loss));
+}
+
+static td_status logits_of(td_transformer *transformer, const float *parameters,
+                           const td_token_batch *batch, td_kv_cache *cache, float *logits) {
+    TD_TRY(td_transformer_begin(transformer, parameters, batch, NULL, cache));
     TD_TRY(td_transformer_blocks(transformer));
-    return td_transformer_head(transformer, batch, 0.0f, out_loss);
+    return td_transformer_head_logits(transformer, logits);
 }
 
 td_status td_transformer_logits(td_transformer *transformer, const float *parameters,
                                 const td_token_batch *batch, td_kv_cache *cache, float *logits) {
-    TD_TRY(td_transformer_begin(transformer, parameters, batch, NULL, cache));
-    TD_TRY(td_transformer_blocks(transformer));
-    TD_TRY(td_transformer_head_logits(transformer, batch, logits));
-    if (cache)
+    td_status status = logits_of(transformer, parameters, batch, cache, logits);
+    if (status == TD_OK && cache)
         cache->length += batch->n_tokens;
-    return TD_OK;
+    return leave_call(transformer, status);
 }

@@ -26,7 +26,7 @@ typedef struct td_transformer_sizes {
     size_t tables_bytes;      // inputs, RoPE tables
     size_t workspace_bytes;   // of the operations
     size_t total_bytes;       // of the above: device memory
-    size_t host_bytes;        // beside it, in host memory
+    size_t host_bytes;        // beside it, pinned host memory
 } td_transformer_sizes;
 
 // lora may be NULL when training is 0.
@@ -39,6 +39,8 @@ td_status td_transformer_create(const td_base *base, const td_lora *lora,
                                 const td_transformer_options *options, const td_op_context *context,
                                 td_transformer **out);
 void td_transformer_destroy(td_transformer *transformer);
+// Its context, with a workspace that other operations on the same stream may use between calls.
+const td_op_context *td_transformer_context(const td_transformer *transformer);
 
 // One call's tokens; host memory, owned by the caller.
 typedef struct td_token_batch {
@@ -71,7 +73,9 @@ typedef struct td_gradient_sink {
 } td_gradient_sink;
 
 // Sum of cross entropy over the targets (host double, summed in row order), and, through the sink,
-// the gradient of gradient_scale * that sum. parameters: flat vector, device memory.
+// the gradient of gradient_scale * that sum. parameters: flat vector, device memory. Returns when
+// the loss is there; the backward pass, queued on the context's stream with the sink's calls, may
+// still run. The batch is free again on return, here and below.
 td_status td_transformer_train(td_transformer *transformer, const float *parameters,
                                const td_token_batch *batch, const td_dropout_key *dropout,
                                float gradient_scale, const td_gradient_sink *sink,

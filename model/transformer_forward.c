@@ -1,85 +1,7 @@
 #include <math.h>
-#include <string.h>
 
 #include "model/transformer_internal.h"
 #include "runtime/core/progress.h"
-
-static td_status check_ids(const td_transformer *transformer, const int32_t *ids, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= transformer->config->vocabulary)
-            return td_fail(TD_ERR_DATA, "token id %d is outside the model's vocabulary of %lld",
-                           ids[i], (long long)transformer->config->vocabulary);
-    return TD_OK;
-}
-
-static td_status check_batch(const td_transformer *transformer, const td_token_batch *batch,
-                             const td_kv_cache *cache) {
-    const td_transformer_options *options = &transformer->options;
-    int fits = batch->n_tokens >= 1 && batch->n_tokens <= options->max_tokens &&
-               batch->n_sequences >= 1 && batch->n_sequences <= options->max_sequences &&
-               batch->n_targets >= 0 && batch->n_targets <= batch->n_tokens;
-    if (!fits)
-        return td_fail(
-            TD_ERR_INTERNAL,
-            "a call of %lld tokens, %lld sequences, %lld targets; planned for %lld and %lld",
-            (long long)batch->n_tokens, (long long)batch->n_sequences, (long long)batch->n_targets,
-            (long long)options->max_tokens, (long long)options->max_sequences);
-    if (cache && (batch->n_sequences != 1 || cache->length + batch->n_tokens > cache->capacity))
-        return td_fail(
-            TD_ERR_INTERNAL, "key-value cache of %lld tokens cannot take %lld after %lld",
-            (long long)cache->capacity, (long long)batch->n_tokens, (long long)cache->length);
-    for (int64_t i = 0; i < batch->n_targets; i++)
-        if (batch->target_rows[i] < 0 || batch->target_rows[i] >= batch->n_tokens)
-            return td_fail(TD_ERR_INTERNAL, "target row %d of %lld tokens", batch->target_rows[i],
-                           (long long)batch->n_tokens);
-    TD_TRY(check_ids(transformer, batch->ids, batch->n_tokens));
-    return batch->targets ? check_ids(transformer, batch->targets, batch->n_targets) : TD_OK;
-}
-
-// Positions start again with every sequence, after what a cache holds.
-static td_status fill_positions(td_transformer *transformer, const td_token_batch *batch,
-                                const td_kv_cache *cache) {
-    int64_t first = cache ? cache->length : 0;
-    if (batch->cu[0] != 0 || batch->cu[batch->n_sequences] != batch->n_tokens)
-        return td_fail(TD_ERR_INTERNAL, "sequences do not cover the call's %lld tokens",
-                       (long long)batch->n_tokens);
-    for (int64_t s = 0; s < batch->n_sequences; s++) {
-        int64_t length = batch->cu[s + 1] - batch->cu[s];
-        if (length < 1 || batch->cu[s + 1] > batch->n_tokens ||
-            first + length > transformer->options.max_positions)
-            return td_fail(TD_ERR_INTERNAL, "a sequence of %lld tokens; planned for %lld",
-                           (long long)(first + length),
-                           (long long)transformer->options.max_positions);
-        for (int64_t i = 0; i < length; i++)
-            transformer->host_positions[batch->cu[s] + i] = (int32_t)(first + i);
-    }
-    return TD_OK;
-}
-
-td_status td_transformer_begin(td_transformer *transformer, const float *parameters,
-                               const td_token_batch *batch, const td_dropout_key *dropout,
-                               td_kv_cache *cache) {
-    TD_TRY(check_batch(transformer, batch, cache));
-    TD_TRY(fill_positions(transformer, batch, cache));
-    transformer->parameters = transformer->lora ? parameters : NULL;
-    transformer->dropout = dropout ? *dropout : (td_dropout_key){0};
-    transformer->n_tokens = batch->n_tokens;
-    transformer->n_sequences = batch->n_sequences;
-    transformer->cache = cache;
-    memcpy(transformer->cu, batch->cu, (size_t)(batch->n_sequences + 1) * sizeof *batch->cu);
-    const td_device_table *device = transformer->context.device->table;
-    td_stream *stream = transformer->context.stream;
-    size_t tokens = (size_t)batch->n_tokens, targets = (size_t)batch->n_targets;
-    TD_TRY(device->copy(stream, transformer->ids, batch->ids, tokens * sizeof(int32_t)));
-    TD_TRY(device->copy(stream, transformer->positions, transformer->host_positions,
-                        tokens * sizeof(int32_t)));
-    TD_TRY(device->copy(stream, transformer->target_rows, batch->target_rows,
-                        targets * sizeof(int32_t)));
-    if (batch->targets)
-        TD_TRY(
-            device->copy(stream, transformer->targets, batch->targets, targets * sizeof(int32_t)));
-    return TD_OK;
-}
 
 static td_dropout module_dropout(const td_dropout_key *key, int64_t layer,
                                  td_projection projection) {
@@ -197,16 +119,12 @@ static td_status append_to_cache(td_transformer *transformer, int64_t layer) {
 static td_status attend(td_transformer *transformer, int64_t layer) {
     td_layer_state *state = &transformer->layers[layer];
     td_kv_cache *cache = transformer->cache;
-    const int32_t *cu_k = transformer->cu;
-    int32_t cached[2] = {0, 0};
-    if (cache) {
+    const td_call_inputs *call = transformer->call;
+    if (cache)
         TD_TRY(append_to_cache(transformer, layer));
-        cached[1] = (int32_t)(cache->length + transformer->n_tokens);
-        cu_k = cached;
-    }
     OP(transformer, attention_forward,
        (&(td_attention_forward_args){
-           .shape = td_transformer_attention(transformer, layer, cu_k),
+           .shape = td_transformer_attention(transformer, layer, cache ? call->cu_k : call->cu),
            .q = state->q,
            .k = cache ? (const void *)cache->k[layer] : state->k,
            .v = cache ? (const void *)cache->v[layer] : state->v,

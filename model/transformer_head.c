@@ -5,10 +5,10 @@ static void *rows_at(const td_transformer *transformer, void *base, int64_t row)
     return (unsigned char *)base + (size_t)row * row_bytes;
 }
 
-static td_status gather_targets(td_transformer *transformer, const td_token_batch *batch) {
+static td_status gather_targets(td_transformer *transformer) {
     OP(transformer, gather_rows,
        (&(td_rows_args){
-           .n_rows = batch->n_targets,
+           .n_rows = transformer->n_targets,
            .n_cols = transformer->config->hidden,
            .rows = transformer->target_rows,
            .x = transformer->x_out,
@@ -82,49 +82,52 @@ static td_status chunk_loss(td_transformer *transformer, int64_t begin, int64_t 
     return gradient_scale != 0 ? chunk_backward(transformer, begin, count) : TD_OK;
 }
 
-// Row order and double precision: the same sum whatever the chunk size.
-static td_status sum_losses(td_transformer *transformer, int64_t count, double *out) {
+static td_status queue_losses(td_transformer *transformer) {
     const td_device_table *device = transformer->context.device->table;
     td_stream *stream = transformer->context.stream;
     TD_TRY(device->copy(stream, transformer->host_losses, transformer->losses,
-                        (size_t)count * sizeof(float)));
-    TD_TRY(device->stream_synchronize(stream));
-    double sum = 0;
-    for (int64_t i = 0; i < count; i++)
-        sum += transformer->host_losses[i];
-    *out = sum;
-    return TD_OK;
+                        (size_t)transformer->n_targets * sizeof(float)));
+    return device->event_record(transformer->losses_there, stream);
 }
 
-td_status td_transformer_head(td_transformer *transformer, const td_token_batch *batch,
-                              float gradient_scale, double *out_loss) {
+td_status td_transformer_head(td_transformer *transformer, float gradient_scale) {
     int64_t chunk = transformer->options.logits_chunk_tokens;
-    TD_TRY(gather_targets(transformer, batch));
-    for (int64_t begin = 0; begin < batch->n_targets; begin += chunk) {
-        int64_t left = batch->n_targets - begin;
+    TD_TRY(gather_targets(transformer));
+    for (int64_t begin = 0; begin < transformer->n_targets; begin += chunk) {
+        int64_t left = transformer->n_targets - begin;
         TD_TRY(chunk_loss(transformer, begin, left < chunk ? left : chunk, gradient_scale));
     }
     if (gradient_scale != 0)
         OP(transformer, scatter_rows,
            (&(td_rows_args){
-               .n_rows = batch->n_targets,
+               .n_rows = transformer->n_targets,
                .n_cols = transformer->config->hidden,
                .rows = transformer->target_rows,
                .x = transformer->head_in,
                .y = transformer->d_x,
-               .y_rows = batch->n_tokens,
+               .y_rows = transformer->n_tokens,
            }));
-    return sum_losses(transformer, batch->n_targets, out_loss);
+    return queue_losses(transformer);
 }
 
-td_status td_transformer_head_logits(td_transformer *transformer, const td_token_batch *batch,
-                                     float *logits) {
+// Row order and double precision: the same sum whatever the chunk size.
+td_status td_transformer_read_loss(td_transformer *transformer, double *out_loss) {
+    const td_device_table *device = transformer->context.device->table;
+    TD_TRY(device->event_synchronize(transformer->losses_there));
+    double sum = 0;
+    for (int64_t i = 0; i < transformer->n_targets; i++)
+        sum += transformer->host_losses[i];
+    *out_loss = sum;
+    return TD_OK;
+}
+
+td_status td_transformer_head_logits(td_transformer *transformer, float *logits) {
     const td_device_table *device = transformer->context.device->table;
     int64_t chunk = transformer->options.logits_chunk_tokens;
     int64_t vocabulary = transformer->config->vocabulary;
-    TD_TRY(gather_targets(transformer, batch));
-    for (int64_t begin = 0; begin < batch->n_targets; begin += chunk) {
-        int64_t left = batch->n_targets - begin, count = left < chunk ? left : chunk;
+    TD_TRY(gather_targets(transformer));
+    for (int64_t begin = 0; begin < transformer->n_targets; begin += chunk) {
+        int64_t left = transformer->n_targets - begin, count = left < chunk ? left : chunk;
         TD_TRY(chunk_logits(transformer, begin, count));
         TD_TRY(device->copy(transformer->context.stream, logits + begin * vocabulary,
                             transformer->logits, (size_t)(count * vocabulary) * sizeof(float)));

@@ -37,6 +37,18 @@ struct td_kv_cache {
     unsigned char **k, **v; // (n_layers) of (capacity, n_kv_heads, head_dim) act
 };
 
+// What a call hands to the device, in pinned host memory. There are two, used in turn: a call
+// returns when its loss is there, with the backward pass still running, and the next call fills the
+// other one. The one after that finds the first passed, because the loss of the call between came
+// later on the stream.
+typedef struct td_call_inputs {
+    int32_t *packed; // (4, max_tokens) at most: ids, positions, target rows, targets, without gaps
+    int32_t *cu;     // (max_sequences + 1)
+    int32_t *cu_k;   // (2) of the keys in a cache
+} td_call_inputs;
+
+enum { TD_CALL_INPUTS = 2 };
+
 struct td_transformer {
     const td_model_config *config;
     const td_base *base; // NULL while measuring
@@ -46,12 +58,17 @@ struct td_transformer {
     td_arena arena;
 
     // Inputs, device memory.
-    int32_t *ids, *positions;       // (max_tokens)
-    int32_t *target_rows, *targets; // (max_tokens)
-    int32_t *cu;                    // (max_sequences + 1) host memory, of the running call
-    int32_t *host_positions;        // (max_tokens) host memory
-    float *host_losses;             // (max_tokens) host memory
+    int32_t *packed;                // (4, max_tokens) the running call's, without gaps
+    int32_t *ids, *positions;       // (T) in packed
+    int32_t *target_rows, *targets; // (n_targets) in packed
     float *cos, *sin;               // (max_positions, head_dim / 2)
+
+    // Pinned host memory.
+    void *pinned; // all of the following
+    td_call_inputs inputs[TD_CALL_INPUTS];
+    float *host_losses;     // (max_tokens)
+    td_event *losses_there; // recorded behind the copy to host_losses
+    uint64_t n_calls;
 
     td_layer_state *layers; // (n_layers)
     void *x_out;            // (T, hidden) act: output of the last block
@@ -74,7 +91,8 @@ struct td_transformer {
     // The running call.
     const float *parameters; // or NULL
     td_dropout_key dropout;
-    int64_t n_tokens, n_sequences;
+    int64_t n_tokens, n_sequences, n_targets;
+    const td_call_inputs *call;
     td_kv_cache *cache; // or NULL
     const td_gradient_sink *sink;
 };
@@ -82,13 +100,18 @@ struct td_transformer {
 // Takes everything from the arena; `sizes` (may be NULL) receives the parts.
 td_status td_transformer_layout(td_transformer *transformer, td_transformer_sizes *sizes);
 
-// transformer.c: inputs that stay in host memory.
+// transformer_inputs.c: pinned memory for what the host hands over and gets back, and the event.
 size_t td_transformer_host_bytes(const td_transformer *transformer);
+td_status td_transformer_create_inputs(td_transformer *transformer);
+// Nothing may be under way.
+void td_transformer_destroy_inputs(td_transformer *transformer);
 
-// transformer_forward.c
+// Checks a call and queues its inputs; the batch is free again on return.
 td_status td_transformer_begin(td_transformer *transformer, const float *parameters,
                                const td_token_batch *batch, const td_dropout_key *dropout,
                                td_kv_cache *cache);
+
+// transformer_forward.c
 td_status td_transformer_blocks(td_transformer *transformer);
 // Computes what the policy did not keep of a layer.
 td_status td_transformer_recompute(td_transformer *transformer, int64_t layer);
@@ -99,11 +122,13 @@ td_status td_transformer_rotate(td_transformer *transformer, int64_t n_heads, vo
 int td_transformer_module(const td_transformer *transformer, int64_t layer,
                           td_projection projection, td_lora_weights *out);
 
-// transformer_head.c: loss over the targets and, when gradient_scale != 0, d_x.
-td_status td_transformer_head(td_transformer *transformer, const td_token_batch *batch,
-                              float gradient_scale, double *out_loss);
-td_status td_transformer_head_logits(td_transformer *transformer, const td_token_batch *batch,
-                                     float *logits);
+// transformer_head.c: queues the loss over the targets and, when gradient_scale != 0, d_x.
+td_status td_transformer_head(td_transformer *transformer, float gradient_scale);
+// Waits for the losses of td_transformer_head(), not for what was queued behind them, and adds them
+// up.
+td_status td_transformer_read_loss(td_transformer *transformer, double *out_loss);
+// Waits for the logits.
+td_status td_transformer_head_logits(td_transformer *transformer, float *logits);
 
 // transformer_backward.c
 td_status td_transformer_backward(td_transformer *transformer);
@@ -117,7 +142,7 @@ static inline td_attention_shape td_transformer_attention(const td_transformer *
     const td_model_config *config = transformer->config;
     return (td_attention_shape){
         .n_sequences = transformer->n_sequences,
-        .cu_q = transformer->cu,
+        .cu_q = transformer->call->cu,
         .cu_k = cu_k,
         .n_heads = config->n_heads,
         .n_kv_heads = config->n_kv_heads,

@@ -104,10 +104,7 @@ static void take_tables(td_transformer *transformer) {
     size_t table = td_mul_bytes((size_t)transformer->options.max_positions,
                                 (size_t)transformer->config->head_dim / 2);
     td_arena *arena = &transformer->arena;
-    transformer->ids = td_arena_take(arena, tokens, sizeof(int32_t));
-    transformer->positions = td_arena_take(arena, tokens, sizeof(int32_t));
-    transformer->target_rows = td_arena_take(arena, tokens, sizeof(int32_t));
-    transformer->targets = td_arena_take(arena, tokens, sizeof(int32_t));
+    transformer->packed = td_arena_take(arena, td_mul_bytes(4, tokens), sizeof(int32_t));
     transformer->cos = td_arena_take(arena, table, sizeof(float));
     transformer->sin = td_arena_take(arena, table, sizeof(float));
 }
@@ -121,8 +118,8 @@ static void take_head(td_transformer *transformer) {
     transformer->losses = take(transformer, 1, sizeof(float));
     transformer->head_norm =
         td_arena_take(&transformer->arena, td_mul_bytes(chunk, (size_t)config->hidden), act);
-    transformer->logits =
-        td_arena_take(&transformer->arena, td_mul_bytes(chunk, (size_t)config->vocabulary), sizeof(float));
+    transformer->logits = td_arena_take(
+        &transformer->arena, td_mul_bytes(chunk, (size_t)config->vocabulary), sizeof(float));
 }
 
 static void take_gradients(td_transformer *transformer) {

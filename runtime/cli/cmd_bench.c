@@ -55,22 +55,26 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
 static void print_result(const bench_options *wanted, const td_bench_step_result *result,
                          int size) {
     double mib = 1048576.0;
+    const char *type = result->is_bf16 ? "bf16" : "fp32";
     double rate = result->gemm_flops / size / result->seconds;
     if (wanted->json) {
         printf("{\"shape\": \"%s\", \"seq\": %lld, \"batch\": %lld, \"accumulation\": %lld, "
                "\"ranks\": %d, "
-               "\"threads\": %d, \"recompute\": \"%s\", \"seconds\": %.6f, \"seconds_min\": %.6f, "
+               "\"device\": \"%s\", \"activations\": \"%s\", \"threads\": %d, \"recompute\": "
+               "\"%s\", \"seconds\": %.6f, \"seconds_min\": %.6f, "
                "\"seconds_max\": %.6f, \"tokens_per_second\": %.2f, \"gemm_flops\": %.6g, "
                "\"gemm_peak_flops\": %.6g, \"gemm_share\": %.4f, \"plan_bytes\": %zu, "
                "\"peak_bytes\": %zu, "
                "\"trainable\": %lld, \"loss\": %.6g, \"grad_norm\": %.6g}\n",
                wanted->shape, (long long)wanted->step.seq_tokens, (long long)wanted->step.sequences,
-               (long long)wanted->step.micro_batches, size, result->n_threads, result->recompute,
-               result->seconds, result->fastest, result->slowest, result->tokens_per_second,
-               result->gemm_flops, result->gemm_peak, rate / result->gemm_peak, result->plan_bytes,
-               result->peak_bytes, (long long)result->trainable, result->loss, result->grad_norm);
+               (long long)wanted->step.micro_batches, size, result->device, type, result->n_threads,
+               result->recompute, result->seconds, result->fastest, result->slowest,
+               result->tokens_per_second, result->gemm_flops, result->gemm_peak,
+               rate / result->gemm_peak, result->plan_bytes, result->peak_bytes,
+               (long long)result->trainable, result->loss, result->grad_norm);
         return;
     }
+    printf("device:         %s, %s\n", result->device, type);
     printf("parameters:     %lld trainable of %lld\n", (long long)result->trainable,
            (long long)(result->total_parameters + result->trainable));
     printf("verified:       loss %.4f, gradient norm %.4f\n", result->loss, result->grad_norm);
@@ -81,11 +85,13 @@ static void print_result(const bench_options *wanted, const td_bench_step_result
     printf("GEMM:           %.1f GFLOP per step and rank = 2 T (2 W + 3 A) + 4 T' V H, without "
            "attention and recompute\n",
            result->gemm_flops / size * 1e-9);
-    printf("GEMM peak:      %.1f GFLOP/s, fp32 2048^3 product, %d threads, this run\n",
-           result->gemm_peak * 1e-9, result->n_threads);
+    printf("GEMM peak:      %.1f GFLOP/s, %s %lld^3 product, %s, %d threads, this run\n",
+           result->gemm_peak * 1e-9, type, (long long)result->gemm_peak_extent, result->device,
+           result->n_threads);
     printf("share of peak:  %.1f %% = GEMM / step / peak\n", 100 * rate / result->gemm_peak);
-    printf("memory:         %.1f MiB planned, %.1f MiB peak resident, per rank (%+.1f %%)\n",
+    printf("memory:         %.1f MiB planned, %.1f MiB %s, per rank (%+.1f %%)\n",
            (double)result->plan_bytes / mib, (double)result->peak_bytes / mib,
+           result->is_gpu ? "of the GPU taken" : "peak resident",
            100 * ((double)result->peak_bytes / (double)result->plan_bytes - 1));
 }
 
@@ -123,7 +129,7 @@ const td_command td_command_bench = {
     .details =
         "Verifies that the first step learns something, then reports the median step, tokens/s, "
         "the share of the\n"
-        "fp32 GEMM peak measured in the same run, and peak memory beside the plan.\n\n"
+        "GEMM peak measured in the same run, and peak memory beside the plan.\n\n"
         "example: tandem bench step --shape configs/shapes/smollm2-135m --seq 512 --set lora_r=16",
     .run = run,
 };

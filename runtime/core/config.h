@@ -48,6 +48,18 @@ typedef enum td_reduce_kind {
     TD_REDUCE_FP32,
 } td_reduce_kind;
 
+typedef enum td_device_kind {
+    TD_DEVICE_AUTO,
+    TD_DEVICE_CPU,
+    TD_DEVICE_CUDA,
+} td_device_kind;
+
+typedef enum td_transport_kind {
+    TD_TRANSPORT_AUTO,
+    TD_TRANSPORT_MPI,
+    TD_TRANSPORT_NCCL,
+} td_transport_kind;
+
 // A list of strings; owned by the config.
 typedef struct td_string_list {
     char **items;
@@ -107,6 +119,10 @@ typedef struct td_config {
     int64_t stop_after_steps; // leave with TD_STOPPED after this many steps of this process; 0: run
                               // to the end
     // Machine
+    td_device_kind device;
+    int bf16; // activations on a GPU; the CPU computes in fp32
+    td_transport_kind transport;
+    int share_gpus;
     td_recompute gradient_checkpointing;
     int64_t logits_chunk_tokens;
     int64_t page_elements;

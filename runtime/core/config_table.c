@@ -39,6 +39,18 @@ static const char *const reduce_names[] = {
     [TD_REDUCE_FP32] = "fp32",
     NULL,
 };
+static const char *const device_names[] = {
+    [TD_DEVICE_AUTO] = "auto",
+    [TD_DEVICE_CPU] = "cpu",
+    [TD_DEVICE_CUDA] = "cuda",
+    NULL,
+};
+static const char *const transport_names[] = {
+    [TD_TRANSPORT_AUTO] = "auto",
+    [TD_TRANSPORT_MPI] = "mpi",
+    [TD_TRANSPORT_NCCL] = "nccl",
+    NULL,
+};
 
 // clang-format off
 const td_key td_config_table[] = {
@@ -138,6 +150,14 @@ const td_key td_config_table[] = {
     {.name = "stop_after_steps", .section = "run", .type = TD_KEY_INT, .offset = AT(stop_after_steps), .minimum = 0, .maximum = 1e12,
      .fallback = "0", .help = "Leave with a checkpoint and code 75 after this many steps of this start; 0: never."},
 
+    {.name = "device", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(device), .choices = device_names,
+     .fallback = "\"auto\"", .help = "What computes; auto: a GPU where there is one that can be used."},
+    {.name = "bf16", .section = "machine", .type = TD_KEY_BOOL, .offset = AT(bf16),
+     .fallback = "true", .affects_result = 1, .help = "Activations in bf16 on a GPU; the CPU always computes in fp32."},
+    {.name = "transport", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(transport), .choices = transport_names,
+     .fallback = "\"auto\"", .help = "What gradients travel by; auto: NCCL between GPUs where it can be used, else MPI."},
+    {.name = "share_gpus", .section = "machine", .type = TD_KEY_BOOL, .offset = AT(share_gpus),
+     .fallback = "false", .help = "Allow several ranks on one GPU; their gradients travel by MPI."},
     {.name = "gradient_checkpointing", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(gradient_checkpointing), .choices = recompute_names,
      .fallback = "\"auto\"", .help = "What is computed again in backward to save memory."},
     {.name = "logits_chunk_tokens", .section = "machine", .type = TD_KEY_INT, .offset = AT(logits_chunk_tokens), .minimum = 1, .maximum = 1 << 20,
@@ -147,7 +167,7 @@ const td_key td_config_table[] = {
     {.name = "optimizer_cache_bytes", .section = "machine", .type = TD_KEY_INT, .offset = AT(optimizer_cache_bytes), .minimum = 0, .maximum = 0x1p53,
      .fallback = "0", .help = "Device memory for optimizer pages; 0: what the plan leaves."},
     {.name = "memory_limit_bytes", .section = "machine", .type = TD_KEY_INT, .offset = AT(memory_limit_bytes), .minimum = 0, .maximum = 0x1p53,
-     .fallback = "0", .help = "Memory of the device the plan may use, per rank; 0: what is there."},
+     .fallback = "0", .help = "Memory of the device that the plan may use, per rank; 0: what is there."},
     {.name = "reduce", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(reduce), .choices = reduce_names,
      .fallback = "\"exact\"", .affects_result = 1, .help = "Gradient sums in fixed point (the same on any number of ranks), or fp32."},
     {.name = "gradient_quantum_log2", .section = "machine", .type = TD_KEY_INT, .offset = AT(gradient_quantum_log2), .minimum = -60, .maximum = -20,

@@ -1,6 +1,7 @@
 #include "runtime/train/bench_step.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,44 +10,103 @@
 #include "runtime/train/metrics.h"
 #include "runtime/train/run.h"
 
-enum { PEAK_EXTENT = 2048, PEAK_ROUNDS = 5 };
+// A GPU needs larger matrices to be busy. Products that take less than a moment are timed in a row.
+enum { CPU_EXTENT = 2048, GPU_EXTENT = 4096, PEAK_ROUNDS = 5, IN_A_ROW = 20 };
+static const double moment_seconds = 0.01;
 
-// Best of a few products of square fp32 matrices: the ceiling that a step's GEMMs are measured
-// against.
-static td_status measure_gemm_peak(const td_session *session, double *out) {
-    size_t extent = PEAK_EXTENT, count = extent * extent;
-    td_workspace_query query = {.max_tokens = PEAK_EXTENT,
-                                .max_in = PEAK_EXTENT,
-                                .max_out = PEAK_EXTENT,
+// Square matrices of the activation type: y = x w^T.
+typedef struct gemm_peak {
+    td_op_context context;
+    td_arena arena;
+    td_matrix weight;
+    td_linear_forward_args args;
+} gemm_peak;
+
+static td_status fill_operands(gemm_peak *peak, void *x, void *w, size_t count) {
+    const td_op_context *context = &peak->context;
+    td_dtype dtype = context->ops->activation;
+    size_t item = td_dtype_bytes(dtype), bytes = count * item;
+    unsigned char *host = malloc(bytes);
+    if (!host)
+        return td_fail(TD_ERR_MEMORY, "no memory for the operands of the GEMM peak");
+    for (size_t i = 0; i < count; i++) {
+        float value = (float)(i % 17) * 0.125f - 1.0f;
+        uint16_t bits = td_f32_to_bf16(value);
+        memcpy(host + i * item, dtype == TD_BF16 ? (void *)&bits : (void *)&value, item);
+    }
+    td_status status = context->device->table->copy(context->stream, x, host, bytes);
+    if (status == TD_OK)
+        status = context->device->table->copy(context->stream, w, host, bytes);
+    td_status done = context->device->table->stream_synchronize(context->stream);
+    free(host);
+    return status != TD_OK ? status : done;
+}
+
+static td_status open_peak(gemm_peak *peak, const td_session *session, int64_t extent) {
+    size_t count = (size_t)(extent * extent);
+    td_dtype dtype = session->context.ops->activation;
+    td_workspace_query query = {.max_tokens = extent,
+                                .max_in = extent,
+                                .max_out = extent,
                                 .max_weight_elements = (int64_t)count,
                                 .n_heads = 1,
                                 .n_kv_heads = 1,
                                 .head_dim = 64};
-    td_op_context context = session->context;
-    td_arena arena;
-    context.workspace_bytes = context.ops->workspace_bytes(&query);
-    TD_TRY(td_arena_init(&arena, context.device,
-                         3 * count * sizeof(float) + context.workspace_bytes + 4 * TD_ARENA_ALIGN,
+    td_op_context *context = &peak->context;
+    *context = session->context;
+    context->workspace_bytes = context->ops->workspace_bytes(&query);
+    TD_TRY(td_arena_init(&peak->arena, context->device,
+                         3 * count * td_dtype_bytes(dtype) + context->workspace_bytes +
+                             4 * TD_ARENA_ALIGN,
                          "GEMM peak"));
-    float *x = td_arena_take(&arena, count, sizeof(float));
-    float *w = td_arena_take(&arena, count, sizeof(float));
-    float *y = td_arena_take(&arena, count, sizeof(float));
-    context.workspace = td_arena_take(&arena, context.workspace_bytes, 1);
-    for (size_t i = 0; i < count; i++)
-        x[i] = w[i] = (float)(i % 17) * 0.125f - 1.0f;
-    td_matrix weight = {
-        .format = TD_MATRIX_F32, .rows = PEAK_EXTENT, .cols = PEAK_EXTENT, .data = w};
-    td_linear_forward_args args = {.n_tokens = PEAK_EXTENT, .x = x, .weight = &weight, .y = y};
-    double best = INFINITY;
-    td_status status = TD_OK;
-    for (int round = 0; round < PEAK_ROUNDS && status == TD_OK; round++) {
-        double start = td_seconds_now();
-        status = context.ops->linear_forward(&context, &args);
-        double seconds = td_seconds_now() - start;
+    void *x = td_arena_take(&peak->arena, count, td_dtype_bytes(dtype));
+    void *w = td_arena_take(&peak->arena, count, td_dtype_bytes(dtype));
+    void *y = td_arena_take(&peak->arena, count, td_dtype_bytes(dtype));
+    context->workspace = td_arena_take(&peak->arena, context->workspace_bytes, 1);
+    peak->weight = (td_matrix){.format = dtype == TD_BF16 ? TD_MATRIX_BF16 : TD_MATRIX_F32,
+                               .rows = extent,
+                               .cols = extent,
+                               .data = w,
+                               .compute = dtype};
+    peak->args =
+        (td_linear_forward_args){.n_tokens = extent, .x = x, .weight = &peak->weight, .y = y};
+    return fill_operands(peak, x, w, count);
+}
+
+// Seconds per product.
+static td_status time_products(const gemm_peak *peak, int count, double *out) {
+    const td_op_context *context = &peak->context;
+    double start = td_seconds_now();
+    for (int i = 0; i < count; i++)
+        TD_TRY(context->ops->linear_forward(context, &peak->args));
+    TD_TRY(context->device->table->stream_synchronize(context->stream));
+    *out = (td_seconds_now() - start) / count;
+    return TD_OK;
+}
+
+static td_status best_of_rounds(const gemm_peak *peak, double *out) {
+    double seconds, best;
+    TD_TRY(time_products(peak, 1, &best));
+    int count = best < moment_seconds ? IN_A_ROW : 1;
+    for (int round = 0; round < PEAK_ROUNDS; round++) {
+        TD_TRY(time_products(peak, count, &seconds));
         best = seconds < best ? seconds : best;
     }
-    td_arena_fini(&arena);
-    *out = 2.0 * PEAK_EXTENT * PEAK_EXTENT * PEAK_EXTENT / best;
+    *out = best;
+    return TD_OK;
+}
+
+// The ceiling that a step's GEMMs are measured against.
+static td_status measure_gemm_peak(const td_session *session, td_bench_step_result *out) {
+    int64_t extent = session->context.device->unified ? CPU_EXTENT : GPU_EXTENT;
+    gemm_peak peak = {0};
+    double seconds = INFINITY;
+    td_status status = open_peak(&peak, session, extent);
+    if (status == TD_OK)
+        status = best_of_rounds(&peak, &seconds);
+    td_arena_fini(&peak.arena);
+    out->gemm_peak_extent = extent;
+    out->gemm_peak = 2.0 * (double)extent * (double)extent * (double)extent / seconds;
     return status;
 }
 
@@ -94,19 +154,26 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+// A step, to the last of what it queues.
+static td_status whole_step(td_run *run, int64_t index, td_step_result *out) {
+    const td_op_context *context = &run->session->context;
+    TD_TRY(td_step_run(&run->step, index, out));
+    return context->device->table->stream_synchronize(context->stream);
+}
+
 static td_status time_steps(td_run *run, const td_bench_step_options *options,
                             td_bench_step_result *out) {
     td_step_result result;
     double *seconds = calloc((size_t)options->steps, sizeof *seconds);
     if (!seconds)
         return td_fail(TD_ERR_MEMORY, "no memory for the timings");
-    td_status status = td_step_run(&run->step, 0, &result);
+    td_status status = whole_step(run, 0, &result);
     if (status == TD_OK && !(result.loss > 0 && result.grad_norm > 0))
         status = td_fail(TD_ERR_NUMERIC, "loss %g, gradient norm %g: nothing is learned",
                          result.loss, result.grad_norm);
     for (int64_t i = 0; status == TD_OK && i < options->steps; i++) {
         double start = td_seconds_now();
-        status = td_step_run(&run->step, i + 1, &result);
+        status = whole_step(run, i + 1, &result);
         seconds[i] = td_seconds_now() - start;
     }
     qsort(seconds, (size_t)options->steps, sizeof *seconds, by_value);
@@ -120,9 +187,27 @@ static td_status time_steps(td_run *run, const td_bench_step_options *options,
     return status;
 }
 
+static td_status free_device_bytes(const td_session *session, size_t *out) {
+    const td_device *device = session->context.device;
+    size_t total_bytes;
+    return device->table->memory_info(device, out, &total_bytes);
+}
+
+// On the CPU the most that was resident. On a GPU what has been taken since the start: everything
+// stays until the end, and nothing that is gone was larger.
+static td_status used_bytes(const td_session *session, size_t free_before, size_t *out) {
+    size_t free_now;
+    TD_TRY(free_device_bytes(session, &free_now));
+    size_t taken = free_before > free_now ? free_before - free_now : 0;
+    *out = session->context.device->unified ? td_memory_peak_bytes() : taken;
+    return TD_OK;
+}
+
 static td_status bench(td_run *run, td_session *session, td_store *store,
                        const td_bench_step_options *options, td_bench_step_result *out) {
     td_base_options base = td_session_base_options(session);
+    size_t free_before;
+    TD_TRY(free_device_bytes(session, &free_before));
     TD_TRY(td_run_plan(run, session, store, NULL, 0));
     TD_TRY(td_comm_agree(
         session->comm,
@@ -130,10 +215,10 @@ static td_status bench(td_run *run, td_session *session, td_store *store,
         "random weights"));
     TD_TRY(td_run_allocate(run, store, NULL));
     TD_TRY(time_steps(run, options, out));
-    out->plan_bytes = run->plan.total_bytes;
-    out->peak_bytes = td_memory_peak_bytes();
+    out->plan_bytes = run->plan.total_bytes[TD_POOL_DEVICE];
+    TD_TRY(used_bytes(session, free_before, &out->peak_bytes));
     out->recompute = td_recompute_name(run->plan.recompute);
-    return measure_gemm_peak(session, &out->gemm_peak);
+    return measure_gemm_peak(session, out);
 }
 
 static int64_t count_parameters(const td_session *session) {
@@ -177,6 +262,9 @@ td_status td_bench_step(const td_config *config, td_comm *comm,
         out->trainable = session.lora.n_parameters;
         out->total_parameters = count_parameters(&session);
         out->n_threads = session.n_threads;
+        out->is_gpu = !session.context.device->unified;
+        out->is_bf16 = session.context.ops->activation == TD_BF16;
+        snprintf(out->device, sizeof out->device, "%s", session.choice.name);
     }
     td_session_close(&session);
     return status;

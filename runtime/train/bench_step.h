@@ -18,12 +18,16 @@ typedef struct td_bench_step_result {
     double fastest, slowest;
     double tokens_per_second; // tokens of a step / median
     double gemm_flops;        // of a step on this rank, without recompute: what the model asks for
-    double gemm_peak;         // flop/s of a 2048^3 fp32 product, same threads, same run
+    double gemm_peak;         // flop/s of one square product in the type of the activations, on
+                              // the same device and threads, same run
+    int64_t gemm_peak_extent; // rows of its matrices
     double loss, grad_norm;   // of the last step
-    size_t plan_bytes, peak_bytes; // per rank
+    size_t plan_bytes, peak_bytes; // per rank: resident on the CPU, on a GPU of its memory
     int64_t trainable, total_parameters;
     int n_threads;
     const char *recompute;
+    char device[64];     // "CPU", "NVIDIA H200"
+    int is_gpu, is_bf16; // activations in bf16
 } td_bench_step_result;
 
 // Collective. config->model_name_or_path names a folder with a config.json; no weights are read.

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "runtime/core/log.h"
+#include "runtime/train/optimizer.h"
 #include "runtime/train/tokens.h"
 
 enum { MAX_COMMUNICATION_BYTES = 48 << 20 };
@@ -44,10 +45,25 @@ size_t td_memory_parameter_bytes(const td_config *config, int64_t n_parameters) 
     return td_mul_bytes((size_t)n_parameters, sizeof(float) + sum);
 }
 
-static void add_line(td_memory_plan *plan, const char *name, size_t bytes) {
-    plan->lines[plan->n_lines++] = (td_plan_line){name, bytes};
-    if (__builtin_add_overflow(plan->total_bytes, bytes, &plan->total_bytes))
-        plan->total_bytes = SIZE_MAX;
+// Parts of one name and pool make one line.
+static td_plan_line *line_of(td_memory_plan *plan, const char *name, td_memory_pool pool) {
+    for (int i = 0; i < plan->n_lines; i++)
+        if (plan->lines[i].pool == pool && strcmp(plan->lines[i].name, name) == 0)
+            return &plan->lines[i];
+    plan->lines[plan->n_lines] = (td_plan_line){.name = name, .pool = pool};
+    return &plan->lines[plan->n_lines++];
+}
+
+static size_t add_saturating(size_t a, size_t b) {
+    size_t sum;
+    return __builtin_add_overflow(a, b, &sum) ? SIZE_MAX : sum;
+}
+
+static void add_line(td_memory_plan *plan, const char *name, td_memory_pool where, size_t bytes) {
+    td_memory_pool pool = plan->is_unified ? TD_POOL_DEVICE : where;
+    td_plan_line *line = line_of(plan, name, pool);
+    line->bytes = add_saturating(line->bytes, bytes);
+    plan->total_bytes[pool] = add_saturating(plan->total_bytes[pool], bytes);
 }
 
 // What the MPI library keeps for the reductions under way. In a binomial tree of n ranks a page's
@@ -57,37 +73,69 @@ static size_t communication_bytes(const td_session *session) {
     size_t item = session->config->reduce == TD_REDUCE_FP32 ? sizeof(float) : sizeof(int64_t);
     size_t bytes = td_mul_bytes((size_t)session->lora.n_parameters, item);
     size_t size = (size_t)td_comm_size(session->comm);
-    if (size < 2)
+    int is_by_mpi = session->choice.transport == &td_device_transport_host ||
+                    session->choice.transport == &td_device_transport_staged;
+    if (size < 2 || !is_by_mpi)
         return 0;
     double share = (double)(2 * (size / 2) - 1) / (double)size * (double)bytes;
     return share < MAX_COMMUNICATION_BYTES ? (size_t)share : MAX_COMMUNICATION_BYTES;
 }
 
-// What is there when the base is loaded, and what it takes.
+// What is there when the base is loaded, and what loading takes beside it.
 static void add_base_lines(const td_session *session, td_dtype embedding_dtype,
-                           td_memory_plan *plan, size_t *out_staging_bytes) {
+                           td_memory_plan *plan, size_t out_loading_bytes[TD_N_POOLS]) {
     td_base_options options = td_session_base_options(session);
-    size_t base_bytes = 0, staging_bytes = 0;
-    if (!session->base)
-        td_base_plan(&session->model, &options, embedding_dtype, &base_bytes, &staging_bytes);
-    add_line(plan, "program and libraries", td_memory_resident_bytes());
-    add_line(plan, "base model", base_bytes);
-    *out_staging_bytes = staging_bytes;
+    td_base_sizes sizes = {0};
+    size_t workspace = 0;
+    if (!session->base) {
+        td_base_plan(&session->model, &options, embedding_dtype, &sizes);
+        workspace = td_base_workspace_bytes(session->context.ops);
+    }
+    add_line(plan, "program and libraries", TD_POOL_HOST, td_memory_resident_bytes());
+    add_line(plan, "base model", TD_POOL_DEVICE, sizes.arena_bytes);
+    out_loading_bytes[TD_POOL_DEVICE] = sizes.slice_bytes + sizes.absmax_bytes + workspace;
+    out_loading_bytes[TD_POOL_HOST] = plan->is_unified ? 0 : sizes.slice_bytes;
 }
 
 static void add_trainable_lines(const td_session *session, const td_plan_needs *needs,
                                 td_memory_plan *plan) {
-    add_line(plan, "LoRA parameters and gradient sums",
+    size_t host_bytes, device_bytes;
+    td_pager_options pager = needs->pager;
+    pager.device_cache_bytes = plan->optimizer_cache_bytes;
+    td_pager_plan(&pager, &host_bytes, &device_bytes);
+    add_line(plan, "LoRA parameters and gradient sums", TD_POOL_DEVICE,
              td_memory_parameter_bytes(session->config, session->lora.n_parameters));
-    add_line(plan, "communication buffers", communication_bytes(session));
-    add_line(plan, "optimizer state (pinned host)", needs->optimizer_host_bytes);
-    add_line(plan, "optimizer pages on the device", needs->optimizer_device_bytes);
-    add_line(plan, "checkpoint snapshot", needs->checkpoint_bytes);
+    add_line(plan, "communication buffers", TD_POOL_DEVICE, needs->travel_device_bytes);
+    add_line(plan, "communication buffers", TD_POOL_HOST,
+             add_saturating(communication_bytes(session), needs->travel_host_bytes));
+    add_line(plan, "optimizer state (pinned host)", TD_POOL_HOST, host_bytes);
+    add_line(plan, "optimizer pages on the device", TD_POOL_DEVICE, device_bytes);
+    add_line(plan, "page tables", TD_POOL_HOST, td_optimizer_host_bytes(pager.map.n_pages));
+    add_line(plan, "checkpoint snapshot", TD_POOL_HOST, needs->checkpoint_bytes);
+    if (!plan->is_unified) // an adapter is written from here
+        add_line(plan, "parameters on the host", TD_POOL_HOST,
+                 td_mul_bytes((size_t)session->lora.n_parameters, sizeof(float)));
 }
 
+static void add_transformer_lines(const td_transformer_sizes *sizes, const td_plan_needs *needs,
+                                  td_memory_plan *plan) {
+    size_t loader = td_token_loader_bytes(plan->transformer.max_tokens, needs->max_sequences);
+    add_line(plan, "activations", TD_POOL_DEVICE, sizes->activations_bytes);
+    add_line(plan, "logits chunk and head", TD_POOL_DEVICE, sizes->logits_bytes);
+    add_line(plan, "activation gradients", TD_POOL_DEVICE, sizes->gradients_bytes);
+    add_line(plan, "workspace of the operations", TD_POOL_DEVICE, sizes->workspace_bytes);
+    add_line(plan, "inputs and tables", TD_POOL_DEVICE, sizes->tables_bytes);
+    add_line(plan, "inputs and tables", TD_POOL_HOST,
+             sizes->host_bytes + (size_t)needs->n_loaders * loader);
+}
+
+// `out` brings the limits and the cache of optimizer pages.
 static td_status plan_with(const td_session *session, const td_plan_needs *needs,
                            td_recompute policy, int64_t max_tokens, td_memory_plan *out) {
-    td_memory_plan plan = {.recompute = policy, .limit_bytes = out->limit_bytes};
+    td_memory_plan plan = {.recompute = policy,
+                           .is_unified = session->context.device->unified,
+                           .optimizer_cache_bytes = out->optimizer_cache_bytes};
+    memcpy(plan.limit_bytes, out->limit_bytes, sizeof plan.limit_bytes);
     plan.transformer = (td_transformer_options){
         .max_tokens = max_tokens,
         .max_sequences = needs->max_sequences,
@@ -99,46 +147,59 @@ static td_status plan_with(const td_session *session, const td_plan_needs *needs
         .training = 1,
     };
     td_transformer_sizes sizes;
-    size_t staging_bytes, loading_bytes;
+    size_t loading_bytes[TD_N_POOLS];
     TD_TRY(td_transformer_measure(&session->model, &session->lora, &plan.transformer,
                                   session->context.ops, &sizes));
-    add_base_lines(session, needs->embedding_dtype, &plan, &staging_bytes);
-    loading_bytes = plan.total_bytes + staging_bytes;
+    add_base_lines(session, needs->embedding_dtype, &plan, loading_bytes);
+    for (int pool = 0; pool < TD_N_POOLS; pool++)
+        loading_bytes[pool] = add_saturating(loading_bytes[pool], plan.total_bytes[pool]);
     add_trainable_lines(session, needs, &plan);
-    add_line(&plan, "activations", sizes.activations_bytes);
-    add_line(&plan, "logits chunk and head", sizes.logits_bytes);
-    add_line(&plan, "activation gradients", sizes.gradients_bytes);
-    add_line(&plan, "workspace of the operations", sizes.workspace_bytes);
-    add_line(&plan, "inputs and tables",
-             sizes.tables_bytes + sizes.host_bytes +
-                 (size_t)needs->n_loaders *
-                     td_token_loader_bytes(max_tokens, needs->max_sequences));
+    add_transformer_lines(&sizes, needs, &plan);
     // The base is loaded before the rest is allocated.
-    if (loading_bytes > plan.total_bytes)
-        add_line(&plan, "buffers while loading", loading_bytes - plan.total_bytes);
+    for (int pool = 0; pool < TD_N_POOLS; pool++)
+        if (loading_bytes[pool] > plan.total_bytes[pool])
+            add_line(&plan, "buffers while loading", (td_memory_pool)pool,
+                     loading_bytes[pool] - plan.total_bytes[pool]);
     *out = plan;
     return TD_OK;
 }
 
-static td_status find_limit(const td_session *session, size_t *out) {
+static size_t share_of_host(const td_session *session, size_t free_bytes) {
+    return free_bytes / (size_t)td_comm_local_size(session->comm) + td_memory_resident_bytes();
+}
+
+// Kernels are loaded, and libraries take memory of a GPU, when they are first used: a part of what
+// is free now stays out of the plan.
+static size_t share_of_gpu(const td_session *session, size_t free_bytes) {
+    return (free_bytes - free_bytes / 32) / (size_t)session->choice.ranks_on_device;
+}
+
+static td_status find_limits(const td_session *session, size_t out[TD_N_POOLS]) {
+    const td_device *device = session->context.device, *host = td_device_cpu();
     size_t free_bytes, total_bytes;
-    if (session->config->memory_limit_bytes > 0) {
-        *out = (size_t)session->config->memory_limit_bytes;
-        return TD_OK;
+    TD_TRY(host->table->memory_info(host, &free_bytes, &total_bytes));
+    out[TD_POOL_HOST] = share_of_host(session, free_bytes);
+    out[TD_POOL_DEVICE] = out[TD_POOL_HOST];
+    if (!device->unified) {
+        TD_TRY(device->table->memory_info(device, &free_bytes, &total_bytes));
+        out[TD_POOL_DEVICE] = share_of_gpu(session, free_bytes);
     }
-    const td_device *device = session->context.device;
-    TD_TRY(device->table->memory_info(device, &free_bytes, &total_bytes));
-    size_t ranks = device->unified ? (size_t)td_comm_local_size(session->comm) : 1;
-    *out = free_bytes / ranks + td_memory_resident_bytes();
+    if (session->config->memory_limit_bytes > 0)
+        out[TD_POOL_DEVICE] = (size_t)session->config->memory_limit_bytes;
     return TD_OK;
 }
 
+static int fits(const td_memory_plan *plan) {
+    return plan->total_bytes[TD_POOL_DEVICE] <= plan->limit_bytes[TD_POOL_DEVICE] &&
+           plan->total_bytes[TD_POOL_HOST] <= plan->limit_bytes[TD_POOL_HOST];
+}
+
 // The largest micro-batch, by halving, that fits with the most thrifty policy; 0: none.
-static int64_t fitting_tokens(const td_session *session, const td_plan_needs *needs, size_t limit) {
+static int64_t fitting_tokens(const td_session *session, const td_plan_needs *needs,
+                              const td_memory_plan *refused) {
     for (int64_t tokens = needs->max_tokens / 2; tokens >= 16; tokens /= 2) {
-        td_memory_plan plan = {.limit_bytes = limit};
-        if (plan_with(session, needs, TD_RECOMPUTE_BLOCK, tokens, &plan) == TD_OK &&
-            plan.total_bytes <= limit)
+        td_memory_plan plan = *refused;
+        if (plan_with(session, needs, TD_RECOMPUTE_BLOCK, tokens, &plan) == TD_OK && fits(&plan))
             return tokens;
     }
     td_error_clear();
@@ -148,32 +209,50 @@ static int64_t fitting_tokens(const td_session *session, const td_plan_needs *ne
 static td_status refuse(const td_session *session, const td_plan_needs *needs,
                         const td_memory_plan *plan) {
     double mib = 1048576.0;
-    int64_t tokens = fitting_tokens(session, needs, plan->limit_bytes);
+    int64_t tokens = fitting_tokens(session, needs, plan);
+    td_memory_pool pool = plan->total_bytes[TD_POOL_DEVICE] > plan->limit_bytes[TD_POOL_DEVICE]
+                              ? TD_POOL_DEVICE
+                              : TD_POOL_HOST;
+    double needed = (double)plan->total_bytes[pool] / mib;
+    double there = (double)plan->limit_bytes[pool] / mib;
+    const char *kind = plan->is_unified         ? ""
+                       : pool == TD_POOL_DEVICE ? " of GPU memory"
+                                                : " of host memory";
     if (tokens == 0)
         return td_fail(
             TD_ERR_MEMORY,
-            "memory plan: %.0f MiB per rank are needed with recompute %s, %.0f MiB are there; "
+            "memory plan: %.0f MiB%s per rank are needed with recompute %s, %.0f MiB are there; "
             "no micro-batch size fits (a smaller lora_r, or fewer ranks per node)",
-            (double)plan->total_bytes / mib, td_recompute_name(plan->recompute),
-            (double)plan->limit_bytes / mib);
+            needed, kind, td_recompute_name(plan->recompute), there);
     return td_fail(
         TD_ERR_MEMORY,
-        "memory plan: %.0f MiB per rank are needed with recompute %s, %.0f MiB are there; "
+        "memory plan: %.0f MiB%s per rank are needed with recompute %s, %.0f MiB are there; "
         "micro_batch_tokens and max_length of %lld with gradient_checkpointing \"block\" would fit",
-        (double)plan->total_bytes / mib, td_recompute_name(plan->recompute),
-        (double)plan->limit_bytes / mib, (long long)tokens);
+        needed, kind, td_recompute_name(plan->recompute), there, (long long)tokens);
+}
+
+// Optimizer pages may take most of what the rest leaves of a GPU. More than all pages is never
+// used.
+static td_status enlarge_cache(const td_session *session, const td_plan_needs *needs,
+                               td_memory_plan *plan) {
+    size_t left = plan->limit_bytes[TD_POOL_DEVICE] - plan->total_bytes[TD_POOL_DEVICE];
+    if (plan->is_unified || session->config->optimizer_cache_bytes > 0)
+        return TD_OK;
+    plan->optimizer_cache_bytes = left / 4 * 3;
+    return plan_with(session, needs, plan->recompute, needs->max_tokens, plan);
 }
 
 td_status td_memory_plan_make(const td_session *session, const td_plan_needs *needs,
                               td_memory_plan *out) {
-    td_memory_plan plan = {0};
+    td_memory_plan plan = {.optimizer_cache_bytes = needs->pager.device_cache_bytes};
     td_recompute wanted = session->config->gradient_checkpointing;
     td_recompute first = wanted == TD_RECOMPUTE_AUTO ? TD_RECOMPUTE_NONE : wanted;
     td_recompute last = wanted == TD_RECOMPUTE_AUTO ? TD_RECOMPUTE_BLOCK : wanted;
-    TD_TRY(find_limit(session, &plan.limit_bytes));
+    TD_TRY(find_limits(session, plan.limit_bytes));
     for (td_recompute policy = first; policy <= last; policy++) {
         TD_TRY(plan_with(session, needs, policy, needs->max_tokens, &plan));
-        if (plan.total_bytes <= plan.limit_bytes) {
+        if (fits(&plan)) {
+            TD_TRY(enlarge_cache(session, needs, &plan));
             *out = plan;
             return TD_OK;
         }
@@ -181,12 +260,21 @@ td_status td_memory_plan_make(const td_session *session, const td_plan_needs *ne
     return refuse(session, needs, &plan);
 }
 
-void td_memory_plan_print(const td_memory_plan *plan) {
+static void print_pool(const td_memory_plan *plan, td_memory_pool pool) {
     double mib = 1048576.0;
-    td_info("memory per rank (recompute %s):", td_recompute_name(plan->recompute));
     for (int i = 0; i < plan->n_lines; i++)
-        if (plan->lines[i].bytes > 0)
+        if (plan->lines[i].pool == pool && plan->lines[i].bytes > 0)
             td_info("  %-36s %10.1f MiB", plan->lines[i].name, (double)plan->lines[i].bytes / mib);
-    td_info("  %-36s %10.1f MiB of %.1f", "total", (double)plan->total_bytes / mib,
-            (double)plan->limit_bytes / mib);
+    td_info("  %-36s %10.1f MiB of %.1f",
+            plan->is_unified         ? "total"
+            : pool == TD_POOL_DEVICE ? "total on the GPU"
+                                     : "total on the host",
+            (double)plan->total_bytes[pool] / mib, (double)plan->limit_bytes[pool] / mib);
+}
+
+void td_memory_plan_print(const td_memory_plan *plan) {
+    td_info("memory per rank (recompute %s):", td_recompute_name(plan->recompute));
+    print_pool(plan, TD_POOL_DEVICE);
+    if (!plan->is_unified)
+        print_pool(plan, TD_POOL_HOST);
 }

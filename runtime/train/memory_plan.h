@@ -4,21 +4,32 @@
 #define TANDEM_TRAIN_MEMORY_PLAN_H
 
 #include "model/transformer.h"
+#include "runtime/core/pager.h"
 #include "runtime/train/session.h"
 
-enum { TD_PLAN_MAX_LINES = 16 };
+enum { TD_PLAN_MAX_LINES = 20 };
+
+// Where a part lies. On a unified device (the CPU) everything is TD_POOL_DEVICE.
+typedef enum td_memory_pool {
+    TD_POOL_DEVICE,
+    TD_POOL_HOST,
+    TD_N_POOLS,
+} td_memory_pool;
 
 typedef struct td_plan_line {
     const char *name;
+    td_memory_pool pool;
     size_t bytes;
 } td_plan_line;
 
 typedef struct td_memory_plan {
     td_plan_line lines[TD_PLAN_MAX_LINES];
     int n_lines;
-    size_t total_bytes;     // per rank
-    size_t limit_bytes;     // per rank
-    td_recompute recompute; // chosen
+    int is_unified;
+    size_t total_bytes[TD_N_POOLS]; // per rank
+    size_t limit_bytes[TD_N_POOLS]; // per rank
+    td_recompute recompute;         // chosen
+    size_t optimizer_cache_bytes;   // for the pager
     td_transformer_options transformer;
 } td_memory_plan;
 
@@ -26,14 +37,16 @@ typedef struct td_plan_needs {
     int64_t max_tokens; // of a micro-batch
     int64_t max_sequences;
     int64_t max_positions;
-    size_t checkpoint_bytes;                             // snapshot
-    size_t optimizer_host_bytes, optimizer_device_bytes; // pager
-    int n_loaders;                                       // of training and evaluation data
+    size_t checkpoint_bytes;                       // snapshot
+    td_pager_options pager;                        // with the cache that the config asks for
+    size_t travel_host_bytes, travel_device_bytes; // of the device communicator
+    int n_loaders;                                 // of training and evaluation data
     td_dtype embedding_dtype;
 } td_plan_needs;
 
-// Picks the cheapest recompute policy that fits, or the given one. TD_ERR_MEMORY with the numbers
-// and the nearest micro_batch_tokens that would fit. Local; the same on ranks with the same limit.
+// Picks the cheapest recompute policy that fits, or the given one, and gives optimizer pages what
+// is left of a GPU. TD_ERR_MEMORY with the numbers and the nearest micro_batch_tokens that would
+// fit. Local; the same on ranks with the same limit.
 td_status td_memory_plan_make(const td_session *session, const td_plan_needs *needs,
                               td_memory_plan *out);
 void td_memory_plan_print(const td_memory_plan *plan);

@@ -11,21 +11,31 @@ size_t td_optimizer_state_bytes(td_optimizer_kind kind, int64_t page_elements) {
                                        : td_adamw_state_bytes(page_elements);
 }
 
-td_status td_optimizer_init(td_optimizer *optimizer, const td_config *config,
-                            const td_op_context *context, td_comm *comm, td_pager *pager,
-                            td_parameters *parameters, td_arena *arena) {
-    const td_page_map *map = &parameters->map;
+size_t td_optimizer_host_bytes(int64_t n_pages) {
+    return td_mul_bytes((size_t)n_pages, sizeof(double) + sizeof(int64_t) + sizeof(td_request));
+}
+
+void td_optimizer_take(td_optimizer *optimizer, const td_page_map *map, td_arena *arena) {
     int64_t longest = map->page_elements < map->n_elements ? map->page_elements : map->n_elements;
-    *optimizer = (td_optimizer){
-        .config = config,
-        .context = *context,
-        .comm = comm,
-        .pager = pager,
-        .parameters = parameters,
-        .page_gradient = td_arena_take(arena, (size_t)longest, sizeof(float)),
-        .page_slots = calloc((size_t)map->n_pages, sizeof(int64_t)),
-        .requests = calloc((size_t)map->n_pages, sizeof(td_request)),
-    };
+    optimizer->page_gradient = td_arena_take(arena, (size_t)longest, sizeof(float));
+}
+
+td_status td_optimizer_init(td_optimizer *optimizer, const td_config *config,
+                            const td_op_context *context, td_device_comm *device_comm,
+                            td_pager *pager, td_parameters *parameters) {
+    const td_device *device = context->device;
+    size_t n_pages = (size_t)parameters->map.n_pages;
+    void *sums = NULL;
+    optimizer->config = config;
+    optimizer->context = *context;
+    optimizer->device_comm = device_comm;
+    optimizer->pager = pager;
+    optimizer->parameters = parameters;
+    TD_TRY(
+        device->table->alloc_pinned(device, n_pages * sizeof(double), "sums of the pages", &sums));
+    optimizer->page_sums = sums;
+    optimizer->page_slots = calloc(n_pages, sizeof *optimizer->page_slots);
+    optimizer->requests = calloc(n_pages, sizeof *optimizer->requests);
     if (optimizer->page_slots && optimizer->requests)
         return TD_OK;
     td_optimizer_fini(optimizer);
@@ -33,13 +43,17 @@ td_status td_optimizer_init(td_optimizer *optimizer, const td_config *config,
 }
 
 void td_optimizer_fini(td_optimizer *optimizer) {
-    free(optimizer->requests);
+    const td_device *device = optimizer->context.device;
+    if (optimizer->page_sums)
+        device->table->free_pinned(device, optimizer->page_sums);
     free(optimizer->page_slots);
+    free(optimizer->requests);
     *optimizer = (td_optimizer){0};
 }
 
 static int is_mine(const td_optimizer *optimizer, int64_t page) {
-    return td_page_map_owner(&optimizer->parameters->map, page) == td_comm_rank(optimizer->comm);
+    return td_page_map_owner(&optimizer->parameters->map, page) ==
+           td_comm_rank(optimizer->device_comm->comm);
 }
 
 // The page's gradient in fp32 and, when wanted, the sum of its squares.
@@ -68,20 +82,25 @@ static td_status page_gradient(const td_optimizer *optimizer, int64_t page, floa
                  });
 }
 
+// The norms of all owned pages are queued before the one wait.
+static td_status sum_owned_pages(td_optimizer *optimizer) {
+    const td_op_context *context = &optimizer->context;
+    float *gradient;
+    for (int64_t page = 0; page < optimizer->parameters->map.n_pages; page++)
+        if (is_mine(optimizer, page))
+            TD_TRY(page_gradient(optimizer, page, &gradient, &optimizer->page_sums[page]));
+    return context->device->table->stream_synchronize(context->stream);
+}
+
 td_status td_optimizer_norm(td_optimizer *optimizer, double *out_norm) {
-    const td_page_map *map = &optimizer->parameters->map;
-    for (int64_t page = 0; page < map->n_pages; page++) {
-        double sum_squares = 0;
-        float *gradient;
-        if (is_mine(optimizer, page)) {
-            TD_TRY(page_gradient(optimizer, page, &gradient, &sum_squares));
-            TD_TRY(optimizer->context.device->table->stream_synchronize(optimizer->context.stream));
-        }
-        optimizer->page_slots[page] = td_bits_of_double(sum_squares);
-    }
-    TD_TRY(td_comm_allreduce_i64(optimizer->comm, optimizer->page_slots, (size_t)map->n_pages,
+    int64_t n_pages = optimizer->parameters->map.n_pages;
+    int64_t *slots = optimizer->page_slots;
+    TD_TRY(sum_owned_pages(optimizer));
+    for (int64_t page = 0; page < n_pages; page++)
+        slots[page] = is_mine(optimizer, page) ? td_bits_of_double(optimizer->page_sums[page]) : 0;
+    TD_TRY(td_comm_allreduce_i64(optimizer->device_comm->comm, slots, (size_t)n_pages,
                                  "gradient norm"));
-    *out_norm = sqrt(td_sum_slots(optimizer->page_slots, map->n_pages));
+    *out_norm = sqrt(td_sum_slots(slots, n_pages));
     return TD_OK;
 }
 
@@ -123,7 +142,8 @@ static td_status update_page(td_optimizer *optimizer, int64_t page, double norm,
 td_status td_optimizer_update(td_optimizer *optimizer, double norm, double learning_rate,
                               int64_t update) {
     const td_page_map *map = &optimizer->parameters->map;
-    int rank = td_comm_rank(optimizer->comm), size = td_comm_size(optimizer->comm);
+    const td_comm *comm = optimizer->device_comm->comm;
+    int rank = td_comm_rank(comm), size = td_comm_size(comm);
     td_progress_phase(TD_PHASE_UPDATE);
     for (int64_t page = rank; page < map->n_pages; page += size) {
         if (page + size < map->n_pages)
@@ -131,20 +151,22 @@ td_status td_optimizer_update(td_optimizer *optimizer, double norm, double learn
         TD_TRY(update_page(optimizer, page, norm, learning_rate, update));
         td_progress_tick();
     }
-    return optimizer->context.device->table->stream_synchronize(optimizer->context.stream);
+    return TD_OK;
 }
 
 td_status td_optimizer_gather(td_optimizer *optimizer) {
     const td_page_map *map = &optimizer->parameters->map;
+    td_device_comm *device_comm = optimizer->device_comm;
+    td_stream *stream = optimizer->context.stream;
     td_progress_phase(TD_PHASE_GATHER);
     for (int64_t page = 0; page < map->n_pages; page++) {
         td_page_span span = td_page_map_span(map, page);
-        TD_TRY(td_comm_broadcast_start(optimizer->comm, optimizer->parameters->values + span.begin,
-                                       (size_t)span.count * sizeof(float),
-                                       td_page_map_owner(map, page), "parameter gather",
-                                       &optimizer->requests[page]));
+        float *values = optimizer->parameters->values + span.begin;
+        TD_TRY(device_comm->transport->broadcast_start(
+            device_comm, values, (size_t)span.count * sizeof(float), td_page_map_owner(map, page),
+            stream, "parameter gather", &optimizer->requests[page]));
     }
     for (int64_t page = 0; page < map->n_pages; page++)
-        TD_TRY(td_comm_wait(optimizer->comm, optimizer->requests[page]));
+        TD_TRY(device_comm->transport->wait(device_comm, optimizer->requests[page], stream));
     return TD_OK;
 }

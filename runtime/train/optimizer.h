@@ -2,7 +2,7 @@
 #ifndef TANDEM_TRAIN_OPTIMIZER_H
 #define TANDEM_TRAIN_OPTIMIZER_H
 
-#include "comm/comm.h"
+#include "comm/device_comm.h"
 #include "kernels/ops.h"
 #include "runtime/core/arena.h"
 #include "runtime/core/config.h"
@@ -21,30 +21,36 @@ typedef struct td_parameters {
 typedef struct td_optimizer {
     const td_config *config;
     td_op_context context;
-    td_comm *comm;
-    td_pager *pager; // not owned
+    td_device_comm *device_comm; // not owned
+    td_pager *pager;             // not owned
     td_parameters *parameters;
     float *page_gradient; // (page_elements)
-    int64_t *page_slots;  // (n_pages) sums of squares as bits, host memory
+    double *page_sums;    // (n_pages) sums of squares of owned pages, pinned host memory
+    int64_t *page_slots;  // (n_pages) the same of all pages, as bits
     td_request *requests; // (n_pages)
 } td_optimizer;
 
 // Bytes of optimizer state per page.
 size_t td_optimizer_state_bytes(td_optimizer_kind kind, int64_t page_elements);
 
+// Host bytes of the tables.
+size_t td_optimizer_host_bytes(int64_t n_pages);
+
 // Takes page_gradient from the arena (device memory).
+void td_optimizer_take(td_optimizer *optimizer, const td_page_map *map, td_arena *arena);
+// The rest. context needs the workspace that norms ask for. On failure nothing is owed.
 td_status td_optimizer_init(td_optimizer *optimizer, const td_config *config,
-                            const td_op_context *context, td_comm *comm, td_pager *pager,
-                            td_parameters *parameters, td_arena *arena);
+                            const td_op_context *context, td_device_comm *device_comm,
+                            td_pager *pager, td_parameters *parameters);
 void td_optimizer_fini(td_optimizer *optimizer);
 
 // Collective. The reduced gradients are on their owners. out_norm: L2 norm of the whole gradient
 // before clipping, the same bits on every rank.
 td_status td_optimizer_norm(td_optimizer *optimizer, double *out_norm);
-// Local. Updates the pages of this rank; `update` counts from 1.
+// Local. Queues the update of the pages of this rank; `update` counts from 1.
 td_status td_optimizer_update(td_optimizer *optimizer, double norm, double learning_rate,
                               int64_t update);
-// Collective. Every owner hands out its pages.
+// Collective. Every owner hands out its pages; what is queued afterwards sees them.
 td_status td_optimizer_gather(td_optimizer *optimizer);
 
 #endif

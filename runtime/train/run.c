@@ -25,6 +25,16 @@ td_pager_options td_run_pager_options(const td_session *session, const td_page_m
     };
 }
 
+td_device_comm_options td_run_device_comm_options(const td_session *session,
+                                                  const td_page_map *map) {
+    return (td_device_comm_options){
+        .comm = session->comm,
+        .device = session->context.device,
+        .max_bytes = (size_t)map->page_elements * sizeof(int64_t),
+        .in_flight = (size_t)map->n_pages,
+    };
+}
+
 static td_status create_sampler(td_run *run, td_store *store) {
     const td_config *config = run->session->config;
     td_sampler_options options = {
@@ -77,8 +87,10 @@ static td_status make_plan(td_run *run, td_store *store, const td_evaluation *ev
                        "a micro-batch of %lld tokens is too large: lower "
                        "per_device_train_batch_size or max_length",
                        (long long)needs.max_tokens);
-    td_pager_options pager = td_run_pager_options(session, &run->parameters.map);
-    td_pager_plan(&pager, &needs.optimizer_host_bytes, &needs.optimizer_device_bytes);
+    const td_page_map *map = &run->parameters.map;
+    td_device_comm_options travel = td_run_device_comm_options(session, map);
+    needs.pager = td_run_pager_options(session, map);
+    session->choice.transport->plan(&travel, &needs.travel_host_bytes, &needs.travel_device_bytes);
     if (!session->base && !session->has_random_base)
         TD_TRY(td_base_peek_dtype(config->model_name_or_path, &needs.embedding_dtype));
     return td_memory_plan_make(session, &needs, &run->plan);
@@ -101,29 +113,26 @@ td_status td_run_plan(td_run *run, td_session *session, td_store *store,
 }
 
 // Runs twice: measuring, then for real.
-static td_status take_vectors(td_run *run, td_arena *arena) {
-    const td_session *session = run->session;
+static void take_vectors(td_run *run, td_arena *arena) {
     td_parameters *parameters = &run->parameters;
     size_t n = (size_t)parameters->map.n_elements;
     parameters->values = td_arena_take(arena, n, sizeof(float));
-    if (session->config->reduce == TD_REDUCE_FP32)
+    if (run->session->config->reduce == TD_REDUCE_FP32)
         parameters->floats = td_arena_take(arena, n, sizeof(float));
     else
         parameters->fixed = td_arena_take(arena, n, sizeof(int64_t));
     parameters->faults = td_arena_take(arena, 1, sizeof(int64_t));
-    td_optimizer_fini(&run->optimizer);
-    return td_optimizer_init(&run->optimizer, session->config, &session->context, session->comm,
-                             run->pager, parameters, arena);
+    td_optimizer_take(&run->optimizer, &parameters->map, arena);
 }
 
 static td_status allocate_vectors(td_run *run) {
-    const td_session *session = run->session;
+    static const char name[] = "LoRA parameters and gradient sums";
     td_arena measure;
-    td_arena_init_measure(&measure, "LoRA parameters");
-    TD_TRY(take_vectors(run, &measure));
-    TD_TRY(
-        td_arena_init(&run->arena, session->context.device, measure.used_bytes, "LoRA parameters"));
-    return take_vectors(run, &run->arena);
+    td_arena_init_measure(&measure, name);
+    take_vectors(run, &measure);
+    TD_TRY(td_arena_init(&run->arena, run->session->context.device, measure.used_bytes, name));
+    take_vectors(run, &run->arena);
+    return TD_OK;
 }
 
 static td_status create_buckets(td_run *run) {
@@ -140,10 +149,14 @@ static td_status allocate_local(td_run *run, td_store *store, volatile const int
     td_session *session = run->session;
     const td_transformer_options *options = &run->plan.transformer;
     td_pager_options pager = td_run_pager_options(session, &run->parameters.map);
+    pager.device_cache_bytes = run->plan.optimizer_cache_bytes;
     TD_TRY(td_pager_create(&pager, &run->pager));
     TD_TRY(allocate_vectors(run));
     TD_TRY(td_transformer_create(session->base, &session->lora, options, &session->context,
                                  &run->transformer));
+    TD_TRY(td_optimizer_init(&run->optimizer, session->config,
+                             td_transformer_context(run->transformer), run->device_comm, run->pager,
+                             &run->parameters));
     TD_TRY(td_token_loader_init(&run->loader, store, options->max_tokens, options->max_sequences));
     TD_TRY(create_buckets(run));
     run->step = (td_step){
@@ -162,20 +175,9 @@ static td_status allocate_local(td_run *run, td_store *store, volatile const int
     return td_step_init(&run->step);
 }
 
-static td_status create_device_comm(td_run *run) {
-    const td_session *session = run->session;
-    const td_page_map *map = &run->parameters.map;
-    td_device_comm_options options = {
-        .comm = session->comm,
-        .device = session->context.device,
-        .max_bytes = (size_t)map->page_elements * sizeof(int64_t),
-        .in_flight = (size_t)map->n_pages,
-    };
-    return td_device_transport_host.create(&options, &run->device_comm);
-}
-
 td_status td_run_allocate(td_run *run, td_store *store, volatile const int *stop_requested) {
-    TD_TRY(create_device_comm(run));
+    td_device_comm_options options = td_run_device_comm_options(run->session, &run->parameters.map);
+    TD_TRY(run->session->choice.transport->create(&options, &run->device_comm));
     td_status status = allocate_local(run, store, stop_requested);
     TD_TRY(td_comm_agree(run->session->comm, status, "allocate"));
     return td_session_load_parameters(run->session, run->parameters.values);
@@ -188,6 +190,8 @@ void td_run_end_if_alone(td_comm *comm, td_status status) {
 }
 
 void td_run_destroy(td_run *run) {
+    if (run->session && run->session->context.stream) // nothing queued may outlive what it works on
+        (void)run->session->context.device->table->stream_synchronize(run->session->context.stream);
     td_step_fini(&run->step);
     if (run->buckets)
         td_buckets_destroy(run->buckets);

@@ -26,6 +26,9 @@ typedef struct td_run {
 // Pages and optimizer state, from the session's LoRA layout.
 td_status td_run_page_map(const td_session *session, td_page_map *out);
 td_pager_options td_run_pager_options(const td_session *session, const td_page_map *map);
+// How gradients and parameters travel: a page at a time, all pages under way at once.
+td_device_comm_options td_run_device_comm_options(const td_session *session,
+                                                  const td_page_map *map);
 
 // Collective. Sampler over the store and memory plan, before anything large is allocated.
 // evaluation: shares the transformer; NULL without. checkpoint_bytes: what a checkpoint writer will

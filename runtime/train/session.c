@@ -73,9 +73,9 @@ static td_status lay_out_lora(td_session *session, int want_lora) {
 }
 
 static td_status open_local(td_session *session, int want_lora) {
-    const td_device *device = td_device_cpu();
+    const td_device *device = session->choice.device;
     session->context.device = device;
-    TD_TRY(td_ops_check(&td_ops_cpu, &session->context.ops));
+    session->context.ops = session->choice.ops;
     TD_TRY(device->table->stream_create(device, &session->context.stream));
     td_ops_cpu_set_threads(session->n_threads);
     TD_TRY(open_model(session));
@@ -87,19 +87,24 @@ td_status td_session_open(td_session *session, const td_config *config, td_comm 
     session->config = config;
     session->comm = comm;
     session->n_threads = td_session_threads(config, td_comm_local_size(comm));
+    TD_TRY(td_device_choose(config, comm, &session->choice));
+    td_device_choice_print(&session->choice, session->n_threads, td_comm_size(comm));
     td_progress_phase(TD_PHASE_READ_MODEL);
     return td_comm_agree(comm, open_local(session, want_lora), "open model");
 }
 
 void td_session_close(td_session *session) {
+    td_stream *stream = session->context.stream;
+    if (stream) // nothing queued may outlive what it works on
+        (void)session->context.device->table->stream_synchronize(stream);
     td_base_destroy(session->base);
     if (session->has_lora)
         td_lora_fini(&session->lora);
     if (session->has_adapter)
         td_adapter_info_fini(&session->adapter);
     td_tokenizer_close(session->tokenizer);
-    if (session->context.stream)
-        session->context.device->table->stream_destroy(session->context.stream);
+    if (stream)
+        session->context.device->table->stream_destroy(stream);
     *session = (td_session){0};
 }
 

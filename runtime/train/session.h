@@ -7,11 +7,13 @@
 #include "model/base.h"
 #include "model/tokenizer.h"
 #include "runtime/core/config.h"
+#include "runtime/train/device_choice.h"
 
 typedef struct td_session {
     const td_config *config; // not owned
     td_comm *comm;           // not owned
-    td_op_context context;   // without workspace
+    td_device_choice choice;
+    td_op_context context; // without workspace
     int n_threads;
     td_model_config model;
     td_tokenizer *tokenizer; // NULL when the folder has no tokenizer.json
@@ -24,9 +26,9 @@ typedef struct td_session {
     td_base *base;
 } td_session;
 
-// Collective. Device, config.json, tokenizer, adapter_config.json. want_lora: lay out LoRA even
-// without a given adapter (training). Zero-initialise the session; td_session_close() also after a
-// failure.
+// Collective. Device (rank 0 says which), config.json, tokenizer, adapter_config.json. want_lora:
+// lay out LoRA even without a given adapter (training). Zero-initialise the session;
+// td_session_close() also after a failure.
 td_status td_session_open(td_session *session, const td_config *config, td_comm *comm,
                           int want_lora);
 void td_session_close(td_session *session);

@@ -161,7 +161,10 @@ static td_status forgive(td_trainer *trainer, td_status status) {
 }
 
 static td_status save(td_trainer *trainer) {
+    const td_op_context *context = &trainer->session.context;
     td_progress_phase(TD_PHASE_CHECKPOINT);
+    // The checkpoint copies on a stream of its own, which does not wait for the step's.
+    TD_TRY(context->device->table->stream_synchronize(context->stream));
     return td_checkpoint_save(trainer->checkpoints, &trainer->meta, trainer->run.parameters.values,
                               trainer->run.pager);
 }

@@ -101,11 +101,12 @@ static void check_layer(const td_safetensors *files, const td_base *base, int64_
 }
 
 static void check_planned(const td_base *base, const td_base_options *options, td_dtype dtype) {
-    size_t arena_bytes, staging_bytes;
-    td_base_plan(&base->config, options, dtype, &arena_bytes, &staging_bytes);
-    CHECK_INT(base->arena.used_bytes, arena_bytes);
-    CHECK_INT(base->arena.capacity_bytes, arena_bytes);
-    CHECK(staging_bytes > 0);
+    td_base_sizes sizes;
+    td_base_plan(&base->config, options, dtype, &sizes);
+    CHECK_INT(base->arena.used_bytes, sizes.arena_bytes);
+    CHECK_INT(base->arena.capacity_bytes, sizes.arena_bytes);
+    CHECK(sizes.slice_bytes > 0);
+    CHECK((sizes.absmax_bytes > 0) == (options->quantize && options->double_quantize));
 }
 
 static void every_tensor_is_in_its_place(void) {
@@ -233,12 +234,12 @@ static void large_matrices_are_quantized_in_slices(void) {
                               .n_kv_heads = 1,
                               .head_dim = 2};
     td_base *exact, *once, *twice;
-    size_t arena_bytes, staging_bytes;
+    td_base_sizes sizes;
     REQUIRE(td_base_create_random(&config, &wide, 3, &context, &exact) == TD_OK);
     REQUIRE(td_base_create_random(&config, &nf4_single, 3, &context, &once) == TD_OK);
     REQUIRE(td_base_create_random(&config, &nf4, 3, &context, &twice) == TD_OK);
-    td_base_plan(&config, &nf4_single, TD_F32, &arena_bytes, &staging_bytes);
-    CHECK(staging_bytes < (size_t)(config.hidden * config.intermediate) * sizeof(float));
+    td_base_plan(&config, &nf4_single, TD_F32, &sizes);
+    CHECK(sizes.slice_bytes + sizes.absmax_bytes < (size_t)(config.hidden * config.intermediate) * sizeof(float));
     check_single(&once->layers[0].linear[TD_PROJ_GATE], exact->layers[0].linear[TD_PROJ_GATE].data);
     check_double(&twice->layers[0].linear[TD_PROJ_DOWN],
                  exact->layers[0].linear[TD_PROJ_DOWN].data);

@@ -25,7 +25,7 @@ static size_t total_with(small_run *self, td_recompute policy) {
     self->config.gradient_checkpointing = policy;
     small_require(plan_again(self, &plan), "plan");
     CHECK_INT(plan.recompute, policy);
-    return plan.total_bytes;
+    return plan.total_bytes[TD_POOL_DEVICE];
 }
 
 static void lines_add_up_and_hold_what_is_taken(void) {
@@ -35,7 +35,7 @@ static void lines_add_up_and_hold_what_is_taken(void) {
     const td_memory_plan *plan = &self.run.plan;
     for (int i = 0; i < plan->n_lines; i++)
         sum += plan->lines[i].bytes;
-    CHECK(sum == plan->total_bytes);
+    CHECK(sum == plan->total_bytes[TD_POOL_DEVICE]);
     CHECK(line_bytes(plan, "base model") == self.session.base->arena.capacity_bytes);
     size_t bytes = td_memory_parameter_bytes(&self.config, self.session.lora.n_parameters);
     CHECK(line_bytes(plan, "LoRA parameters and gradient sums") == bytes);

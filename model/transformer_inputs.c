@@ -1,0 +1,130 @@
+// What a call brings: checked, packed into pinned memory, and sent in one copy.
+#include <string.h>
+
+#include "model/transformer_internal.h"
+
+static size_t packed_items(const td_transformer *transformer) {
+    return 4 * (size_t)transformer->options.max_tokens;
+}
+
+static size_t input_items(const td_transformer *transformer) {
+    return packed_items(transformer) + (size_t)transformer->options.max_sequences + 1 + 2;
+}
+
+size_t td_transformer_host_bytes(const td_transformer *transformer) {
+    return TD_CALL_INPUTS * input_items(transformer) * sizeof(int32_t) +
+           (size_t)transformer->options.max_tokens * sizeof(float);
+}
+
+td_status td_transformer_create_inputs(td_transformer *transformer) {
+    const td_device *device = transformer->context.device;
+    size_t bytes = td_transformer_host_bytes(transformer);
+    TD_TRY(device->table->alloc_pinned(device, bytes, "inputs and tables", &transformer->pinned));
+    int32_t *next = transformer->pinned;
+    for (int i = 0; i < TD_CALL_INPUTS; i++) {
+        transformer->inputs[i] = (td_call_inputs){.packed = next};
+        transformer->inputs[i].cu = next + packed_items(transformer);
+        next += input_items(transformer);
+        transformer->inputs[i].cu_k = next - 2;
+    }
+    transformer->host_losses = (float *)next;
+    return device->table->event_create(device, &transformer->losses_there);
+}
+
+void td_transformer_destroy_inputs(td_transformer *transformer) {
+    const td_device *device = transformer->context.device;
+    if (transformer->losses_there)
+        device->table->event_destroy(transformer->losses_there);
+    if (transformer->pinned)
+        device->table->free_pinned(device, transformer->pinned);
+}
+
+static td_status check_ids(const td_transformer *transformer, const int32_t *ids, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= transformer->config->vocabulary)
+            return td_fail(TD_ERR_DATA, "token id %d is outside the model's vocabulary of %lld",
+                           ids[i], (long long)transformer->config->vocabulary);
+    return TD_OK;
+}
+
+static td_status check_batch(const td_transformer *transformer, const td_token_batch *batch,
+                             const td_kv_cache *cache) {
+    const td_transformer_options *options = &transformer->options;
+    int fits = batch->n_tokens >= 1 && batch->n_tokens <= options->max_tokens &&
+               batch->n_sequences >= 1 && batch->n_sequences <= options->max_sequences &&
+               batch->n_targets >= 0 && batch->n_targets <= batch->n_tokens;
+    if (!fits)
+        return td_fail(
+            TD_ERR_INTERNAL,
+            "a call of %lld tokens, %lld sequences, %lld targets; planned for %lld and %lld",
+            (long long)batch->n_tokens, (long long)batch->n_sequences, (long long)batch->n_targets,
+            (long long)options->max_tokens, (long long)options->max_sequences);
+    if (cache && (batch->n_sequences != 1 || cache->length + batch->n_tokens > cache->capacity))
+        return td_fail(
+            TD_ERR_INTERNAL, "key-value cache of %lld tokens cannot take %lld after %lld",
+            (long long)cache->capacity, (long long)batch->n_tokens, (long long)cache->length);
+    for (int64_t i = 0; i < batch->n_targets; i++)
+        if (batch->target_rows[i] < 0 || batch->target_rows[i] >= batch->n_tokens)
+            return td_fail(TD_ERR_INTERNAL, "target row %d of %lld tokens", batch->target_rows[i],
+                           (long long)batch->n_tokens);
+    TD_TRY(check_ids(transformer, batch->ids, batch->n_tokens));
+    return batch->targets ? check_ids(transformer, batch->targets, batch->n_targets) : TD_OK;
+}
+
+// Positions start again with every sequence, after what a cache holds.
+static td_status fill_positions(const td_transformer *transformer, const td_token_batch *batch,
+                                const td_kv_cache *cache, int32_t *positions) {
+    int64_t first = cache ? cache->length : 0;
+    if (batch->cu[0] != 0 || batch->cu[batch->n_sequences] != batch->n_tokens)
+        return td_fail(TD_ERR_INTERNAL, "sequences do not cover the call's %lld tokens",
+                       (long long)batch->n_tokens);
+    for (int64_t s = 0; s < batch->n_sequences; s++) {
+        int64_t length = batch->cu[s + 1] - batch->cu[s];
+        if (length < 1 || batch->cu[s + 1] > batch->n_tokens ||
+            first + length > transformer->options.max_positions)
+            return td_fail(TD_ERR_INTERNAL, "a sequence of %lld tokens; planned for %lld",
+                           (long long)(first + length),
+                           (long long)transformer->options.max_positions);
+        for (int64_t i = 0; i < length; i++)
+            positions[batch->cu[s] + i] = (int32_t)(first + i);
+    }
+    return TD_OK;
+}
+
+// The four arrays one behind the other, on the host and on the device alike.
+static td_status send(td_transformer *transformer, const td_token_batch *batch,
+                      const td_call_inputs *call) {
+    size_t tokens = (size_t)batch->n_tokens, targets = (size_t)batch->n_targets;
+    memcpy(call->packed, batch->ids, tokens * sizeof(int32_t));
+    if (targets > 0)
+        memcpy(call->packed + 2 * tokens, batch->target_rows, targets * sizeof(int32_t));
+    if (targets > 0 && batch->targets)
+        memcpy(call->packed + 2 * tokens + targets, batch->targets, targets * sizeof(int32_t));
+    transformer->ids = transformer->packed;
+    transformer->positions = transformer->ids + tokens;
+    transformer->target_rows = transformer->positions + tokens;
+    transformer->targets = transformer->target_rows + targets;
+    size_t items = 2 * tokens + (batch->targets ? 2 : 1) * targets;
+    return transformer->context.device->table->copy(
+        transformer->context.stream, transformer->packed, call->packed, items * sizeof(int32_t));
+}
+
+td_status td_transformer_begin(td_transformer *transformer, const float *parameters,
+                               const td_token_batch *batch, const td_dropout_key *dropout,
+                               td_kv_cache *cache) {
+    const td_call_inputs *call = &transformer->inputs[transformer->n_calls % TD_CALL_INPUTS];
+    TD_TRY(check_batch(transformer, batch, cache));
+    TD_TRY(fill_positions(transformer, batch, cache, call->packed + batch->n_tokens));
+    memcpy(call->cu, batch->cu, (size_t)(batch->n_sequences + 1) * sizeof *batch->cu);
+    call->cu_k[0] = 0;
+    call->cu_k[1] = (int32_t)((cache ? cache->length : 0) + batch->n_tokens);
+    transformer->parameters = transformer->lora ? parameters : NULL;
+    transformer->dropout = dropout ? *dropout : (td_dropout_key){0};
+    transformer->n_tokens = batch->n_tokens;
+    transformer->n_sequences = batch->n_sequences;
+    transformer->n_targets = batch->n_targets;
+    transformer->call = call;
+    transformer->cache = cache;
+    transformer->n_calls++;
+    return send(transformer, batch, call);
+}
