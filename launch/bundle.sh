@@ -52,13 +52,6 @@ needed() {
         grep -vE "$system_libraries" | grep -vE "$cuda_libraries" || true
 }
 
-# Debian's package of a file; nothing where there is no dpkg. Files may be registered under /lib or /usr/lib.
-package_of() {
-    local path
-    path=$(realpath "$1")
-    { dpkg-query -S "$path" || dpkg-query -S "${path#/usr}"; } 2>/dev/null | head -n 1 | sed 's/:.*//' || true
-}
-
 install_program() {
     install -m 755 "$1" "$root/libexec/$2"
     "$build/set_rpath" "\$ORIGIN/../lib" "$root/libexec/$2"
@@ -153,15 +146,17 @@ add_quickstart() {
     cp configs/quickstart.json "$root/configs/"
 }
 
+# Debian's packages of the files; nothing where there is no dpkg. Files may be registered under /lib or /usr/lib.
+packages_of() {
+    realpath "$@" | sed 'p; s|^/usr/|/|' | xargs -d '\n' dpkg-query -S 2>/dev/null | sed 's/:.*//' | sort -u || true
+}
+
 add_licenses() {
-    local path package to=$root/share/doc
+    local package to=$root/share/doc
     mkdir -p "$to/tandem"
     cp LICENSE "$to/tandem/"
     cp README.md "$root/"
-    for path in "${sources[@]}"; do
-        package=$(package_of "$path")
-        [ -z "$package" ] || echo "$package"
-    done | sort -u >"$out/packages"
+    packages_of "${sources[@]}" >"$out/packages"
     [ -s "$out/packages" ] || echo "bundle: no dpkg here: license texts of the libraries are not included" >&2
     while read -r package; do
         mkdir -p "$to/$package"
@@ -178,7 +173,7 @@ add_licenses() {
 describe() {
     local commit
     commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
-    [ -z "$(git status --porcelain --untracked-files=no 2>/dev/null)" ] || commit+="-modified"
+    [ -z "$(git --no-optional-locks status --porcelain --untracked-files=no 2>/dev/null)" ] || commit+="-modified"
     echo "version $version"
     echo "commit $commit"
     sed -nE -e 's/^CMAKE_BUILD_TYPE:[A-Z]+=/build_type /p' \
@@ -198,13 +193,14 @@ newest_glibc() {
         sed 's/GLIBC_//' | sort -Vu | tail -n 1
 }
 
-# Every library that is not the system's must be found in the bundle, from the program and from a plugin it loads.
+# Every library that is not the system's must be in the bundle.
 check_closed() {
-    local file missing=""
+    local file library missing=""
     while read -r file; do
-        missing+=$(readelf -W -d "$file" | sed -nE 's/.*\(NEEDED\).*\[(.*)\]/\1/p' |
-            grep -vE "$system_libraries" | grep -vE "$cuda_libraries" |
-            while read -r library; do [ -e "$root/lib/$library" ] || echo " $library (for ${file##*/})"; done)
+        while read -r library; do
+            [ -e "$root/lib/$library" ] || missing+=" $library (for ${file##*/})"
+        done < <(readelf -W -d "$file" | sed -nE 's/.*\(NEEDED\).*\[(.*)\]/\1/p' |
+            grep -vE "$system_libraries" | grep -vE "$cuda_libraries")
     done < <(elf_files)
     [ -z "$missing" ] || die "libraries are missing:$missing"
 }

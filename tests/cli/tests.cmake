@@ -15,6 +15,7 @@ tandem_script(cli_kill_rank 900 "cli;slow;faults" ${cli}/kill_rank.sh $<TARGET_F
               $<TARGET_FILE:quickstart_chats> ${CMAKE_SOURCE_DIR})
 if(NOT TANDEM_SANITIZE)
   tandem_script(cli_quickstart 900 "cli;slow" ${cli}/quickstart.sh ${CMAKE_SOURCE_DIR})
+  tandem_script(cli_bundle 300 "cli;slow" ${cli}/bundle.sh ${CMAKE_BINARY_DIR} ${CMAKE_SOURCE_DIR})
 endif()
 tandem_script(cli_signals 300 "cli;faults" ${cli}/signals.sh $<TARGET_FILE:tandem>
               $<TARGET_FILE:quickstart_chats> ${CMAKE_SOURCE_DIR})
