@@ -262,6 +262,15 @@ static op_buffer *draw_gradient(op_run *run, int64_t n, double scale) {
     return op_given(run, TD_F32, n, g);
 }
 
+static int is_zero_behind(const state_8bit *state, int64_t n) {
+    int zero = 1;
+    for (int64_t i = n; i < state->page; i++)
+        zero &= state->m[i] == 0 && state->v[i] == 0;
+    for (int64_t i = (n + BLOCK - 1) / BLOCK; i < state->blocks; i++)
+        zero &= state->m_absmax[i] == 0.0f && state->v_absmax[i] == 0.0f;
+    return zero;
+}
+
 static void check_adamw_8bit(op_run *run, const adamw_case *c) {
     if (!op_case_begin(run, "adamw_8bit", "n=%d page=%d decay=%g", (int)c->n, (int)c->page,
                        c->weight_decay))
@@ -287,7 +296,7 @@ static void check_adamw_8bit(op_run *run, const adamw_case *c) {
         expect_moment(run, "codes of m are the nearest", &m, c->n, state.m, state.m_absmax);
         expect_moment(run, "codes of v are the nearest", &v, c->n, state.v, state.v_absmax);
     }
-    op_expect_true(run, "codes behind n stay zero", c->n == c->page || state.m[c->n] == 0);
+    op_expect_true(run, "the state behind n stays zero", is_zero_behind(&state, c->n));
     state_free(&state);
     op_case_end(run);
 }
@@ -338,6 +347,51 @@ static void check_codes(op_run *run) {
     op_case_end(run);
 }
 
+// A state that holds every code once, and blocks with scales of their own. Without a gradient m and
+// v keep their codes and their scales shrink; the parameters tell what the codes stood for.
+static void check_every_code(op_run *run) {
+    enum { BLOCKS = 19, N = BLOCKS * BLOCK };
+    if (!op_case_begin(run, "adamw_8bit", "every code"))
+        return;
+    state_8bit state = state_make(run, N);
+    float *absmax = (float *)(state.memory + 2 * N);
+    for (int i = 0; i < N; i++) {
+        state.memory[i] = (uint8_t)(i % BLOCK * 7 + i / BLOCK);
+        state.memory[N + i] = (uint8_t)(i % BLOCK * 3 + i / BLOCK);
+    }
+    for (int block = 0; block < BLOCKS; block++) {
+        absmax[block] = ldexpf(1.0f, 2 - block);
+        absmax[BLOCKS + block] = ldexpf(1.0f, block - 9);
+    }
+    op_buffer *zero = op_given(run, TD_F32, N, op_doubles(run, N));
+    op_buffer *parameters = op_given(run, TD_F32, N, op_doubles(run, N));
+    op_buffer *kept = op_raw(run, TD_F32, state.buffer->n, state.memory);
+    adamw_case c = {N, N, 1, 1.0f, 0.0, 0.5, 0.25};
+    td_adamw_args args = args_of(&c, parameters, zero, kept, 1);
+    float map_m[256], map_v[256];
+    td_dynamic_map_signed(map_m);
+    td_dynamic_map_unsigned(map_v);
+    double *expected = op_doubles(run, N);
+    for (int i = 0; i < N; i++) {
+        double m = (double)(map_m[state.memory[i]] * absmax[i / BLOCK]);
+        double v = (double)(map_v[state.memory[N + i]] * absmax[BLOCKS + i / BLOCK]);
+        reference_element(&args, 0.0, &expected[i], &m, &v);
+    }
+    OP_CALL(run, adamw_8bit, &args, 0, 0);
+    op_expect(run, "parameters", parameters, expected, 1e-6);
+    for (int block = 0; block < BLOCKS; block++) {
+        absmax[block] *= 0.5f;
+        absmax[BLOCKS + block] *= 0.25f;
+    }
+    uint8_t *after = malloc((size_t)kept->n * 4);
+    op_fetch_raw(run, kept, after);
+    op_expect_true(run, "codes", memcmp(after, state.memory, 2 * N) == 0);
+    op_expect_true(run, "scales", memcmp(after + 2 * N, absmax, 8 * BLOCKS) == 0);
+    free(after);
+    state_free(&state);
+    op_case_end(run);
+}
+
 void cases_adamw(op_run *run) {
     static const adamw_case TIMED = {1 << 20, 1 << 20, 1, 1.0f, 0.1, 0.9, 0.999};
     if (run->timing) {
@@ -352,4 +406,5 @@ void cases_adamw(op_run *run) {
     check_torch(run);
     check_bitsandbytes(run);
     check_codes(run);
+    check_every_code(run);
 }

@@ -27,7 +27,7 @@ static void check_gather(op_run *run, int64_t x_rows, int64_t cols, double share
     for (int64_t i = 0; i < y->n; i++)
         expected[i] = x->values[(int64_t)rows->values[i / cols] * cols + i % cols];
     td_rows_args args = {rows->n, cols, rows->memory, x->memory, y->memory, 0};
-    OP_CALL(run, gather_rows, &args, 0, 8.0 * (double)y->n);
+    OP_CALL(run, gather_rows, &args, 0, 2.0 * (double)td_dtype_bytes(act) * (double)y->n);
     if (y->n > 0)
         op_expect(run, "y", y, expected, 0.0);
     op_case_end(run);
@@ -45,7 +45,7 @@ static void check_scatter(op_run *run, int64_t y_rows, int64_t cols, double shar
     for (int64_t i = 0; i < x->n; i++)
         expected[(int64_t)rows->values[i / cols] * cols + i % cols] = x->values[i];
     td_rows_args args = {rows->n, cols, rows->memory, x->memory, y->memory, y_rows};
-    OP_CALL(run, scatter_rows, &args, 0, 4.0 * (double)(x->n + y->n));
+    OP_CALL(run, scatter_rows, &args, 0, (double)td_dtype_bytes(act) * (double)(x->n + y->n));
     op_expect(run, "y", y, expected, 0.0);
     op_case_end(run);
 }
@@ -56,7 +56,7 @@ typedef struct loss_case {
     double spread; // logits are uniform in [-spread, spread]
     double target; // added to the target's logit
     double shift;  // added to all logits
-    int masked;    // 1: every third logit but the target's is -infinity
+    int masked;    // 1: every third logit but the target's is -infinity; 2: all but the target's
     int timed_only;
 } loss_case;
 
@@ -71,7 +71,10 @@ static const loss_case LOSS_CASES[] = {
     {"sure", 4, 500, 1.0, 25.0, 0.0, 0, 0},
     {"surely wrong", 4, 500, 1.0, -60.0, 0.0, 0, 0},
     {"masked", 4, 500, 3.0, 0.0, 0.0, 1, 0},
+    {"alone", 3, 700, 3.0, 0.0, 0.0, 2, 0},
     {"many rows", 40, 600, 5.0, 0.0, 0.0, 0, 0},
+    {"very long", 1, 262144, 6.0, 0.0, 0.0, 0, 0},
+    {"largest exponents", 3, 4100, 80.0, 0.0, 3e38, 0, 0},
     {"timed", 256, 49152, 5.0, 0.0, 0.0, 0, 1},
 };
 
@@ -99,7 +102,7 @@ static void reference_row(loss_data *data, int64_t row) {
     for (int64_t i = 0; i < n; i++)
         largest = fmax(largest, x[i]);
     double total = row_total(x, n, largest, -1);
-    data->loss[row] = log(total) + largest - x[target];
+    data->loss[row] = log(total) + (largest - x[target]);
     for (int64_t i = 0; i < n; i++)
         gradient[i] = (double)SCALE * exp(x[i] - largest) / total;
     gradient[target] = -(double)SCALE * row_total(x, n, largest, target) / total;
@@ -122,7 +125,8 @@ static double *case_logits(op_run *run, const loss_case *c, const double *target
         int is_target = i % c->n_vocabulary == (int64_t)targets[i / c->n_vocabulary];
         double value = c->spread * (2.0 * op_uniform(run) - 1.0) + c->shift;
         value = is_target ? value + c->target : value;
-        logits[i] = c->masked && !is_target && i % 3 == 0 ? -INFINITY : (double)(float)value;
+        int masked = !is_target && (c->masked == 2 || (c->masked == 1 && i % 3 == 0));
+        logits[i] = masked ? -INFINITY : (double)(float)value;
     }
     return logits;
 }
@@ -160,6 +164,52 @@ static void check_loss(op_run *run, const loss_case *c) {
     op_case_end(run);
 }
 
+// NaN among the logits, where every thread of a GPU's block may meet it, makes loss and gradient
+// NaN: the step counts them as faults. The row beside it is as without.
+static void check_nan(op_run *run, int64_t vocabulary, int64_t where) {
+    if (!op_case_begin(run, "cross_entropy", "NaN at %d of %d", (int)where, (int)vocabulary))
+        return;
+    loss_case c = {"NaN", 2, vocabulary, 3.0, 0.0, 0.0, 0, 0};
+    double targets[2] = {1, 0};
+    double *values = case_logits(run, &c, targets), *expected = op_doubles(run, 2);
+    double *gradient = op_doubles(run, 2 * vocabulary);
+    loss_data data = {2, vocabulary, targets, values, expected, gradient};
+    reference_loss(&data);
+    values[where] = NAN;
+    op_buffer *logits = op_given(run, TD_F32, 2 * vocabulary, values);
+    op_buffer *loss = op_output(run, TD_F32, 2);
+    call_loss(run, &c, logits, op_given(run, TD_I32, 2, targets), 1, loss);
+    op_fetch(run, loss);
+    op_fetch(run, logits);
+    int all_nan = 1;
+    for (int64_t i = 0; i < vocabulary; i++)
+        all_nan &= isnan(logits->values[i]) != 0;
+    op_expect_true(run, "the gradient is NaN", all_nan);
+    op_expect_true(run, "the loss is NaN", isnan(loss->values[0]) != 0);
+    op_expect_true(run, "the next row's is not",
+                   fabs(loss->values[1] - expected[1]) <= 1e-5 * expected[1]);
+    op_case_end(run);
+}
+
+// On a GPU nobody can look at the targets first: one that is no class must touch nothing else.
+static void check_wrong_target(op_run *run, double target) {
+    enum { V = 257 };
+    if (run->context.device->unified ||
+        !op_case_begin(run, "cross_entropy", "target %g of %d", target, V))
+        return;
+    loss_case c = {"wrong", 3, V, 3.0, 0.0, 0.0, 0, 0};
+    double targets[3] = {5, target, V - 1};
+    double *values = case_logits(run, &c, targets);
+    op_buffer *logits = op_given(run, TD_F32, 3 * V, values);
+    op_buffer *loss = op_output(run, TD_F32, 3);
+    call_loss(run, &c, logits, op_given(run, TD_I32, 3, targets), 1, loss);
+    op_fetch(run, loss);
+    op_expect_true(run, "its loss is NaN", isnan(loss->values[1]) != 0);
+    op_expect_true(run, "the other losses are not",
+                   isfinite(loss->values[0]) && isfinite(loss->values[2]));
+    op_case_end(run);
+}
+
 // The reference against differences of its own loss, and the operation with it.
 static void check_differences(op_run *run) {
     loss_case c = {"differences", 3, 37, 2.0, 0.0, 0.0, 0, 0};
@@ -181,7 +231,7 @@ static void check_differences(op_run *run) {
 }
 
 void cases_loss(op_run *run) {
-    static const int64_t shapes[][2] = {{1, 1}, {9, 3}, {40, 64}, {300, 100}};
+    static const int64_t shapes[][2] = {{1, 1}, {9, 3}, {40, 64}, {300, 100}, {33, 1000}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0] && !run->timing; i++)
         for (double share = 0.0; share <= 1.0; share += 0.5) {
             check_gather(run, shapes[i][0], shapes[i][1], share);
@@ -194,4 +244,9 @@ void cases_loss(op_run *run) {
     for (size_t i = 0; i < sizeof LOSS_CASES / sizeof LOSS_CASES[0]; i++)
         check_loss(run, &LOSS_CASES[i]);
     check_differences(run);
+    static const double wrong[] = {-1, 257, 258, 2147483647, -2147483648.0};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0] && !run->timing; i++)
+        check_wrong_target(run, wrong[i]);
+    for (int64_t where = 0; where < 6000 && !run->timing; where = 3 * where + 1)
+        check_nan(run, where < 6 ? 7 : 6000, where);
 }

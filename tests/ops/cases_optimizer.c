@@ -144,9 +144,15 @@ static void check_fixed_to_f32(op_run *run, int64_t n, int quantum) {
     op_buffer *values = op_output(run, TD_F32, n);
     double squares = NAN;
     td_fixed_to_f32_args args = {n, accumulator->memory, quantum, values->memory, &squares};
+    op_workspace(run, &(td_workspace_query){0});
     OP_CALL(run, fixed_to_f32, &args, 0, 12.0 * (double)n);
     op_expect(run, "values", values, expected, 0.0);
     op_expect_value(run, "sum_squares", squares, sum_of_squares(expected, n), 1e-12);
+    op_buffer *alone = op_output(run, TD_F32, n);
+    args.values = alone->memory;
+    args.sum_squares = NULL; // needs no workspace either
+    OP_CALL(run, fixed_to_f32, &args, 0, 12.0 * (double)n);
+    op_expect(run, "values without the sum", alone, expected, 0.0);
     free(fixed);
     op_case_end(run);
 }
@@ -157,8 +163,42 @@ static void check_sum_squares(op_run *run, int64_t n) {
     op_buffer *values = op_random(run, TD_F32, n, 3.0);
     double squares = NAN;
     td_sum_squares_args args = {n, values->memory, &squares};
+    op_workspace(run, &(td_workspace_query){0});
     OP_CALL(run, sum_squares, &args, 0, 4.0 * (double)n);
     op_expect_value(run, "sum_squares", squares, sum_of_squares(values->values, n), 1e-12);
+    op_case_end(run);
+}
+
+// Two sums in a row share the workspace: the first has left it before the second writes there.
+static void check_two_sums(op_run *run) {
+    enum { N = 30000 };
+    if (!op_case_begin(run, "sum_squares", "two in a row"))
+        return;
+    op_buffer *large = op_random(run, TD_F32, N, 100.0), *small = op_random(run, TD_F32, N, 1.0);
+    double first = NAN, second = NAN;
+    op_workspace(run, &(td_workspace_query){0});
+    td_sum_squares_args large_args = {N, large->memory, &first};
+    td_sum_squares_args small_args = {N, small->memory, &second};
+    op_expect_true(run, "the first is queued",
+                   run->ops->sum_squares(&run->context, &large_args) == TD_OK);
+    OP_CALL(run, sum_squares, &small_args, 0, 0);
+    op_expect_value(run, "first", first, sum_of_squares(large->values, N), 1e-12);
+    op_expect_value(run, "second", second, sum_of_squares(small->values, N), 1e-12);
+    op_case_end(run);
+}
+
+// Where sums need a workspace, they say so instead of writing elsewhere.
+static void check_no_workspace(op_run *run) {
+    if (run->context.device->unified || !op_case_begin(run, "sum_squares", "no workspace"))
+        return;
+    op_buffer *values = op_random(run, TD_F32, 100, 1.0);
+    double squares = 5.0;
+    td_sum_squares_args args = {100, values->memory, &squares};
+    op_expect_true(run, "refused", run->ops->sum_squares(&run->context, &args) == TD_ERR_INTERNAL);
+    op_expect_true(run, "the message names the workspace",
+                   strstr(td_error_message(), "workspace") != NULL);
+    op_expect_true(run, "nothing is written", squares == 5.0);
+    td_error_clear();
     op_case_end(run);
 }
 
@@ -197,6 +237,8 @@ void cases_optimizer(op_run *run) {
     if (!run->timing) {
         check_any_order(run);
         check_sum_squares(run, 1024 * 4096 + 5000);
+        check_two_sums(run);
+        check_no_workspace(run);
     } else {
         check_fixed_add(run, 1 << 22, INT64_MAX);
         check_fixed_to_f32(run, 1 << 22, QUANTUM);

@@ -62,12 +62,72 @@ static void check_nf4(op_run *run, int64_t n) {
     op_case_end(run);
 }
 
+// What is no ordinary number: NaN among others and alone, subnormal blocks (whose inverse is
+// infinite), infinity, and an odd end within a subnormal block.
+static float odd_number(int i) {
+    static const float block_scale[] = {1.0f, 1.0f, 1e-41f, 1.0f, 0x1p-149f, 1e-41f};
+    int block = i / 64;
+    if (block == 1 || (block == 0 && i % 5 == 2))
+        return i % 2 ? -NAN : NAN;
+    if (block == 3 && i % 64 == 9)
+        return -INFINITY;
+    if (block == 4)
+        return i % 2 ? 0.0f : 0x1p-149f;
+    return block_scale[block] * (float)(i % 17 - 8) / 8.0f;
+}
+
+static uint8_t odd_code(const float *weight, int i, int n, float scale) {
+    if (i >= n)
+        return 7;
+    return (uint8_t)ref_nf4_code(weight[i] * (scale > 0.0f ? 1.0f / scale : 0.0f));
+}
+
+static void check_nf4_odd_numbers(op_run *run) {
+    enum { N = 5 * 64 + 31 };
+    if (!op_case_begin(run, "nf4_quantize", "numbers that are none"))
+        return;
+    float weight[N + 1], scales[6] = {0}, found_scales[6];
+    uint8_t expected[N / 2 + 1], found[N / 2 + 1];
+    for (int i = 0; i < N; i++) {
+        weight[i] = odd_number(i);
+        if (fabsf(weight[i]) > scales[i / 64])
+            scales[i / 64] = fabsf(weight[i]);
+    }
+    for (int i = 0; i < N; i += 2)
+        expected[i / 2] = (uint8_t)(odd_code(weight, i, N, scales[i / 64]) << 4 |
+                                    odd_code(weight, i + 1, N, scales[i / 64]));
+    op_buffer *given = op_raw(run, TD_F32, N, weight);
+    op_buffer *codes = op_output(run, TD_U8, N / 2 + 1), *absmax = op_output(run, TD_F32, 6);
+    td_nf4_quantize_args args = {N, given->memory, codes->memory, absmax->memory};
+    OP_CALL(run, nf4_quantize, &args, 0, 0);
+    op_fetch_raw(run, codes, found);
+    op_fetch_raw(run, absmax, found_scales);
+    op_expect_true(run, "codes", memcmp(found, expected, sizeof found) == 0);
+    op_expect_true(run, "absmax", memcmp(found_scales, scales, sizeof scales) == 0);
+    op_case_end(run);
+}
+
+// Sum of x[0], x[step], ... of a group of `width`, as repeatedly adding the upper half to the lower
+// one leaves it.
+static double folded(const double *x, int width, int step) {
+    return step == width ? *x : folded(x, width, 2 * step) + folded(x + step, width, 2 * step);
+}
+
+// The mean in the order of kernels/absmax_mean.h.
+static float reference_mean(const double *absmax, int64_t n) {
+    double lanes[8192] = {0}, warps[256], blocks[32];
+    for (int64_t i = 0; i < n; i++)
+        lanes[i % 8192] += absmax[i];
+    for (int i = 0; i < 256; i++)
+        warps[i] = folded(lanes + 32 * i, 32, 1);
+    for (int i = 0; i < 32; i++)
+        blocks[i] = folded(warps + 8 * i, 8, 1);
+    return (float)(folded(blocks, 32, 1) / (double)n);
+}
+
 // Codes, nested absmax; returns the offset.
 static float double_quantize(const double *absmax, int64_t n, double *codes, double *nested) {
-    double sum = 0.0;
-    for (int64_t i = 0; i < n; i++)
-        sum += absmax[i];
-    float offset = (float)(sum / (double)n), map[256];
+    float offset = reference_mean(absmax, n), map[256];
     td_dynamic_map_signed(map);
     for (int64_t i = 0; i < n; i++) {
         float magnitude = fabsf((float)absmax[i] - offset);
@@ -82,10 +142,30 @@ static float double_quantize(const double *absmax, int64_t n, double *codes, dou
     return offset;
 }
 
-static void check_absmax(op_run *run, int64_t n) {
-    if (!op_case_begin(run, "absmax_quantize", "n=%d", (int)n))
+typedef enum absmax_kind {
+    ABSMAX_RANDOM,
+    ABSMAX_CONSTANT, // nothing is left beside the mean
+    ABSMAX_ORDER,    // the mean's last bit depends on the order of the sum
+} absmax_kind;
+
+// 2^52 and -2^52 swallow part of what is added between them, and what is lost tells the order of
+// the sum. Signed, as no absmax is.
+static double *absmax_values(op_run *run, int64_t n, absmax_kind kind) {
+    double *values = op_doubles(run, n);
+    for (int64_t i = 0; i < n; i++) {
+        values[i] = kind == ABSMAX_CONSTANT ? 0.75 : op_uniform(run) - 0.5;
+        if (kind == ABSMAX_ORDER && i % 97 < 2)
+            values[i] = i % 97 == 0 ? 0x1p52 : -0x1p52;
+    }
+    return values;
+}
+
+static void check_absmax(op_run *run, int64_t n, absmax_kind kind) {
+    static const char *const names[] = {"random", "constant", "order"};
+    if (!op_case_begin(run, "absmax_quantize", "%s n=%d", names[kind], (int)n))
         return;
-    op_buffer *absmax = op_random(run, TD_F32, n, 0.5);
+    op_buffer *absmax = op_given(run, TD_F32, n, absmax_values(run, n, kind));
+    op_workspace(run, &(td_workspace_query){0});
     op_buffer *codes = op_output(run, TD_U8, n);
     op_buffer *nested = op_output(run, TD_F32, (n + 255) / 256);
     float offset = NAN;
@@ -122,14 +202,21 @@ static void cases_nf4(op_run *run) {
         check_nf4(run, counts[i]);
     if (run->timing)
         check_nf4(run, 4 << 20);
+    else
+        check_nf4_odd_numbers(run);
 }
 
 static void cases_absmax(op_run *run) {
-    static const int64_t counts[] = {1, 2, 255, 256, 257, 1000};
+    static const int64_t counts[] = {1, 2, 255, 256, 257, 1000, 20000};
     for (size_t i = 0; i < sizeof counts / sizeof *counts && !run->timing; i++)
-        check_absmax(run, counts[i]);
-    if (run->timing)
-        check_absmax(run, 1 << 18);
+        check_absmax(run, counts[i], ABSMAX_RANDOM);
+    if (run->timing) {
+        check_absmax(run, 1 << 18, ABSMAX_RANDOM);
+        return;
+    }
+    check_absmax(run, 300, ABSMAX_CONSTANT);
+    check_absmax(run, 700, ABSMAX_ORDER);
+    check_absmax(run, 30011, ABSMAX_ORDER);
 }
 
 static void cases_dequantize(op_run *run) {
