@@ -33,10 +33,14 @@ for package in $(sed -nE 's/^package ([^ ]+) .*/\1/p' "$root/share/tandem/BUILD"
     [ -s "$root/share/doc/$package/copyright" ] || failed "no license text of $package"
 done
 
-# Nothing of this shell's environment but what Open MPI asks of root.
+# Nothing of this shell's environment but what Open MPI asks of root, and no commands but those of the wrappers: no ssh either.
+mkdir "$folder/tools"
+for tool in sh dirname basename readlink env; do
+    ln -s "$(command -v $tool)" "$folder/tools/$tool"
+done
 bare() {
-    env -i PATH=/usr/bin:/bin HOME="$folder/home" TMPDIR="$folder/tmp" OMP_NUM_THREADS=1 \
-        OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout 120 "$@"
+    env -i PATH="$folder/tools" HOME="$folder/home" TMPDIR="$folder/tmp" OMP_NUM_THREADS=1 \
+        OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "$(command -v timeout)" 120 "$@"
 }
 
 bare "$root/bin/tandem" --help >"$folder/help" || failed "tandem --help"
