@@ -10,18 +10,15 @@
 // that the memory takes: the bandwidth decides.
 #include "kernels/cuda/dequantize.cuh"
 
-#include "kernels/cuda/elements.cuh"
-
 namespace {
 
-enum {
-    WARPS = 8,
-    LANES = 32,
-    THREADS = WARPS * LANES,
-    CODES = 16,
-    TILE = LANES * TD_NF4_BLOCK, // weights of one warp: one block of 64 and its scale per lane
-    TILE_WORDS = TILE / 8,       // 32-bit words of codes
-};
+constexpr int WARPS = 8;
+constexpr int LANES = 32;
+constexpr int THREADS = WARPS * LANES;
+constexpr int CODES = 16;
+constexpr int TILE =
+    LANES * TD_NF4_BLOCK;            // weights of one warp: a block of 64 and its scale per lane
+constexpr int TILE_WORDS = TILE / 8; // 32-bit words of codes
 
 // By value as a kernel's parameter, which is constant memory.
 struct nf4_codes {
@@ -163,6 +160,11 @@ __global__ void __launch_bounds__(THREADS)
                               out + offset);
 }
 
+// For 16-byte accesses.
+int are_aligned(const void *a, const void *b) {
+    return (reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b)) % 16 == 0;
+}
+
 template <typename T, int ROUND>
 td_status decode_nf4(const td_op_context *context, const char *op, const td_matrix *matrix,
                      int64_t begin, int64_t n, T *out) {
@@ -172,7 +174,7 @@ td_status decode_nf4(const td_op_context *context, const char *op, const td_matr
                          matrix->nested_absmax,
                          matrix->nested_map,
                          matrix->nested_offset};
-    int wide = begin % TD_NF4_BLOCK == 0 && td_cuda_aligned(source.codes, out);
+    int wide = begin % TD_NF4_BLOCK == 0 && are_aligned(source.codes, out);
     return td_cuda_launch(context, op, nf4_kernel<T, ROUND>, td_cuda_blocks(n, WARPS * TILE),
                           THREADS, sizeof(nf4_shared), nf4_code, source, begin, n, wide, out);
 }
@@ -201,7 +203,7 @@ __global__ void __launch_bounds__(THREADS)
 template <typename From, typename To>
 td_status convert(const td_op_context *context, const char *op, const From *from, int64_t n,
                   To *to) {
-    int wide = td_cuda_aligned(from, to);
+    int wide = are_aligned(from, to);
     return td_cuda_launch(context, op, convert_kernel<From, To>, td_cuda_blocks(n, THREADS * 4),
                           THREADS, 0, from, n, wide, to);
 }

@@ -1,11 +1,12 @@
 // Masking by Philox words: 16 bytes per thread, one call of the generator for four elements.
 #include "kernels/cuda/dropout.cuh"
 
-#include "kernels/cuda/elements.cuh"
-
 namespace {
 
-enum { THREADS = 256, WORDS = 4 };
+constexpr int THREADS = 256;
+constexpr int WORDS = 4; // of one call of the generator
+
+template <typename T> struct alignas(16) sixteen_bytes { T value[16 / sizeof(T)]; };
 
 template <typename T, int ADD>
 __device__ __forceinline__ T apply(uint32_t word, uint32_t threshold, T x, const T &before) {
@@ -30,13 +31,13 @@ __global__ void __launch_bounds__(THREADS)
     constexpr int each = 16 / sizeof(T);
     int64_t first = (static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x) * each;
     if (wide && first + each <= n) {
-        td_access<T> in = *reinterpret_cast<const td_access<T> *>(x + first), result = in;
+        sixteen_bytes<T> in = *reinterpret_cast<const sixteen_bytes<T> *>(x + first), result = in;
         if (ADD)
-            result = *reinterpret_cast<const td_access<T> *>(out + first);
+            result = *reinterpret_cast<const sixteen_bytes<T> *>(out + first);
 #pragma unroll
         for (int i = 0; i < each; i += WORDS)
-            apply_four<T, ADD>(dropout, first + i, in.at + i, result.at + i, WORDS);
-        *reinterpret_cast<td_access<T> *>(out + first) = result;
+            apply_four<T, ADD>(dropout, first + i, in.value + i, result.value + i, WORDS);
+        *reinterpret_cast<sixteen_bytes<T> *>(out + first) = result;
         return;
     }
     for (int64_t i = first; i < first + each && i < n; i += WORDS)
@@ -51,7 +52,7 @@ td_status launch(const td_op_context *context, const char *op, const td_dropout 
         using T = decltype(type);
         const T *from = static_cast<const T *>(x);
         T *to = static_cast<T *>(out);
-        int wide = td_cuda_aligned(from, to);
+        int wide = (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) % 16 == 0;
         return td_cuda_launch(context, op, dropout_kernel<T, ADD>,
                               td_cuda_blocks(n, THREADS * (16 / sizeof(T))), THREADS, 0, *dropout,
                               n, wide, from, to);
