@@ -1,20 +1,27 @@
 #!/usr/bin/env bash
 # From a bare Debian 12 to a fine-tuned adapter: installs what is missing, builds, and teaches the bundled base model, on two
-# ranks, to answer requests with JSON tool calls. usage: launch/quickstart.sh
+# ranks, to answer requests with JSON tool calls. In an unpacked bundle nothing is installed or built.
+# usage: launch/quickstart.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 folder=runs/quickstart
 config=configs/quickstart.json
-tandem=build/release/tandem
 ranks=${TANDEM_QUICKSTART_RANKS:-2}
 
-launch/dependencies.sh
-launch/build.sh release tandem quickstart_chats
+if [ -x bin/tandem ]; then
+    programs=bin
+    PATH=$PWD/bin:$PATH # for its mpirun
+else
+    programs=build/release
+    launch/dependencies.sh
+    launch/build.sh release tandem quickstart_chats
+fi
+tandem=$programs/tandem
 
 rm -rf "$folder"
 mkdir -p "$folder/chats"
-build/release/quickstart_chats --seed 1 --train "${TANDEM_QUICKSTART_ROWS:-6400}" --heldout 200 --out "$folder/chats"
+"$programs/quickstart_chats" --seed 1 --train "${TANDEM_QUICKSTART_ROWS:-6400}" --heldout 200 --out "$folder/chats"
 
 # One figure of a one-line JSON object.
 figure() {
