@@ -207,14 +207,38 @@ static const td_device_table cuda_table = {
     .memory_info = cuda_memory_info,
 };
 
+static void say_version(int version, char out[24]) {
+    snprintf(out, 24, "%d.%d", version / 1000, version % 1000 / 10);
+}
+
+// CUDA calls a driver that is too old and one that is not there the same; the version tells.
+static void describe_driver(char *reason, size_t reason_bytes) {
+    int driver = 0, runtime = 0;
+    char has[24], needs[24];
+    (void)cudaDriverGetVersion(&driver);
+    (void)cudaRuntimeGetVersion(&runtime);
+    say_version(driver, has);
+    say_version(runtime, needs);
+    if (driver == 0)
+        snprintf(reason, reason_bytes, "no NVIDIA driver is installed");
+    else
+        snprintf(reason, reason_bytes,
+                 "the NVIDIA driver is too old: it is for CUDA %s, this build needs %s", has,
+                 needs);
+}
+
 int td_cuda_device_count(char *reason, size_t reason_bytes) {
     int count = 0;
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error == cudaSuccess && count > 0)
         return count < MAX_DEVICES ? count : MAX_DEVICES;
     (void)cudaGetLastError();
-    snprintf(reason, reason_bytes, "%s",
-             error == cudaSuccess ? "no CUDA device is visible" : cudaGetErrorString(error));
+    if (error == cudaErrorInsufficientDriver)
+        describe_driver(reason, reason_bytes);
+    else if (error == cudaSuccess || error == cudaErrorNoDevice)
+        snprintf(reason, reason_bytes, "the driver sees no GPU (CUDA_VISIBLE_DEVICES may hide it)");
+    else
+        snprintf(reason, reason_bytes, "%s", cudaGetErrorString(error));
     return 0;
 }
 

@@ -54,7 +54,8 @@ static int find_file(char out[TD_PATH_MAX], char *reason) {
     if (!named || !named[0]) {
         if (find_beside_program(out))
             return 1;
-        snprintf(reason, REASON_BYTES, "this build is for CPUs only: no %s", file_name);
+        snprintf(reason, REASON_BYTES, "no %s beside the program, which is built for CPUs only",
+                 file_name);
         return 0;
     }
     int chars = snprintf(out, TD_PATH_MAX, "%s", named);

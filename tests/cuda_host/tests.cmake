@@ -18,3 +18,39 @@ target_compile_options(cuda_host_runtime PRIVATE -O2 -fPIC)
 add_library(cuda_host_backend STATIC ${cuda_sources})
 target_link_libraries(cuda_host_backend PUBLIC cuda_host_runtime tandem_comm)
 target_compile_options(cuda_host_backend PRIVATE -O2 -fPIC)
+
+# The module as the program loads it: what it calls of core and comm it finds in the program, so neither is linked in.
+add_library(cuda_host_module MODULE $<TARGET_OBJECTS:cuda_host_runtime> $<TARGET_OBJECTS:cuda_host_backend>)
+target_link_libraries(cuda_host_module PRIVATE ${OPENBLAS_LIBRARY} Threads::Threads ${CMAKE_DL_LIBS})
+set_target_properties(cuda_host_module PROPERTIES OUTPUT_NAME tandem_cuda LINKER_LANGUAGE CXX
+  LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/cuda_host)
+set(cuda_host_environment TANDEM_GPU_MODULE=$<TARGET_FILE:cuda_host_module> OMP_NUM_THREADS=1
+    OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1)
+
+# tandem_gpu_test(NAME "sources" LIBS layer... [CASES word...] [TIMEOUT seconds])
+# A program that loads the module, run with the emulated one once per case (its only argument), or once. With a GPU at
+# hand the same program runs with the real module.
+function(tandem_gpu_test name sources)
+  cmake_parse_arguments(T "" "TIMEOUT" "LIBS;CASES" ${ARGN})
+  if(NOT T_TIMEOUT)
+    set(T_TIMEOUT 60)
+  endif()
+  add_executable(test_${name} ${sources})
+  target_include_directories(test_${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+  target_link_libraries(test_${name} PRIVATE ${T_LIBS})
+  target_compile_definitions(test_${name} PRIVATE
+    TEST_FIXTURES="${CMAKE_SOURCE_DIR}/tests/fixtures" TEST_SOURCE="${CMAKE_SOURCE_DIR}")
+  tandem_loads_modules(test_${name})
+  add_dependencies(test_${name} cuda_host_module)
+  if(NOT T_CASES)
+    add_test(NAME cuda_host_${name} COMMAND test_${name})
+    set(tests cuda_host_${name})
+  endif()
+  foreach(case ${T_CASES})
+    string(REGEX REPLACE "_gpu$" "" stem ${name})
+    add_test(NAME cuda_host_${stem}_${case} COMMAND test_${name} ${case})
+    list(APPEND tests cuda_host_${stem}_${case})
+  endforeach()
+  set_tests_properties(${tests} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS cuda_host
+    ENVIRONMENT "${cuda_host_environment}")
+endfunction()
