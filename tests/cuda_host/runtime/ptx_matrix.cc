@@ -1,0 +1,95 @@
+// mma and ldmatrix for a whole warp, from the fragment layouts of the PTX ISA documentation
+// ("Matrix Fragments for mma.m16n8k16 with floating point type", "ldmatrix"). There groupID is
+// lane / 4 and threadID_in_group is lane % 4.
+#include <cstring>
+
+#include "tests/cuda_host/include/cuda_host_ptx.h"
+
+// Eight columns of a row at once.
+typedef float row_of_8 __attribute__((vector_size(32)));
+
+static float element(uint32_t pair, int which) {
+    return cuda_host_bf16_value(static_cast<unsigned short>(which ? pair >> 16 : pair & 0xffff));
+}
+
+// Element i of A's eight: row = groupID for 0 <= i < 2 or 4 <= i < 6, else groupID + 8;
+// col = threadID_in_group * 2 + (i & 1), + 8 for i >= 4.
+static void gather_a(const cuda_host_mma_lane &from, int group, int thread, float (*a)[16]) {
+    for (int i = 0; i < 8; i++) {
+        int row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
+        int col = thread * 2 + (i & 1) + (i < 4 ? 0 : 8);
+        a[row][col] = element(from.a[i / 2], i & 1);
+    }
+}
+
+// Element i of B's four: row = threadID_in_group * 2 + (i & 1), + 8 for i >= 2; col = groupID.
+static void gather_b(const cuda_host_mma_lane &from, int group, int thread, row_of_8 *b) {
+    for (int i = 0; i < 4; i++)
+        b[thread * 2 + (i & 1) + (i < 2 ? 0 : 8)][group] = element(from.b[i / 2], i & 1);
+}
+
+// Element i of C's and D's four: row = groupID for i < 2, else groupID + 8;
+// col = threadID_in_group * 2 + (i & 1).
+static int d_row(int group, int i) {
+    return i < 2 ? group : group + 8;
+}
+static int d_col(int thread, int i) {
+    return thread * 2 + (i & 1);
+}
+
+// Products of bf16 are exact in fp32; they are added one by one in the order of k.
+static void multiply(row_of_8 (&d)[16], const float (&a)[16][16], const row_of_8 (&b)[16]) {
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 16; k++)
+            d[row] += a[row][k] * b[k];
+}
+
+void cuda_host_mma_step(void *const *lanes, unsigned) {
+    float a[16][16];
+    row_of_8 b[16], d[16];
+    for (int lane = 0; lane < 32; lane++) {
+        const auto &from = *static_cast<const cuda_host_mma_lane *>(lanes[lane]);
+        gather_a(from, lane / 4, lane % 4, a);
+        gather_b(from, lane / 4, lane % 4, b);
+        for (int i = 0; i < 4; i++)
+            d[d_row(lane / 4, i)][d_col(lane % 4, i)] = from.d[i];
+    }
+    multiply(d, a, b);
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 4; i++)
+            static_cast<cuda_host_mma_lane *>(lanes[lane])->d[i] =
+                d[d_row(lane / 4, i)][d_col(lane % 4, i)];
+}
+
+static void check_row(const void *row, int lane) {
+    const char *begin = static_cast<const char *>(cuda_host_shared_memory());
+    const char *at = static_cast<const char *>(row);
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+        cuda_host_fail("ldmatrix: the row address of lane %d is not a multiple of 16", lane);
+    if (at < begin || at + 16 > begin + cuda_host_shared_bytes())
+        cuda_host_fail("ldmatrix: the row of lane %d is outside the block's shared memory", lane);
+}
+
+// Matrix i's eight rows are at the addresses of lanes 8 i to 8 i + 7.
+static void read_matrix(void *const *lanes, int i, uint16_t (*out)[8]) {
+    for (int row = 0; row < 8; row++) {
+        int lane = i * 8 + row;
+        const void *from = static_cast<const cuda_host_ldmatrix_lane *>(lanes[lane])->row;
+        check_row(from, lane);
+        memcpy(out[row], from, 16);
+    }
+}
+
+void cuda_host_ldmatrix_step(void *const *lanes, unsigned) {
+    const auto &first = *static_cast<const cuda_host_ldmatrix_lane *>(lanes[0]);
+    uint16_t matrix[8][8];
+    for (int i = 0; i < first.n_matrices; i++) {
+        read_matrix(lanes, i, matrix);
+        for (int lane = 0; lane < 32; lane++) {
+            int group = lane / 4, pair = lane % 4 * 2;
+            uint32_t low = first.transpose ? matrix[pair][group] : matrix[group][pair];
+            uint32_t high = first.transpose ? matrix[pair + 1][group] : matrix[group][pair + 1];
+            static_cast<cuda_host_ldmatrix_lane *>(lanes[lane])->out[i] = high << 16 | low;
+        }
+    }
+}
