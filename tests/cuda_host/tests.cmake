@@ -1,6 +1,7 @@
 # The CUDA backend without a GPU: its sources compiled for the host against an emulation of the CUDA runtime.
 set(cuda_host ${CMAKE_CURRENT_SOURCE_DIR}/cuda_host)
 file(GLOB cuda_host_sources CONFIGURE_DEPENDS ${cuda_host}/runtime/*.cc ${cuda_host}/runtime/*.c)
+list(FILTER cuda_host_sources EXCLUDE REGEX "/nccl_[^/]*$") # a library of its own, as NCCL is
 file(GLOB cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu
      ${CMAKE_SOURCE_DIR}/kernels/cuda/*.c ${CMAKE_SOURCE_DIR}/runtime/core/*_cuda.c
      ${CMAKE_SOURCE_DIR}/comm/*_nccl.c)
@@ -17,7 +18,8 @@ target_compile_options(cuda_host_runtime PRIVATE -O2 -fPIC)
 # The backend's own sources, unchanged.
 add_library(cuda_host_backend STATIC ${cuda_sources})
 target_link_libraries(cuda_host_backend PUBLIC cuda_host_runtime tandem_comm)
-target_compile_options(cuda_host_backend PRIVATE -O2 -fPIC)
+# "#pragma unroll" is for nvcc.
+target_compile_options(cuda_host_backend PRIVATE -O2 -fPIC -Wno-unknown-pragmas)
 
 # The module as the program loads it: what it calls of core and comm it finds in the program, so neither is linked in.
 add_library(cuda_host_module MODULE $<TARGET_OBJECTS:cuda_host_runtime> $<TARGET_OBJECTS:cuda_host_backend>)
@@ -54,3 +56,26 @@ function(tandem_gpu_test name sources)
   set_tests_properties(${tests} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS cuda_host
     ENVIRONMENT "${cuda_host_environment}")
 endfunction()
+
+# NCCL between the ranks of one host. What it needs of the runtime it finds in the module.
+add_library(nccl_host MODULE ${cuda_host}/runtime/nccl_host.cc)
+target_include_directories(nccl_host PRIVATE ${cuda_host}/include ${CMAKE_SOURCE_DIR})
+set_target_properties(nccl_host PROPERTIES LINKER_LANGUAGE CXX
+  LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/cuda_host)
+target_link_libraries(nccl_host PRIVATE ${CMAKE_DL_LIBS})
+set(nccl_host_environment ${cuda_host_environment} TANDEM_NCCL_LIBRARY=$<TARGET_FILE:nccl_host>)
+
+tandem_gpu_test(device_comm_gpu comm/device_comm_gpu.c LIBS tandem_comm)
+add_dependencies(test_device_comm_gpu nccl_host)
+set_tests_properties(cuda_host_device_comm_gpu PROPERTIES ENVIRONMENT "${nccl_host_environment}")
+foreach(transport staged nccl)
+  foreach(ranks 1 2 3)
+    foreach(seed 1 2)
+      set(name cuda_host_device_comm_${transport}_${ranks}ranks_seed${seed})
+      add_test(NAME ${name} COMMAND mpirun -q --oversubscribe -n ${ranks} $<TARGET_FILE:test_device_comm_gpu>
+                                    ${transport} ${seed})
+      set_tests_properties(${name} PROPERTIES TIMEOUT 60 LABELS "cuda_host;comm"
+        ENVIRONMENT "${nccl_host_environment};ASAN_OPTIONS=detect_leaks=0")
+    endforeach()
+  endforeach()
+endforeach()
