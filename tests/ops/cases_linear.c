@@ -12,10 +12,11 @@ typedef struct linear_shape {
     int bias;
     double dropout;
     int accumulate; // backward: add to dx
+    int head;       // y and dy are fp32 whatever the activations are
 } linear_shape;
 
-// Few tokens, one token, odd sizes, rows that are not whole blocks, several panels of the CPU
-// backend, several token chunks.
+// Few tokens, one token, odd sizes, rows that are not whole blocks, several panels of either
+// backend's weight, several token chunks, a head of every type.
 static const linear_shape checked_shapes[] = {
     {.n_tokens = 37, .in = 64, .out = 48, .kind = OP_F32},
     {.n_tokens = 5, .in = 33, .out = 17, .kind = OP_BF16, .bias = 1},
@@ -46,6 +47,11 @@ static const linear_shape checked_shapes[] = {
      .kind = OP_NF4,
      .dropout = 0.9,
      .accumulate = 1},
+    {.n_tokens = 2, .in = 512, .out = 2100, .kind = OP_NF4, .bias = 1},
+    {.n_tokens = 3, .in = 530, .out = 2000, .rank = 2, .kind = OP_NF4_NESTED, .dropout = 0.2},
+    {.n_tokens = 6, .in = 72, .out = 301, .kind = OP_BF16, .head = 1},
+    {.n_tokens = 7, .in = 65, .out = 130, .kind = OP_NF4_BF16, .bias = 1, .head = 1},
+    {.n_tokens = 3, .in = 40, .out = 6601, .kind = OP_F32, .head = 1, .accumulate = 1},
 };
 
 static const linear_shape timed_shapes[] = {
@@ -82,10 +88,14 @@ typedef struct linear_case {
 } linear_case;
 
 static int begin(op_run *run, const char *op, const linear_shape *shape, const char *note) {
-    return op_case_begin(run, op, "T=%d in=%d out=%d %s rank=%d%s p=%g%s%s", (int)shape->n_tokens,
+    return op_case_begin(run, op, "T=%d in=%d out=%d %s rank=%d%s p=%g%s%s%s", (int)shape->n_tokens,
                          (int)shape->in, (int)shape->out, op_matrix_name(shape->kind),
                          (int)shape->rank, shape->bias ? " bias" : "", shape->dropout,
-                         shape->accumulate ? " accumulate" : "", note);
+                         shape->accumulate ? " accumulate" : "", shape->head ? " head" : "", note);
+}
+
+static td_dtype output_type(const op_run *run, const linear_shape *shape) {
+    return shape->head ? TD_F32 : run->ops->activation;
 }
 
 static td_dropout dropout_of(double p) {
@@ -144,6 +154,8 @@ static linear_case make_case(op_run *run, const linear_shape *shape) {
                                             .max_in = shape->in,
                                             .max_out = shape->out,
                                             .max_weight_elements = shape->out * shape->in,
+                                            .max_head_rows = shape->head ? shape->out : 0,
+                                            .max_head_tokens = shape->head ? shape->n_tokens : 0,
                                             .max_rank = shape->rank,
                                             .n_heads = 1,
                                             .n_kv_heads = 1,
@@ -166,20 +178,27 @@ static td_linear_forward_args forward_args(const linear_case *layer, op_buffer *
                                     .bias = op_memory(layer->bias),
                                     .lora = layer->shape->rank ? &layer->lora : NULL,
                                     .xa = op_memory(layer->xa),
-                                    .y = y->memory};
+                                    .y = y->memory,
+                                    .y_is_f32 = layer->shape->head};
+}
+
+// Where operands that the activation type holds exactly are summed in fp32 and kept in fp32,
+// nothing is rounded to bf16.
+static double forward_tolerance(const op_run *run, const linear_shape *shape) {
+    return shape->head && shape->kind != OP_F32 ? 1e-5 : op_tolerance(run);
 }
 
 static void check_forward(op_run *run, const linear_shape *shape) {
     if (!begin(run, "linear_forward", shape, ""))
         return;
     linear_case layer = make_case(run, shape);
-    op_buffer *y = op_output(run, run->ops->activation, shape->n_tokens * shape->out);
+    op_buffer *y = op_output(run, output_type(run, shape), shape->n_tokens * shape->out);
     td_linear_forward_args args = forward_args(&layer, y);
     OP_CALL(run, linear_forward, &args, base_flops(shape) + lora_flops(shape),
             op_matrix_bytes(shape->kind, shape->in * shape->out));
     if (!run->timing)
         ref_linear_forward(&layer.reference, layer.ref_xa, layer.ref_y);
-    op_expect(run, "y", y, layer.ref_y, op_tolerance(run));
+    op_expect(run, "y", y, layer.ref_y, forward_tolerance(run, shape));
     if (shape->rank)
         op_expect(run, "xa", layer.xa, layer.ref_xa, op_tolerance(run));
     op_case_end(run);
@@ -199,7 +218,8 @@ static double weighted_output(void *closure) {
 }
 
 static void run_forward(op_run *run, const linear_case *layer) {
-    op_buffer *y = op_output(run, run->ops->activation, layer->shape->n_tokens * layer->shape->out);
+    const linear_shape *shape = layer->shape;
+    op_buffer *y = op_output(run, output_type(run, shape), shape->n_tokens * shape->out);
     td_linear_forward_args args = forward_args(layer, y);
     op_expect_true(run, "forward before backward",
                    run->ops->linear_forward(&run->context, &args) == TD_OK);
@@ -244,7 +264,7 @@ static void check_backward(op_run *run, const linear_shape *shape, int want_dx) 
     if (!begin(run, "linear_backward", shape, want_dx ? "" : " no dx"))
         return;
     linear_case layer = make_case(run, shape);
-    layer.dy = op_random(run, run->ops->activation, shape->n_tokens * shape->out, 1.0);
+    layer.dy = op_random(run, output_type(run, shape), shape->n_tokens * shape->out, 1.0);
     linear_gradients gradients = make_gradients(run, &layer);
     run_forward(run, &layer);
     td_linear_backward_args args = {.n_tokens = shape->n_tokens,
@@ -256,7 +276,8 @@ static void check_backward(op_run *run, const linear_shape *shape, int want_dx) 
                                     .dx = want_dx ? gradients.dx->memory : NULL,
                                     .accumulate_dx = shape->accumulate,
                                     .da = gradients.da->memory,
-                                    .db = gradients.db->memory};
+                                    .db = gradients.db->memory,
+                                    .dy_is_f32 = shape->head};
     OP_CALL(run, linear_backward, &args, want_dx * base_flops(shape) + 2.0 * lora_flops(shape), 0);
     expect_gradients(run, &layer, &gradients, want_dx);
     op_case_end(run);
