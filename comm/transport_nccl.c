@@ -205,7 +205,7 @@ static td_status find_shared(const gpu_identity *all, int size) {
             if (memcmp(&all[rank], &all[other], sizeof *all) == 0)
                 return td_fail(TD_ERR_USAGE,
                                "ranks %d and %d share GPU %s, which NCCL refuses: start one rank "
-                               "per GPU, or let gradients travel staged by host memory",
+                               "per GPU, or set transport to mpi",
                                rank, other, all[rank].uuid);
     return TD_OK;
 }
