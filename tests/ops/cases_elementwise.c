@@ -9,6 +9,15 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
+static double act_bytes(const op_run *run) {
+    return (double)td_dtype_bytes(run->ops->activation);
+}
+
+static double rounded_to_activation(const op_run *run, double value) {
+    return run->ops->activation == TD_F32 ? (double)(float)value
+                                          : td_bf16_to_f32(td_f32_to_bf16((float)value));
+}
+
 static void check_embedding(op_run *run, op_matrix_kind kind, int64_t n_tokens, int64_t rows,
                             int64_t cols) {
     if (!op_case_begin(run, "embedding", "T=%d of %dx%d %s", (int)n_tokens, (int)rows, (int)cols,
@@ -18,11 +27,47 @@ static void check_embedding(op_run *run, op_matrix_kind kind, int64_t n_tokens, 
     op_buffer *ids = op_indices(run, TD_I32, n_tokens, rows);
     op_buffer *y = op_output(run, run->ops->activation, n_tokens * cols);
     td_embedding_args args = {n_tokens, ids->memory, &table.view, y->memory};
-    OP_CALL(run, embedding, &args, 0, 4.0 * (double)(n_tokens * cols));
+    OP_CALL(run, embedding, &args, 0,
+            (act_bytes(run) + (kind == OP_F32 ? 4.0 : 2.0)) * (double)(n_tokens * cols));
     double *expected = op_doubles(run, n_tokens * cols);
     for (int64_t i = 0; i < n_tokens * cols && !run->timing; i++)
-        expected[i] = table.values[(int64_t)ids->values[i / cols] * cols + i % cols];
-    op_expect(run, "y", y, expected, run->ops->activation == TD_F32 ? 0.0 : op_tolerance(run));
+        expected[i] = rounded_to_activation(
+            run, table.values[(int64_t)ids->values[i / cols] * cols + i % cols]);
+    op_expect(run, "y", y, expected, 0.0);
+    op_case_end(run);
+}
+
+// 1: all of the row is NaN, 0: nothing is, -1: part of it.
+static int nan_row(const double *row, int64_t cols) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < cols; i++)
+        n += isnan(row[i]) != 0;
+    return n == cols ? 1 : n == 0 ? 0 : -1;
+}
+
+// An id outside the table is never read: a backend that sees the ids refuses, one whose ids lie in
+// device memory writes NaN, and the other rows as ever.
+static void check_embedding_outside(op_run *run, int64_t cols) {
+    if (run->timing || !op_case_begin(run, "embedding", "ids outside, cols=%d", (int)cols))
+        return;
+    static const double ids[] = {2, -1, 0, 3, 1, 2147483647, -2147483648.0};
+    enum { N = sizeof ids / sizeof *ids, ROWS = 3 };
+    op_matrix table = op_matrix_random(run, OP_F32, ROWS, cols);
+    op_buffer *id = op_given(run, TD_I32, N, ids);
+    op_buffer *y = op_output(run, run->ops->activation, N * cols);
+    td_embedding_args args = {N, id->memory, &table.view, y->memory};
+    td_status status = run->ops->embedding(&run->context, &args);
+    op_fetch(run, y);
+    td_error_clear();
+    int as_promised = status == TD_ERR_INTERNAL;
+    for (int64_t t = 0; t < N && status == TD_OK; t++) {
+        int inside = ids[t] >= 0 && ids[t] < ROWS;
+        as_promised = (t == 0 || as_promised) && nan_row(y->values + t * cols, cols) == !inside;
+        for (int64_t i = 0; i < cols && inside; i++)
+            as_promised &= y->values[t * cols + i] ==
+                           rounded_to_activation(run, table.values[(int64_t)ids[t] * cols + i]);
+    }
+    op_expect_true(run, "ids outside the table are refused or give NaN", as_promised);
     op_case_end(run);
 }
 
@@ -33,10 +78,10 @@ static void check_add(op_run *run, int64_t n) {
     op_buffer *y = op_random(run, run->ops->activation, n, 1.0);
     double *expected = op_doubles(run, n);
     for (int64_t i = 0; i < n; i++)
-        expected[i] = (double)((float)x->values[i] + (float)y->values[i]);
+        expected[i] = rounded_to_activation(run, (float)x->values[i] + (float)y->values[i]);
     td_add_args args = {n, x->memory, y->memory};
-    OP_CALL(run, add, &args, 0, 12.0 * (double)n);
-    op_expect(run, "y", y, expected, run->ops->activation == TD_F32 ? 0.0 : op_tolerance(run));
+    OP_CALL(run, add, &args, 0, 3.0 * act_bytes(run) * (double)n);
+    op_expect(run, "y", y, expected, 0.0);
     op_case_end(run);
 }
 
@@ -74,7 +119,7 @@ static void check_rope(op_run *run, const rope_shape *shape) {
                          .cos = cosine->memory,
                          .sin = sine->memory,
                          .inverse = shape->inverse};
-    OP_CALL(run, rope, &args, 0, 8.0 * (double)n);
+    OP_CALL(run, rope, &args, 0, 2.0 * act_bytes(run) * (double)n);
     op_expect(run, "x", x, expected, op_tolerance(run));
     op_case_end(run);
 }
@@ -93,7 +138,7 @@ static void check_swiglu_forward(op_run *run, int64_t n, double scale, overlap w
     for (int64_t i = 0; i < n; i++)
         expected[i] = ref_silu(gate->values[i]) * up->values[i];
     td_swiglu_forward_args args = {n, gate->memory, up->memory, y->memory};
-    OP_CALL(run, swiglu_forward, &args, 0, 12.0 * (double)n);
+    OP_CALL(run, swiglu_forward, &args, 0, 3.0 * act_bytes(run) * (double)n);
     op_expect(run, "y", y, expected, op_tolerance(run));
     op_case_end(run);
 }
@@ -134,7 +179,7 @@ static void check_swiglu_backward(op_run *run, int64_t n, double scale, int in_p
                                     .up = up->memory,
                                     .dgate = dgate->memory,
                                     .dup = dup->memory};
-    OP_CALL(run, swiglu_backward, &args, 0, 20.0 * (double)n);
+    OP_CALL(run, swiglu_backward, &args, 0, 5.0 * act_bytes(run) * (double)n);
     op_expect_gradient(run, "dgate", dgate, inputs.gate, weighted_output, &inputs,
                        op_tolerance(run));
     op_expect_gradient(run, "dup", dup, inputs.up, weighted_output, &inputs, op_tolerance(run));
@@ -148,6 +193,9 @@ static void checked_shapes(op_run *run) {
     check_embedding(run, OP_F32, 1, 3, 5);
     check_embedding(run, OP_F32, 40, 30, 576);
     check_embedding(run, OP_BF16, 33, 70, 67);
+    check_embedding(run, OP_BF16, 21, 9, 520);
+    check_embedding_outside(run, 5);
+    check_embedding_outside(run, 64);
     for (size_t i = 0; i < COUNT(ropes); i++)
         check_rope(run, &ropes[i]);
     for (size_t i = 0; i < COUNT(counts); i++) {

@@ -1,4 +1,5 @@
 // rmsnorm_forward and rmsnorm_backward.
+#include <math.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -14,12 +15,25 @@ typedef struct norm_shape {
     double scale;   // of x
 } norm_shape;
 
+// Heads and hidden sizes, odd and even, up to rows that a GPU's registers cannot hold.
 static const norm_shape checked_shapes[] = {
-    {1, 3, 0, 0, 1.0},    {3, 7, 0, 0, 1.0},     {5, 16, 1, 0, 1.0},   {17, 63, 0, 1, 1.0},
-    {4, 576, 1, 0, 30.0}, {33, 100, 0, 0, 1e-3}, {2, 2049, 0, 1, 1.0}, {700, 32, 0, 0, 1.0},
+    {1, 3, 0, 0, 1.0},    {3, 7, 0, 0, 1.0},     {5, 16, 1, 0, 1.0},    {17, 63, 0, 1, 1.0},
+    {4, 576, 1, 0, 30.0}, {33, 100, 0, 0, 1e-3}, {2, 2049, 0, 1, 1.0},  {700, 32, 0, 0, 1.0},
+    {37, 64, 1, 0, 1.0},  {19, 128, 0, 1, 2.0},  {6, 256, 0, 0, 1.0},   {5, 264, 1, 0, 1.0},
+    {3, 1024, 0, 1, 1.0}, {3, 1032, 0, 0, 1.0},  {3, 4096, 1, 0, 1.0},  {2, 5000, 0, 1, 1.0},
+    {2, 8191, 1, 0, 1.0}, {2, 20000, 1, 0, 1.0}, {1, 16391, 0, 1, 1.0}, {2, 24576, 0, 0, 1.0},
+    {130, 40, 0, 1, 1.0},
 };
 static const norm_shape timed_shapes[] = {
     {512, 576, 0, 0, 1.0}, {512, 2048, 0, 0, 1.0}, {512, 2048, 0, 1, 1.0}};
+
+static double rounded_to_activation(const op_run *run, float value) {
+    return run->ops->activation == TD_F32 ? value : td_bf16_to_f32(td_f32_to_bf16(value));
+}
+
+static double act_bytes(const op_run *run) {
+    return (double)td_dtype_bytes(run->ops->activation);
+}
 
 static int begin(op_run *run, const char *op, const norm_shape *shape) {
     return op_case_begin(run, op, "rows=%d cols=%d scale=%g%s%s", (int)shape->rows,
@@ -43,12 +57,45 @@ static norm_case make_case(op_run *run, const norm_shape *shape) {
                        .y = op_doubles(run, n)};
 }
 
+static const double *copy_values(op_run *run, const op_buffer *buffer) {
+    double *copy = op_doubles(run, buffer->n);
+    memcpy(copy, buffer->values, (size_t)buffer->n * sizeof *copy);
+    return copy;
+}
+
+// What is rounded when, as transformers does it: x * rstd to the activation type, then that times
+// the weight. Given rstd there is nothing else to round.
+static void check_rounding(op_run *run, const norm_case *norm, const double *x, op_buffer *y) {
+    int64_t cols = norm->shape->cols;
+    double *expected = op_doubles(run, y->n);
+    for (int64_t i = 0; i < y->n; i++) {
+        double normalized =
+            rounded_to_activation(run, (float)x[i] * (float)norm->rstd->values[i / cols]);
+        expected[i] =
+            rounded_to_activation(run, (float)normalized * (float)norm->weight->values[i % cols]);
+    }
+    op_expect(run, "y given rstd", y, expected, 0.0);
+}
+
+static void check_rstd(op_run *run, const norm_case *norm, const double *x) {
+    int64_t rows = norm->shape->rows, cols = norm->shape->cols;
+    double *expected = op_doubles(run, rows);
+    for (int64_t row = 0; row < rows; row++) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < cols; i++)
+            sum += x[row * cols + i] * x[row * cols + i];
+        expected[row] = 1.0 / sqrt(sum / (double)cols + (double)eps);
+    }
+    op_expect(run, "rstd", norm->rstd, expected, 1e-6);
+}
+
 static void check_forward(op_run *run, const norm_shape *shape, int want_rstd) {
     if (!begin(run, "rmsnorm_forward", shape))
         return;
     norm_case norm = make_case(run, shape);
     int64_t n = shape->rows * shape->cols;
     ref_rmsnorm(shape->rows, shape->cols, norm.x->values, norm.weight->values, (double)eps, norm.y);
+    const double *x = copy_values(run, norm.x);
     op_buffer *y = shape->in_place ? norm.x : op_output(run, run->ops->activation, n);
     td_rmsnorm_forward_args args = {.n_rows = shape->rows,
                                     .n_cols = shape->cols,
@@ -57,8 +104,12 @@ static void check_forward(op_run *run, const norm_shape *shape, int want_rstd) {
                                     .eps = eps,
                                     .y = y->memory,
                                     .rstd = want_rstd ? norm.rstd->memory : NULL};
-    OP_CALL(run, rmsnorm_forward, &args, 0, 8.0 * (double)n);
+    OP_CALL(run, rmsnorm_forward, &args, 0, 2.0 * act_bytes(run) * (double)n);
     op_expect(run, "y", y, norm.y, op_tolerance(run));
+    if (want_rstd) {
+        check_rstd(run, &norm, x);
+        check_rounding(run, &norm, x, y);
+    }
     op_case_end(run);
 }
 
@@ -75,12 +126,6 @@ static double weighted_output(void *closure) {
             sum += norm->dx_before[i] * norm->x->values[i];
     }
     return sum;
-}
-
-static const double *copy_values(op_run *run, const op_buffer *buffer) {
-    double *copy = op_doubles(run, buffer->n);
-    memcpy(copy, buffer->values, (size_t)buffer->n * sizeof *copy);
-    return copy;
 }
 
 static void run_forward(op_run *run, const norm_case *norm) {
@@ -115,7 +160,8 @@ static void check_backward(op_run *run, const norm_shape *shape) {
                                      .rstd = norm.rstd->memory,
                                      .dx = dx->memory,
                                      .accumulate = shape->accumulate};
-    OP_CALL(run, rmsnorm_backward, &args, 0, (12.0 + 4.0 * shape->accumulate) * (double)n);
+    OP_CALL(run, rmsnorm_backward, &args, 0,
+            (3.0 + shape->accumulate) * act_bytes(run) * (double)n);
     op_expect_gradient(run, "dx", dx, norm.x->values, weighted_output, &norm, op_tolerance(run));
     op_case_end(run);
 }
