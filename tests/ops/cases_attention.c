@@ -6,41 +6,50 @@
 
 #include "ops/case.h"
 
-enum { MAX_SEQUENCES = 5 };
+enum { MAX_LENGTHS = 5, MAX_SEQUENCES = 600 };
 
 typedef struct attention_case {
     int64_t n_heads, n_kv_heads, head_dim, window;
-    int n_sequences;
-    int32_t n_q[MAX_SEQUENCES], n_k[MAX_SEQUENCES];
+    int n_lengths;
+    int32_t n_q[MAX_LENGTHS], n_k[MAX_LENGTHS];
     double spread;  // q and k are uniform in [-spread, spread]
     int finite;     // 1: check the reference's gradients by finite differences
     int timed_only; // 1: large, for rates
+    int repeats;    // of the lengths, 0: once
 } attention_case;
 
 // Lengths around the cuts of the CPU backend (blocks of 128 keys, 128 rows of queries, strips of 24
-// rows, 16 lanes) and odd ones.
+// rows, 16 lanes), of the CUDA backend (tiles of 16 to 128 rows, widths of 32, 64, 80, 96, 128 and
+// 256, 256 sequences at a time) and odd ones.
 static const attention_case CASES[] = {
-    {2, 1, 8, 0, 1, {5}, {5}, 1.0, 1, 0},
-    {3, 1, 16, 3, 2, {6, 3}, {6, 5}, 1.0, 1, 0},
-    {4, 4, 16, 0, 3, {33, 1, 70}, {33, 1, 70}, 1.0, 0, 0},
-    {9, 3, 64, 0, 2, {131, 40}, {131, 40}, 1.0, 0, 0},
-    {9, 3, 64, 20, 2, {61, 90}, {61, 90}, 1.0, 0, 0},
-    {4, 1, 80, 0, 2, {45, 19}, {45, 19}, 1.0, 0, 0},
-    {4, 1, 96, 50, 1, {129}, {129}, 1.0, 0, 0},
-    {8, 1, 128, 0, 2, {17, 40}, {17, 40}, 0.5, 0, 0},
-    {2, 2, 256, 0, 1, {37}, {37}, 0.3, 0, 0},
-    {3, 1, 20, 0, 2, {50, 7}, {50, 7}, 1.0, 0, 0}, // not whole lanes
-    {4, 1, 64, 0, 3, {1, 1, 1}, {300, 1, 64}, 1.0, 0, 0},
-    {4, 1, 64, 100, 2, {1, 3}, {290, 257}, 1.0, 0, 0},
-    {2, 2, 40, 0, 3, {5, 0, 30}, {140, 9, 160}, 1.0, 0, 0},
-    {1, 1, 32, 2, 1, {150}, {150}, 1.0, 0, 0},       // itself and the key before
-    {6, 2, 64, 130, 1, {300}, {300}, 1.0, 0, 0},     // windows that skip blocks of keys
-    {3, 1, 64, 0, 2, {140, 9}, {140, 9}, 5.0, 0, 0}, // scores of tens: nearly one-hot rows
-    {150, 1, 8, 0, 1, {9}, {9}, 1.0, 0, 0},          // one token fills more than a block of rows
-    {9, 3, 64, 0, 1, {512}, {512}, 1.0, 0, 1},
-    {9, 3, 64, 0, 1, {2048}, {2048}, 1.0, 0, 1},
-    {32, 8, 128, 0, 1, {1024}, {1024}, 1.0, 0, 1},
-    {9, 3, 64, 0, 1, {1}, {4096}, 1.0, 0, 1},
+    {2, 1, 8, 0, 1, {5}, {5}, 1.0, 1, 0, 0},
+    {3, 1, 16, 3, 2, {6, 3}, {6, 5}, 1.0, 1, 0, 0},
+    {4, 4, 16, 0, 3, {33, 1, 70}, {33, 1, 70}, 1.0, 0, 0, 0},
+    {9, 3, 64, 0, 2, {131, 40}, {131, 40}, 1.0, 0, 0, 0},
+    {9, 3, 64, 20, 2, {61, 90}, {61, 90}, 1.0, 0, 0, 0},
+    {4, 1, 80, 0, 2, {45, 19}, {45, 19}, 1.0, 0, 0, 0},
+    {4, 1, 96, 50, 1, {129}, {129}, 1.0, 0, 0, 0},
+    {8, 1, 128, 0, 2, {17, 40}, {17, 40}, 0.5, 0, 0, 0},
+    {2, 2, 256, 0, 1, {37}, {37}, 0.3, 0, 0, 0},
+    {3, 1, 20, 0, 2, {50, 7}, {50, 7}, 1.0, 0, 0, 0}, // not whole lanes
+    {4, 1, 64, 0, 3, {1, 1, 1}, {300, 1, 64}, 1.0, 0, 0, 0},
+    {4, 1, 64, 100, 2, {1, 3}, {290, 257}, 1.0, 0, 0, 0},
+    {2, 2, 40, 0, 3, {5, 0, 30}, {140, 9, 160}, 1.0, 0, 0, 0},
+    {1, 1, 32, 2, 1, {150}, {150}, 1.0, 0, 0, 0},       // itself and the key before
+    {6, 2, 64, 130, 1, {300}, {300}, 1.0, 0, 0, 0},     // windows that skip blocks of keys
+    {3, 1, 64, 0, 2, {140, 9}, {140, 9}, 5.0, 0, 0, 0}, // scores of tens: nearly one-hot rows
+    {150, 1, 8, 0, 1, {9}, {9}, 1.0, 0, 0, 0},          // one token fills more than a block of rows
+    {2, 1, 128, 0, 2, {200, 3}, {230, 70}, 0.5, 0, 0, 0},
+    {2, 1, 128, 45, 2, {3, 140}, {100, 150}, 0.5, 0, 0, 0},
+    {3, 1, 80, 0, 1, {150}, {170}, 1.0, 0, 0, 0},
+    {2, 1, 160, 0, 1, {70}, {70}, 0.5, 0, 0, 0}, // between two widths
+    {2, 1, 256, 70, 1, {140}, {150}, 0.3, 0, 0, 0},
+    {1, 1, 32, 33, 2, {64, 129}, {64, 129}, 1.0, 0, 0, 0}, // whole tiles and one row more
+    {2, 1, 32, 0, 4, {3, 0, 1, 2}, {3, 2, 4, 2}, 1.0, 0, 0, 130},
+    {9, 3, 64, 0, 1, {512}, {512}, 1.0, 0, 1, 0},
+    {9, 3, 64, 0, 1, {2048}, {2048}, 1.0, 0, 1, 0},
+    {32, 8, 128, 0, 1, {1024}, {1024}, 1.0, 0, 1, 0},
+    {9, 3, 64, 0, 1, {1}, {4096}, 1.0, 0, 1, 0},
 };
 
 // One case at work: the lengths as offsets, the inputs, and where the reference puts its results.
@@ -54,26 +63,38 @@ typedef struct attention_data {
     double *ref_out, *ref_lse, *ref_dq, *ref_dk, *ref_dv;
 } attention_data;
 
+static int n_sequences(const attention_case *c) {
+    return c->n_lengths * (c->repeats ? c->repeats : 1);
+}
+
+static int32_t queries_of(const attention_case *c, int s) {
+    return c->n_q[s % c->n_lengths];
+}
+
+static int32_t keys_of(const attention_case *c, int s) {
+    return c->n_k[s % c->n_lengths];
+}
+
 static td_attention_shape shape_of(const attention_data *data) {
     const attention_case *c = data->shape;
-    return (td_attention_shape){c->n_sequences, data->cu_q,  data->cu_k,  c->n_heads,
+    return (td_attention_shape){n_sequences(c), data->cu_q,  data->cu_k,  c->n_heads,
                                 c->n_kv_heads,  c->head_dim, data->scale, c->window};
 }
 
 static int64_t q_tokens(const attention_data *data) {
-    return data->cu_q[data->shape->n_sequences];
+    return data->cu_q[n_sequences(data->shape)];
 }
 
 static int64_t k_tokens(const attention_data *data) {
-    return data->cu_k[data->shape->n_sequences];
+    return data->cu_k[n_sequences(data->shape)];
 }
 
 // Pairs of a query and a key that it sees, of all heads.
 static double visible_pairs(const attention_case *c) {
     double pairs = 0;
-    for (int s = 0; s < c->n_sequences; s++)
-        for (int32_t i = 0; i < c->n_q[s]; i++) {
-            int64_t seen = i + 1 + c->n_k[s] - c->n_q[s];
+    for (int s = 0; s < n_sequences(c); s++)
+        for (int32_t i = 0; i < queries_of(c, s); i++) {
+            int64_t seen = i + 1 + keys_of(c, s) - queries_of(c, s);
             pairs += (double)(c->window > 0 && seen > c->window ? c->window : seen);
         }
     return pairs * (double)c->n_heads;
@@ -88,7 +109,7 @@ typedef struct reference_row {
 
 static reference_row row_at(const attention_data *data, int s, int32_t i, int64_t head) {
     const attention_case *c = data->shape;
-    int64_t end = i + 1 + c->n_k[s] - c->n_q[s];
+    int64_t end = i + 1 + keys_of(c, s) - queries_of(c, s);
     int64_t begin = c->window > 0 && end > c->window ? end - c->window : 0;
     int64_t token = data->cu_q[s] + i;
     return (reference_row){data->cu_k[s] + begin, end - begin,
@@ -157,8 +178,8 @@ static void reference_row_backward(attention_data *data, const reference_row *ro
 static void reference_rows(attention_data *data,
                            void (*visit)(attention_data *, const reference_row *)) {
     const attention_case *c = data->shape;
-    for (int s = 0; s < c->n_sequences; s++)
-        for (int32_t i = 0; i < c->n_q[s]; i++)
+    for (int s = 0; s < n_sequences(c); s++)
+        for (int32_t i = 0; i < queries_of(c, s); i++)
             for (int64_t head = 0; head < c->n_heads; head++) {
                 reference_row row = row_at(data, s, i, head);
                 visit(data, &row);
@@ -174,17 +195,17 @@ static double reference_loss(void *closure) {
 
 static int64_t longest(const attention_case *c) {
     int64_t n = 0;
-    for (int s = 0; s < c->n_sequences; s++)
-        n = c->n_k[s] > n ? c->n_k[s] : n;
+    for (int s = 0; s < n_sequences(c); s++)
+        n = keys_of(c, s) > n ? keys_of(c, s) : n;
     return n;
 }
 
 static void data_inputs(attention_data *data) {
     const attention_case *c = data->shape;
     op_run *run = data->run;
-    for (int s = 0; s < c->n_sequences; s++) {
-        data->cu_q[s + 1] = data->cu_q[s] + c->n_q[s];
-        data->cu_k[s + 1] = data->cu_k[s] + c->n_k[s];
+    for (int s = 0; s < n_sequences(c); s++) {
+        data->cu_q[s + 1] = data->cu_q[s] + queries_of(c, s);
+        data->cu_k[s + 1] = data->cu_k[s] + keys_of(c, s);
     }
     data->scale = (float)(1.0 / sqrt((double)c->head_dim));
     int64_t n_q = q_tokens(data) * c->n_heads * c->head_dim;
@@ -225,7 +246,7 @@ static void check_forward(attention_data *data) {
     op_run *run = data->run;
     call_forward(data, data->out, data->lse);
     op_expect(run, "out", data->out, data->ref_out, op_tolerance(run));
-    op_expect(run, "lse", data->lse, data->ref_lse, op_tolerance(run));
+    op_expect(run, "lse", data->lse, data->ref_lse, 1e-5); // fp32 whatever the activations are
     op_buffer *again = op_output(run, run->ops->activation, data->out->n);
     call_forward(data, again, NULL);
     op_fetch(run, again);
@@ -258,9 +279,10 @@ static void check_backward(attention_data *data) {
     op_expect(run, "dv", g.dv, data->ref_dv, op_tolerance(run));
     if (!data->shape->finite)
         return;
-    op_expect_gradient(run, "dq", g.dq, data->q->values, reference_loss, data, 1e-4);
-    op_expect_gradient(run, "dk", g.dk, data->k->values, reference_loss, data, 1e-4);
-    op_expect_gradient(run, "dv", g.dv, data->v->values, reference_loss, data, 1e-4);
+    double tolerance = run->ops->activation == TD_F32 ? 1e-4 : op_tolerance(run);
+    op_expect_gradient(run, "dq", g.dq, data->q->values, reference_loss, data, tolerance);
+    op_expect_gradient(run, "dk", g.dk, data->k->values, reference_loss, data, tolerance);
+    op_expect_gradient(run, "dv", g.dv, data->v->values, reference_loss, data, tolerance);
 }
 
 static void run_case(op_run *run, const char *op, const attention_case *c,
@@ -269,7 +291,7 @@ static void run_case(op_run *run, const char *op, const attention_case *c,
         return;
     if (!op_case_begin(run, op, "heads=%d/%d d=%d window=%d sequences=%d first=%d/%d",
                        (int)c->n_heads, (int)c->n_kv_heads, (int)c->head_dim, (int)c->window,
-                       c->n_sequences, c->n_q[0], c->n_k[0]))
+                       n_sequences(c), c->n_q[0], c->n_k[0]))
         return;
     attention_data data = {.shape = c, .run = run};
     data_inputs(&data);
@@ -283,7 +305,7 @@ static void run_case(op_run *run, const char *op, const attention_case *c,
 static void check_huge_scores(attention_data *data) {
     op_run *run = data->run;
     call_forward(data, data->out, data->lse);
-    op_expect(run, "lse", data->lse, data->ref_lse, op_tolerance(run));
+    op_expect(run, "lse", data->lse, data->ref_lse, 1e-5); // fp32 whatever the activations are
     op_fetch(run, data->out);
     int within = 1;
     for (int64_t i = 0; i < data->out->n; i++)
@@ -310,7 +332,8 @@ static attention_data alone(const attention_data *whole, attention_case *c, int 
                             int32_t first_query) {
     int64_t q_row = c->n_heads * c->head_dim, k_row = c->n_kv_heads * c->head_dim;
     int64_t q_begin = whole->cu_q[s] + first_query, k_begin = whole->cu_k[s];
-    c->n_sequences = 1;
+    c->n_lengths = 1;
+    c->repeats = 0;
     c->n_q[0] = c->n_q[s] - first_query;
     c->n_k[0] = c->n_k[s];
     attention_data data = {.shape = c, .run = whole->run, .scale = whole->scale};
@@ -344,7 +367,7 @@ static void check_packed_bits(attention_data *data) {
     op_fetch(run, data->out);
     op_fetch(run, data->lse);
     attention_gradients packed = fetched_backward(data);
-    for (int s = 0; s < data->shape->n_sequences; s++) {
+    for (int s = 0; s < n_sequences(data->shape); s++) {
         c = *data->shape;
         attention_data one = alone(data, &c, s, 0);
         attention_gradients g = fetched_backward(&one);
@@ -376,18 +399,19 @@ static void check_cached_bits(attention_data *data) {
     }
 }
 
-// Promises of the CPU backend: a sequence's bits depend neither on its neighbours nor on how many
-// of its queries came before.
+// Promises of the CPU backend and of the tensor-core kernels: a sequence's bits depend neither on
+// its neighbours nor on how many of its queries came before.
 static void cases_bits(op_run *run) {
-    if (strcmp(run->ops->name, "cpu") != 0 || run->timing)
+    int promised = strcmp(run->ops->name, "cpu") == 0 || run->ops->activation == TD_BF16;
+    if (!promised || run->timing)
         return;
     static const attention_case PACKED[] = {
-        {6, 2, 64, 0, 4, {37, 150, 1, 64}, {37, 150, 1, 64}, 1.0, 0, 0},
-        {4, 1, 48, 33, 3, {129, 20, 70}, {129, 140, 70}, 1.0, 0, 0},
+        {6, 2, 64, 0, 4, {37, 150, 1, 64}, {37, 150, 1, 64}, 1.0, 0, 0, 0},
+        {4, 1, 48, 33, 3, {129, 20, 70}, {129, 140, 70}, 1.0, 0, 0, 0},
     };
     static const attention_case CACHED[] = {
-        {6, 2, 64, 0, 1, {290}, {290}, 1.0, 0, 0},
-        {3, 3, 40, 50, 1, {150}, {150}, 1.0, 0, 0},
+        {6, 2, 64, 0, 1, {290}, {290}, 1.0, 0, 0, 0},
+        {3, 3, 40, 50, 1, {150}, {150}, 1.0, 0, 0, 0},
     };
     for (int i = 0; i < 2; i++) {
         run_case(run, "attention_backward", &PACKED[i], check_packed_bits);
@@ -400,7 +424,7 @@ void cases_attention(op_run *run) {
         run_case(run, "attention_forward", &CASES[i], check_forward);
         run_case(run, "attention_backward", &CASES[i], check_backward);
     }
-    static const attention_case HUGE_SCORES = {3, 1, 64, 0, 1, {150}, {150}, 300.0, 0, 0};
+    static const attention_case HUGE_SCORES = {3, 1, 64, 0, 1, {150}, {150}, 300.0, 0, 0, 0};
     run_case(run, "attention_forward", &HUGE_SCORES, check_huge_scores);
     cases_bits(run);
 }
