@@ -24,9 +24,8 @@ __global__ void fixed_add_kernel(td_fixed_add_args args, double factor, bool ali
     td_quad<float> value = td_quad_load(args.values, i, n, aligned);
     td_quad<int64_t> sum = td_quad_load(args.accumulator, i, n, aligned);
     int faults = 0;
-    for (int k = 0; k < 4; k++)
-        if (i + k < n)
-            faults += add_one(value.x[k], factor, args.limit, &sum.x[k]);
+    for (int k = 0; k < 4; k++) // zeros behind the end are no faults
+        faults += add_one(value.x[k], factor, args.limit, &sum.x[k]);
     td_quad_store(args.accumulator, i, n, aligned, sum);
     td_warp_count(faults, args.faults);
 }

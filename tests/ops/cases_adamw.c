@@ -392,6 +392,80 @@ static void check_every_code(op_run *run) {
     op_case_end(run);
 }
 
+// One moment of one block.
+typedef struct moment_block {
+    const float *map; // (256)
+    uint8_t *codes;   // (BLOCK)
+    float *absmax;
+} moment_block;
+
+static void moment_encode(moment_block *moment, const float *values, int64_t n) {
+    float midpoints[256], absmax = 0.0f;
+    td_dynamic_map_midpoints(moment->map, midpoints);
+    for (int64_t i = 0; i < n; i++)
+        absmax = fmaxf(absmax, fabsf(values[i]));
+    *moment->absmax = absmax;
+    for (int64_t i = 0; i < n; i++)
+        moment->codes[i] =
+            td_dynamic_map_nearest(midpoints, absmax > 0.0f ? values[i] / absmax : values[i]);
+}
+
+// One block in fp32, one rounding per operation: what bitsandbytes' blockwise update does.
+static void reference_block(const td_adamw_args *args, const float *gradient, int64_t n,
+                            moment_block *m, moment_block *v) {
+    float beta1 = (float)args->beta1, rest1 = (float)(1.0 - args->beta1);
+    float beta2 = (float)args->beta2, rest2 = (float)(1.0 - args->beta2);
+    float values_m[BLOCK], values_v[BLOCK];
+    for (int64_t i = 0; i < n; i++) {
+        float g = gradient[i] * args->gradient_scale;
+        float kept_m = m->map[m->codes[i]] * *m->absmax * beta1;
+        float kept_v = v->map[v->codes[i]] * *v->absmax * beta2;
+        float new_m = rest1 * g, new_v = rest2 * g;
+        new_v *= g;
+        values_m[i] = kept_m + new_m;
+        values_v[i] = kept_v + new_v;
+    }
+    moment_encode(m, values_m, n);
+    moment_encode(v, values_v, n);
+}
+
+// Codes and scales bit for bit over some steps: a fused multiply-add or a product with the
+// reciprocal would move some.
+static void check_exact(op_run *run, int64_t n, int64_t page) {
+    if (!op_case_begin(run, "adamw_8bit", "same bits n=%d page=%d", (int)n, (int)page))
+        return;
+    adamw_case c = {n, page, 4, 0.37f, 0.0, 0.9, 0.999};
+    op_buffer *parameters = op_random(run, TD_F32, n, 1.0);
+    state_8bit state = state_make(run, page), expected = state_make(run, page);
+    float map_m[256], map_v[256], gradient_block[BLOCK];
+    td_dynamic_map_signed(map_m);
+    td_dynamic_map_unsigned(map_v);
+    for (int step = 1; step <= c.steps; step++) {
+        op_buffer *gradient = draw_gradient(run, n, step == 3 ? 1e-4 : 1.0);
+        td_adamw_args args = args_of(&c, parameters, gradient, state.buffer, step);
+        OP_CALL(run, adamw_8bit, &args, 0, 0);
+        for (int64_t begin = 0; begin < n; begin += BLOCK) {
+            int64_t count = n - begin < BLOCK ? n - begin : BLOCK, block = begin / BLOCK;
+            for (int64_t i = 0; i < count; i++)
+                gradient_block[i] = (float)gradient->values[begin + i];
+            moment_block m = {map_m, expected.m + begin, expected.m_absmax + block};
+            moment_block v = {map_v, expected.v + begin, expected.v_absmax + block};
+            reference_block(&args, gradient_block, count, &m, &v);
+        }
+    }
+    state_fetch(run, &state);
+    size_t absmax_bytes = (size_t)state.blocks * sizeof(float);
+    op_expect_true(run, "codes of m", memcmp(state.m, expected.m, (size_t)page) == 0);
+    op_expect_true(run, "codes of v", memcmp(state.v, expected.v, (size_t)page) == 0);
+    op_expect_true(run, "scales of m",
+                   memcmp(state.m_absmax, expected.m_absmax, absmax_bytes) == 0);
+    op_expect_true(run, "scales of v",
+                   memcmp(state.v_absmax, expected.v_absmax, absmax_bytes) == 0);
+    state_free(&state);
+    state_free(&expected);
+    op_case_end(run);
+}
+
 void cases_adamw(op_run *run) {
     static const adamw_case TIMED = {1 << 20, 1 << 20, 1, 1.0f, 0.1, 0.9, 0.999};
     if (run->timing) {
@@ -407,4 +481,6 @@ void cases_adamw(op_run *run) {
     check_bitsandbytes(run);
     check_codes(run);
     check_every_code(run);
+    check_exact(run, 5000, 5000);
+    check_exact(run, 20000, 20123);
 }

@@ -69,6 +69,7 @@ static const loss_case LOSS_CASES[] = {
     {"large logits", 4, 333, 1e4, 0.0, 0.0, 0, 0},
     {"far from zero", 4, 100, 3.0, 0.0, -5e4, 0, 0},
     {"sure", 4, 500, 1.0, 25.0, 0.0, 0, 0},
+    {"as sure as can be", 4, 500, 1.0, 60.0, 0.0, 0, 0},
     {"surely wrong", 4, 500, 1.0, -60.0, 0.0, 0, 0},
     {"masked", 4, 500, 3.0, 0.0, 0.0, 1, 0},
     {"alone", 3, 700, 3.0, 0.0, 0.0, 2, 0},
@@ -102,10 +103,11 @@ static void reference_row(loss_data *data, int64_t row) {
     for (int64_t i = 0; i < n; i++)
         largest = fmax(largest, x[i]);
     double total = row_total(x, n, largest, -1);
-    data->loss[row] = log(total) + (largest - x[target]);
+    double others = row_total(x, n, largest, target);
+    data->loss[row] = x[target] == largest ? log1p(others) : log(total) + (largest - x[target]);
     for (int64_t i = 0; i < n; i++)
         gradient[i] = (double)SCALE * exp(x[i] - largest) / total;
-    gradient[target] = -(double)SCALE * row_total(x, n, largest, target) / total;
+    gradient[target] = -(double)SCALE * others / total;
 }
 
 static double reference_loss(void *closure) {

@@ -10,7 +10,8 @@
 #include "ops/reference.h"
 
 // A block of zeros; one with a single large value; one with the thresholds themselves, which belong
-// to the code below, and the numbers right above them.
+// to the code below, and the numbers right above them; blocks with another scale and numbers around
+// the thresholds, where x / absmax would have other codes than x * (1 / absmax).
 static void plant_special_blocks(double *weight, int64_t n) {
     for (int64_t i = 64; i < 128 && i < n; i++)
         weight[i] = 0.0;
@@ -19,6 +20,12 @@ static void plant_special_blocks(double *weight, int64_t n) {
     for (int i = 0; i < 64 && 192 + i < n; i++) {
         float threshold = ref_nf4_threshold(i / 2 % 15);
         weight[192 + i] = i == 63 ? 1.0 : (double)(i % 2 ? nextafterf(threshold, 2.0f) : threshold);
+    }
+    for (int i = 0; i < 512 && 256 + i < n; i++) {
+        float scale = 0.7f + 0.0123f * (float)(i / 64);
+        float x = ref_nf4_threshold(i % 15) * scale;
+        x = i / 15 % 3 == 0 ? x : nextafterf(x, i / 15 % 3 == 1 ? -2.0f : 2.0f);
+        weight[256 + i] = i % 64 == 63 ? (double)scale : (double)x;
     }
 }
 
@@ -125,6 +132,12 @@ static float reference_mean(const double *absmax, int64_t n) {
     return (float)(folded(blocks, 32, 1) / (double)n);
 }
 
+// Ties go to the even code.
+static int nearest_even(const float *map, float x) {
+    int code = ref_nearest(map, x);
+    return code % 2 == 1 && code < 255 && (map[code] + map[code + 1]) * 0.5f == x ? code + 1 : code;
+}
+
 // Codes, nested absmax; returns the offset.
 static float double_quantize(const double *absmax, int64_t n, double *codes, double *nested) {
     float offset = reference_mean(absmax, n), map[256];
@@ -137,7 +150,7 @@ static float double_quantize(const double *absmax, int64_t n, double *codes, dou
     for (int64_t i = 0; i < n; i++) {
         float scale = (float)nested[i / 256];
         codes[i] =
-            scale > 0.0f ? ref_nearest(map, ((float)absmax[i] - offset) * (1.0f / scale)) : 0;
+            scale > 0.0f ? nearest_even(map, ((float)absmax[i] - offset) * (1.0f / scale)) : 0;
     }
     return offset;
 }
@@ -146,22 +159,36 @@ typedef enum absmax_kind {
     ABSMAX_RANDOM,
     ABSMAX_CONSTANT, // nothing is left beside the mean
     ABSMAX_ORDER,    // the mean's last bit depends on the order of the sum
+    ABSMAX_MIDPOINT, // mean zero, numbers around the middle of two codes
 } absmax_kind;
 
 // 2^52 and -2^52 swallow part of what is added between them, and what is lost tells the order of
 // the sum. Signed, as no absmax is.
+// Element i of a pair of nested blocks is the negative of its neighbour.
+static double midpoint_value(int64_t i) {
+    float map[256], scale = 0.7f + 0.0123f * (float)(i / 256);
+    td_dynamic_map_signed(map);
+    int code = 128 + (int)(i / 2) % 126, side = (int)(i / 256) % 3;
+    float middle = (map[code] + map[code + 1]) * 0.5f * scale;
+    middle = side == 0 ? middle : nextafterf(middle, side == 1 ? 0.0f : 2.0f);
+    double value = i % 256 < 2 ? (double)scale : (double)middle;
+    return i % 2 ? -value : value;
+}
+
 static double *absmax_values(op_run *run, int64_t n, absmax_kind kind) {
     double *values = op_doubles(run, n);
     for (int64_t i = 0; i < n; i++) {
         values[i] = kind == ABSMAX_CONSTANT ? 0.75 : op_uniform(run) - 0.5;
         if (kind == ABSMAX_ORDER && i % 97 < 2)
             values[i] = i % 97 == 0 ? 0x1p52 : -0x1p52;
+        if (kind == ABSMAX_MIDPOINT)
+            values[i] = midpoint_value(i);
     }
     return values;
 }
 
 static void check_absmax(op_run *run, int64_t n, absmax_kind kind) {
-    static const char *const names[] = {"random", "constant", "order"};
+    static const char *const names[] = {"random", "constant", "order", "midpoints"};
     if (!op_case_begin(run, "absmax_quantize", "%s n=%d", names[kind], (int)n))
         return;
     op_buffer *absmax = op_given(run, TD_F32, n, absmax_values(run, n, kind));
@@ -217,6 +244,7 @@ static void cases_absmax(op_run *run) {
     check_absmax(run, 300, ABSMAX_CONSTANT);
     check_absmax(run, 700, ABSMAX_ORDER);
     check_absmax(run, 30011, ABSMAX_ORDER);
+    check_absmax(run, 9 * 256, ABSMAX_MIDPOINT);
 }
 
 static void cases_dequantize(op_run *run) {
