@@ -1,0 +1,9 @@
+# The programs that load the GPU module: what tests/gpu_check.sh runs with a real one. They are known when every folder has
+# listed its tests.
+function(tandem_list_gpu_tests)
+  get_property(targets DIRECTORY PROPERTY BUILDSYSTEM_TARGETS)
+  list(FILTER targets INCLUDE REGEX "^test_.*_gpu$")
+  list(SORT targets)
+  add_custom_target(gpu_tests DEPENDS ${targets})
+endfunction()
+cmake_language(DEFER CALL tandem_list_gpu_tests)
