@@ -55,7 +55,7 @@ __device__ __forceinline__ td_dq_rows<M> td_dq_rows_load(const td_attention_back
                                                          const td_attention_sequence &sequence,
                                                          int query, const td_lane &lane) {
     td_dq_rows<M> rows;
-    TD_UNROLL
+#pragma unroll
     for (int i = 0; i < M * 2; i++) {
         int row = query + i / 2 * 16 + i % 2 * 8 + lane.row;
         int64_t at = static_cast<int64_t>(sequence.q_begin + row) * params.problem.n_heads +
@@ -80,7 +80,7 @@ td_dq_tile(const td_attention_problem &problem, float (&dq)[td_dq_sizes<D>::M][D
     float s[M][N][4], dp[M][N][4];
     td_product_rows(s, sizes::fixed(0), first_row, k, lane.lane);
     td_product_rows(dp, sizes::fixed(1), first_row, v, lane.lane);
-    TD_UNROLL
+#pragma unroll
     for (int i = 0; i < M * N * 4; i++) {
         int m = i / 4 / N, n = i / 4 % N, half = i % 4 / 2;
         bool visible = all || visibility.sees(query + m * 16 + half * 8 + lane.row,
@@ -100,7 +100,7 @@ __device__ __forceinline__ void td_gradient_store(const float (&acc)[M][D / 8][4
     const int first_row = lane.warp * 16 * M;
     const float factor[2] = {scale, scale};
     __syncwarp(); // every lane has read what the tile held
-    TD_UNROLL
+#pragma unroll
     for (int m = 0; m < M; m++)
         td_tile_put<D>(tile, first_row + m * 16, lane, acc[m], factor);
     td_tile_store<16 * M>(tile, first_row, lane, rows, first);
@@ -195,7 +195,7 @@ td_transposed_probabilities(const td_attention_problem &problem, float (&s)[M][N
                             const td_lane &lane) {
     const float *lse = td_dkdv_sizes<D>::numbers(buffer, 0);
     const bool all = visibility.all(query, TD_WALK, key, 16 * M);
-    TD_UNROLL
+#pragma unroll
     for (int i = 0; i < M * N * 4; i++) {
         int m = i / 4 / N, n = i / 4 % N, half = i % 4 / 2, column = n * 8 + lane.pair + i % 2;
         bool visible = all || visibility.sees(query + column, key + m * 16 + half * 8 + lane.row);
@@ -222,7 +222,7 @@ td_dkdv_tile(const td_attention_problem &problem, td_dkdv_sums<D, PASS> &sums,
         const float *delta = sizes::numbers(buffer, 1);
         float dp[M][N][4];
         td_product_rows(dp, sizes::fixed(1), first_row, dout, lane.lane);
-        TD_UNROLL
+#pragma unroll
         for (int i = 0; i < M * N * 4; i++) {
             int m = i / 4 / N, n = i / 4 % N;
             s[m][n][i % 4] *= dp[m][n][i % 4] - delta[n * 8 + lane.pair + i % 2];

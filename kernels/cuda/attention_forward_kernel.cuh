@@ -48,7 +48,7 @@ template <int D> __device__ __forceinline__ td_tile<D> td_forward_values(int buf
 template <int M, int N>
 __device__ __forceinline__ void td_scores_mask(float (&s)[M][N][4], const td_visibility &visibility,
                                                int query, int key, const td_lane &lane) {
-    TD_UNROLL
+#pragma unroll
     for (int i = 0; i < M * N * 4; i++) {
         int m = i / 4 / N, n = i / 4 % N, half = i % 4 / 2;
         if (!visibility.sees(query + m * 16 + lane.row + half * 8, key + n * 8 + lane.pair + i % 2))
@@ -59,7 +59,7 @@ __device__ __forceinline__ void td_scores_mask(float (&s)[M][N][4], const td_vis
 // Largest score of one row in a fragment row of the four lanes that share it.
 template <int N> __device__ __forceinline__ float td_row_max(const float (&s)[N][4], int half) {
     float largest = -INFINITY;
-    TD_UNROLL
+#pragma unroll
     for (int n = 0; n < N; n++)
         largest = fmaxf(largest, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
@@ -75,7 +75,7 @@ __device__ __forceinline__ void td_softmax_step(td_forward_state<D> &state,
     constexpr int M = td_forward_state<D>::M;
     float keep[M][2];
     bool changed = false;
-    TD_UNROLL
+#pragma unroll
     for (int i = 0; i < M * 2; i++) {
         int m = i / 2, half = i % 2;
         float before = state.largest[m][half];
@@ -83,7 +83,7 @@ __device__ __forceinline__ void td_softmax_step(td_forward_state<D> &state,
         // A row that has seen no key yet subtracts 0 instead of -infinity from -infinity.
         float subtract = largest == -INFINITY ? 0.0f : largest * scale_log2;
         float sum = 0.0f;
-        TD_UNROLL
+#pragma unroll
         for (int j = 0; j < N * 2; j++) {
             float &score = s[m][j / 2][half * 2 + j % 2];
             score = td_ptx_exp2(fmaf(score, scale_log2, -subtract));
@@ -96,7 +96,7 @@ __device__ __forceinline__ void td_softmax_step(td_forward_state<D> &state,
     }
     if (!__any_sync(0xffffffffu, changed)) // most tiles of a long sequence
         return;
-    TD_UNROLL
+#pragma unroll
     for (int i = 0; i < M * D / 2; i++)
         state.out[i / (D / 2)][i / 4 % (D / 8)][i % 4] *= keep[i / (D / 2)][i % 4 / 2];
 }
@@ -118,7 +118,7 @@ td_forward_tile(const td_attention_problem &problem, td_forward_state<D> &state,
 
 template <int D> __device__ __forceinline__ void td_forward_begin(td_forward_state<D> &state) {
     td_zero(state.out);
-    TD_UNROLL
+#pragma unroll
     for (int i = 0; i < td_forward_state<D>::M * 2; i++) {
         state.largest[i / 2][i % 2] = -INFINITY;
         state.sum[i / 2][i % 2] = 0.0f;
@@ -135,10 +135,10 @@ td_forward_end(const td_attention_forward_params &params, const td_attention_seq
     int head = static_cast<int>(blockIdx.y), first_row = lane.warp * sizes::WARP_ROWS;
     const td_attention_problem &problem = params.problem;
     __syncwarp(); // every lane has read the queries
-    TD_UNROLL
+#pragma unroll
     for (int m = 0; m < sizes::M; m++) {
         float factor[2];
-        TD_UNROLL
+#pragma unroll
         for (int half = 0; half < 2; half++) {
             float sum = state.sum[m][half];
             sum += __shfl_xor_sync(0xffffffffu, sum, 1);

@@ -4,22 +4,13 @@
 // eight rows at a time; chunks are permuted within their row so that these eight lie in different
 // banks: with C = D / 8 chunks per row and g = gcd(C, 8), row r starts at bank group C r mod 8, a
 // multiple of g that repeats after 8 / g rows, and chunk c sits at c ^ (r / (8 / g) mod g).
+//
+// Loops over registers are unrolled: an array that is indexed at run time would lie in memory.
 #ifndef TANDEM_KERNELS_CUDA_ATTENTION_TILE_CUH
 #define TANDEM_KERNELS_CUDA_ATTENTION_TILE_CUH
 
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/ptx.cuh"
-
-// Loops over registers must be unrolled: an array that is indexed at run time would go to memory.
-#if defined(__CUDACC__)
-#define TD_UNROLL   _Pragma("unroll")
-#define TD_ROLLED   _Pragma("unroll 1")
-#define TD_UNROLL_4 _Pragma("unroll 2")
-#else
-#define TD_UNROLL_4
-#define TD_UNROLL
-#define TD_ROLLED
-#endif
 
 enum { TD_TILE_THREADS = 128, TD_TILE_WARPS = TD_TILE_THREADS / 32 };
 
@@ -43,7 +34,7 @@ template <typename T> struct td_rows {
     T *base;        // first element of the first row
     int64_t stride; // elements from row to row
     int n_rows;     // rows beyond are zero to readers and dropped by writers
-    int n_cols;     // of D; columns beyond likewise
+    int n_cols;     // at most D; columns beyond likewise
     bool vector;    // every row is 16-byte aligned and n_cols a multiple of 8
 };
 
@@ -69,7 +60,7 @@ template <int ROWS, int D>
 __device__ __forceinline__ void td_tile_load(td_tile<D> tile, const td_rows<const bf16> &rows,
                                              int first) {
     constexpr int CHUNKS = td_tile<D>::CHUNKS;
-    TD_ROLLED
+#pragma unroll 1
     for (int at = static_cast<int>(threadIdx.x); at < ROWS * CHUNKS; at += TD_TILE_THREADS) {
         int row = at / CHUNKS, chunk = at % CHUNKS;
         int n = first + row < rows.n_rows ? rows.n_cols - chunk * 8 : 0;
@@ -88,9 +79,9 @@ template <int D>
 __device__ __forceinline__ void td_tile_put(td_tile<D> tile, int first_row, const td_lane &lane,
                                             const float (&acc)[D / 8][4],
                                             const float (&factor)[2]) {
-    TD_UNROLL
+#pragma unroll
     for (int n = 0; n < D / 8; n++) {
-        TD_UNROLL
+#pragma unroll
         for (int half = 0; half < 2; half++) {
             bf16 *to = tile.at(first_row + lane.row + half * 8, n) + lane.pair;
             *reinterpret_cast<td_pair *>(to) = {td_ptx_pack_bf16(
@@ -117,7 +108,7 @@ __device__ __forceinline__ void td_tile_store(td_tile<D> tile, int tile_row, con
 }
 
 template <int M, int N> __device__ __forceinline__ void td_zero(float (&acc)[M][N][4]) {
-    TD_UNROLL
+#pragma unroll
     for (int i = 0; i < M * N * 4; i++)
         acc[i / 4 / N][i / 4 % N][i % 4] = 0.0f;
 }
@@ -127,7 +118,7 @@ template <int M, int N> __device__ __forceinline__ void td_zero(float (&acc)[M][
 template <int M, int N>
 __device__ __forceinline__ void
 td_multiply_pair(float (&acc)[M][N][4], int n, const uint32_t (&a)[M][4], const uint32_t (&b)[4]) {
-    TD_UNROLL
+#pragma unroll
     for (int m = 0; m < M; m++) {
         td_ptx_mma_m16n8k16(acc[m][n], a[m], b[0], b[1]);
         td_ptx_mma_m16n8k16(acc[m][n + 1], a[m], b[2], b[3]);
@@ -140,13 +131,13 @@ template <int D, int M, int N>
 __device__ __forceinline__ void td_product_rows(float (&acc)[M][N][4], td_tile<D> a, int first_row,
                                                 td_tile<D> b, int lane) {
     td_zero(acc);
-    TD_UNROLL_4
+#pragma unroll 2
     for (int k = 0; k < D / 16; k++) {
         uint32_t a_part[M][4], b_part[4];
-        TD_UNROLL
+#pragma unroll
         for (int m = 0; m < M; m++)
             td_ptx_ldmatrix_x4(a_part[m], a.at(first_row + m * 16 + lane % 16, k * 2 + lane / 16));
-        TD_UNROLL
+#pragma unroll
         for (int n = 0; n < N; n += 2) {
             td_ptx_ldmatrix_x4(b_part,
                                b.at(n * 8 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
@@ -158,7 +149,7 @@ __device__ __forceinline__ void td_product_rows(float (&acc)[M][N][4], td_tile<D
 // Columns [8 k, 8 k + 16) of an accumulator as left operand: two of its fragments side by side.
 template <int K>
 __device__ __forceinline__ void td_left_operand(uint32_t (&a)[4], const float (&p)[K][4], int k) {
-    TD_UNROLL
+#pragma unroll
     for (int i = 0; i < 4; i++)
         a[i] = td_ptx_pack_bf16(p[k + i / 2][i % 2 * 2], p[k + i / 2][i % 2 * 2 + 1]);
 }
@@ -168,13 +159,13 @@ template <int D, int M, int K>
 __device__ __forceinline__ void td_product_accumulate(float (&acc)[M][D / 8][4],
                                                       const float (&p)[M][K][4], td_tile<D> b,
                                                       int lane) {
-    TD_UNROLL
+#pragma unroll
     for (int k = 0; k < K; k += 2) {
         uint32_t a_part[M][4], b_part[4];
-        TD_UNROLL
+#pragma unroll
         for (int m = 0; m < M; m++)
             td_left_operand(a_part[m], p[m], k);
-        TD_UNROLL
+#pragma unroll
         for (int n = 0; n < D / 8; n += 2) {
             td_ptx_ldmatrix_x4_trans(b_part, b.at(k * 8 + lane % 16, n + lane / 16));
             td_multiply_pair(acc, n, a_part, b_part);
