@@ -79,3 +79,26 @@ foreach(transport staged nccl)
     endforeach()
   endforeach()
 endforeach()
+
+# Without some of its waits for events the staged transport must fail.
+foreach(point 0 1 2)
+  add_test(NAME cuda_host_device_comm_planted_${point}
+           COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/../comm/device_comm_planted.sh
+                   $<TARGET_FILE:test_device_comm_gpu> ${point})
+  set_tests_properties(cuda_host_device_comm_planted_${point} PROPERTIES TIMEOUT 200
+    LABELS "cuda_host;comm" ENVIRONMENT "${nccl_host_environment}")
+endforeach()
+
+# Jobs whose device collectives go wrong: each case checks exit code, time and message.
+add_executable(device_comm_faulty comm/device_comm_faulty.c)
+tandem_loads_modules(device_comm_faulty)
+add_dependencies(device_comm_faulty cuda_host_module nccl_host)
+foreach(case none library_missing library_other init_fails init_blocks never_arrives async_error call_fails hang
+             hang_one hang_alone disagree create_nccl create_staged still_nccl still_staged stop_nccl stop_staged
+             kill_nccl kill_staged destroy_nccl device_nccl device_staged slow_nccl slow_staged)
+  add_test(NAME cuda_host_device_comm_fault_${case}
+           COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/../comm/device_comm_faults.sh
+                   $<TARGET_FILE:device_comm_faulty> ${case})
+  set_tests_properties(cuda_host_device_comm_fault_${case} PROPERTIES TIMEOUT 60
+    LABELS "cuda_host;comm;faults" ENVIRONMENT "${nccl_host_environment}")
+endforeach()
