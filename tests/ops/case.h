@@ -40,8 +40,9 @@ typedef struct op_buffer {
 
 typedef struct op_variant {
     const char *name;
-    void (*enter)(void);   // or NULL
-    int shift;             // buffers start this many elements after an aligned address
+    void (*enter)(void); // or NULL
+    int shift; // buffers start this many elements after an aligned address; negative: one buffer of
+               // each case does, another one from case to case
     const char *same_bits; // operations with the bits of the first variant: "rope add"; all but:
                            // "!rope add"
 } op_variant;

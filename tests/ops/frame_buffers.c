@@ -11,7 +11,7 @@
 #define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
 #endif
 
-enum { GUARD_BYTES = 64, GUARD_BYTE = 0xA5, UNSET_BYTE = 0xff };
+enum { GUARD_BYTES = 64, GUARD_BYTE = 0xA5, UNSET_BYTE = 0xff, OP_SHIFT_CYCLE = 6 };
 
 typedef struct op_host_array {
     struct op_host_array *next;
@@ -67,11 +67,21 @@ static int guard_is_whole(op_run *run, const op_buffer *buffer) {
     return 1;
 }
 
+// Elements between an aligned address and the next buffer of the case.
+static size_t next_shift(const op_run *run) {
+    int shift = run->variant->shift, number = 0;
+    if (shift >= 0)
+        return (size_t)shift;
+    for (const op_buffer *buffer = run->state->buffers; buffer; buffer = buffer->next)
+        number++;
+    return number == run->state->cases % OP_SHIFT_CYCLE ? (size_t)-shift : 0;
+}
+
 op_buffer *op_raw(op_run *run, td_dtype dtype, int64_t n, const void *elements) {
     const td_device *device = run->context.device;
     op_buffer *buffer = op_need(run, calloc(1, sizeof *buffer));
     *buffer = (op_buffer){.n = n, .dtype = dtype, .values = op_doubles(run, n)};
-    size_t lead = (size_t)run->variant->shift * td_dtype_bytes(dtype);
+    size_t lead = next_shift(run) * td_dtype_bytes(dtype);
     buffer->guard_offset = lead + buffer_bytes(buffer);
     if (device->table->alloc(device, buffer->guard_offset + GUARD_BYTES, "a test buffer",
                              &buffer->allocation) != TD_OK)

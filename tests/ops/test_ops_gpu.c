@@ -10,7 +10,7 @@
 // Whatever the addresses and the order of threads and blocks: the same bits.
 static const op_variant variants[] = {
     {"first", NULL, 0, "!"},
-    {"again", NULL, 0, "!"},
+    {"again, one buffer at another address", NULL, -6, "!"},
     {"at other addresses", NULL, 1, "!"},
 };
 
