@@ -301,7 +301,13 @@ static void check_adamw_8bit(op_run *run, const adamw_case *c) {
     op_case_end(run);
 }
 
-// With beta1 = 0 and a 1 in every block, the codes of m are those of the gradients themselves:
+// The first blocks' largest gradient is 1, that of the others no power of two.
+static float hard_scale(int64_t i) {
+    int64_t block = i / BLOCK;
+    return block < 6 ? 1.0f : 0.7f + 0.0123f * (float)block;
+}
+
+// With beta1 = 0 the codes of m are those of the gradients themselves, over the block's largest:
 // every midpoint of the signed map and its neighbours, and random magnitudes down to what rounds to
 // zero.
 static double *hard_gradients(op_run *run, int64_t n) {
@@ -310,17 +316,17 @@ static double *hard_gradients(op_run *run, int64_t n) {
     td_dynamic_map_midpoints(map, midpoints);
     double *g = op_doubles(run, n);
     for (int64_t i = 0; i < n; i++) {
-        float at = midpoints[i % 255];
+        float at = midpoints[i % 255] * hard_scale(i);
         float side = i % 3 == 0 ? at : nextafterf(at, i % 3 == 1 ? -2.0f : 2.0f);
         double spread = ldexp(2.0 * op_uniform(run) - 1.0, -(int)(op_word(run) % 28));
-        g[i] = i < 3 * BLOCK ? (double)side : (double)(float)spread;
-        g[i] = i % BLOCK == 11 ? 1.0 : g[i];
+        g[i] = i / BLOCK % 6 < 3 ? (double)side : (double)(float)(spread * 0.7);
+        g[i] = i % BLOCK == 11 ? (double)hard_scale(i) : g[i];
     }
     return g;
 }
 
 static void check_codes(op_run *run) {
-    enum { N = 12 * BLOCK };
+    enum { N = 24 * BLOCK };
     if (!op_case_begin(run, "adamw_8bit", "codes at the midpoints"))
         return;
     op_buffer *parameters = op_random(run, TD_F32, N, 1.0);
@@ -337,9 +343,9 @@ static void check_codes(op_run *run) {
     td_dynamic_map_midpoints(map, middle_v);
     int same_m = 1, same_v = 1;
     for (int i = 0; i < N; i++) {
-        float g = (float)gradient->values[i];
-        same_m &= state.m[i] == td_dynamic_map_nearest(middle_m, g);
-        same_v &= state.v[i] == td_dynamic_map_nearest(middle_v, g * g);
+        float g = (float)gradient->values[i], scale = hard_scale(i);
+        same_m &= state.m[i] == td_dynamic_map_nearest(middle_m, g / scale);
+        same_v &= state.v[i] == td_dynamic_map_nearest(middle_v, g * g / (scale * scale));
     }
     op_expect_true(run, "codes of m are the nearest, ties even", same_m);
     op_expect_true(run, "codes of v are the nearest", same_v);
