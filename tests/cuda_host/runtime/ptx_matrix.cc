@@ -5,60 +5,67 @@
 
 #include "tests/cuda_host/include/cuda_host_ptx.h"
 
-// Eight columns of a row at once.
-typedef float row_of_8 __attribute__((vector_size(32)));
-
-static float element(uint32_t pair, int which) {
-    return cuda_host_bf16_value(static_cast<unsigned short>(which ? pair >> 16 : pair & 0xffff));
+// A pair of bf16 as two floats: the low half is the lower column of A or row of B.
+static float low(uint32_t pair) {
+    return __uint_as_float(pair << 16);
+}
+static float high(uint32_t pair) {
+    return __uint_as_float(pair & 0xffff0000u);
 }
 
-// Element i of A's eight: row = groupID for 0 <= i < 2 or 4 <= i < 6, else groupID + 8;
-// col = threadID_in_group * 2 + (i & 1), + 8 for i >= 4.
+// The documentation numbers the elements of a lane: element i of A is the half i % 2 of register
+// i / 2. Its row is groupID for 0 <= i < 2 and 4 <= i < 6, else groupID + 8; its column
+// threadID_in_group * 2 + (i & 1), and 8 more for i >= 4.
 static void gather_a(const cuda_host_mma_lane &from, int group, int thread, float (*a)[16]) {
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 8; i += 2) {
         int row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
-        int col = thread * 2 + (i & 1) + (i < 4 ? 0 : 8);
-        a[row][col] = element(from.a[i / 2], i & 1);
+        int col = thread * 2 + (i < 4 ? 0 : 8);
+        a[row][col] = low(from.a[i / 2]);
+        a[row][col + 1] = high(from.a[i / 2]);
     }
 }
 
-// Element i of B's four: row = threadID_in_group * 2 + (i & 1), + 8 for i >= 2; col = groupID.
-static void gather_b(const cuda_host_mma_lane &from, int group, int thread, row_of_8 *b) {
-    for (int i = 0; i < 4; i++)
-        b[thread * 2 + (i & 1) + (i < 2 ? 0 : 8)][group] = element(from.b[i / 2], i & 1);
+// Element i of B: row threadID_in_group * 2 + (i & 1), and 8 more for i >= 2; column groupID.
+static void gather_b(const cuda_host_mma_lane &from, int group, int thread, float (*b)[8]) {
+    for (int i = 0; i < 4; i += 2) {
+        int row = thread * 2 + (i < 2 ? 0 : 8);
+        b[row][group] = low(from.b[i / 2]);
+        b[row + 1][group] = high(from.b[i / 2]);
+    }
 }
 
-// Element i of C's and D's four: row = groupID for i < 2, else groupID + 8;
-// col = threadID_in_group * 2 + (i & 1).
-static int d_row(int group, int i) {
-    return i < 2 ? group : group + 8;
+// Element i of C and of D: row groupID for i < 2, else groupID + 8; column threadID_in_group * 2 +
+// (i & 1).
+static float *d_element(float (*d)[8], int group, int thread, int i) {
+    return &d[i < 2 ? group : group + 8][thread * 2 + (i & 1)];
 }
-static int d_col(int thread, int i) {
-    return thread * 2 + (i & 1);
-}
+
+typedef float row_of_8 __attribute__((vector_size(32), aligned(4), may_alias));
 
 // Products of bf16 are exact in fp32; they are added one by one in the order of k.
-static void multiply(row_of_8 (&d)[16], const float (&a)[16][16], const row_of_8 (&b)[16]) {
-    for (int row = 0; row < 16; row++)
+static void multiply(float (*d)[8], const float (*a)[16], const float (*b)[8]) {
+    for (int row = 0; row < 16; row++) {
+        row_of_8 sum = *reinterpret_cast<const row_of_8 *>(d[row]);
         for (int k = 0; k < 16; k++)
-            d[row] += a[row][k] * b[k];
+            sum += a[row][k] * *reinterpret_cast<const row_of_8 *>(b[k]);
+        *reinterpret_cast<row_of_8 *>(d[row]) = sum;
+    }
 }
 
 void cuda_host_mma_step(void *const *lanes, unsigned) {
-    float a[16][16];
-    row_of_8 b[16], d[16];
+    float a[16][16], b[16][8], d[16][8];
     for (int lane = 0; lane < 32; lane++) {
         const auto &from = *static_cast<const cuda_host_mma_lane *>(lanes[lane]);
         gather_a(from, lane / 4, lane % 4, a);
         gather_b(from, lane / 4, lane % 4, b);
         for (int i = 0; i < 4; i++)
-            d[d_row(lane / 4, i)][d_col(lane % 4, i)] = from.d[i];
+            *d_element(d, lane / 4, lane % 4, i) = from.d[i];
     }
     multiply(d, a, b);
     for (int lane = 0; lane < 32; lane++)
         for (int i = 0; i < 4; i++)
             static_cast<cuda_host_mma_lane *>(lanes[lane])->d[i] =
-                d[d_row(lane / 4, i)][d_col(lane % 4, i)];
+                *d_element(d, lane / 4, lane % 4, i);
 }
 
 static void check_row(const void *row, int lane) {
