@@ -23,6 +23,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cores=$(nproc)
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo} NCCL_IB_DISABLE=${NCCL_IB_DISABLE:-1} # all ranks are here
 export OMP_NUM_THREADS=$((cores >= 8 ? cores / 8 : 1)) OMP_WAIT_POLICY=passive
 
 if [ -x "$root/bin/tandem" ]; then
@@ -84,25 +85,21 @@ check_device() {
     [ -n "$name" ] || fail "the program does not say on which GPU it computes"
     echo "$name" >"$work/device_name"
     figure device "$name"
+    [ -n "$quick" ] || [ -n "$(ask_driver driver_version)" ] ||
+        fail "nvidia-smi shows no driver: this would not be a record of a GPU ($name)"
 }
 
+# usage: check_operations TYPE [OPERATION]...; without: the whole list
 check_operations() {
-    local code=0
-    run 240 "$tests/test_ops_gpu" "$@" >"$check_folder/out" 2>&1 || code=$?
-    cat "$check_folder/out"
-    [ "$code" = 0 ] || fail "$(why "$code" "$check_folder/out")"
-    read -r cases _ checks _ < <(grep -E '^[0-9]+ cases' "$check_folder/out" | tail -n 1)
-    figure cases "$cases"
-    figure checks "$checks"
-}
-
-# In quick mode a few operations of the list, one by one.
-check_all_operations() {
-    [ -n "$quick" ] || { check_operations "$1" && return; }
-    local operation
-    for operation in "${operations[@]}"; do
-        check_operations "$1" "$operation"
+    local type=$1 code=0 operation
+    for operation in "${@:2}" $([ $# -gt 1 ] || echo all); do
+        run 300 "$tests/test_ops_gpu" "$type" $([ "$operation" = all ] || echo "$operation") >"$check_folder/out" 2>&1 || code=$?
+        cat "$check_folder/out"
+        [ "$code" = 0 ] || fail "$(why "$code" "$check_folder/out")"
+        grep -E '^[0-9]+ cases' "$check_folder/out" >>"$check_folder/counts"
     done
+    figure cases "$(awk '{ n += $1 } END { print n + 0 }' "$check_folder/counts")"
+    figure checks "$(awk '{ n += $3 } END { print n + 0 }' "$check_folder/counts")"
 }
 
 sanitize() {
@@ -144,7 +141,7 @@ check_program() {
     local n=$1 program=$tests/$2 code=0 command=()
     shift 2
     [ -x "$program" ] || fail "${program##*/} was not built"
-    [ "$n" = 1 ] || command=("$mpirun" --quiet --oversubscribe --bind-to none -n "$n" "$here/gpu/nccl_rank.sh")
+    [ "$n" = 1 ] || command=("$mpirun" --quiet --oversubscribe --bind-to none -n "$n")
     run 90 ${command[@]+"${command[@]}"} "$program" "$@" >>"$check_folder/out" 2>&1 || code=$?
     cat "$check_folder/out"
     [ "$code" = 0 ] || fail "$n ranks: $(why "$code" "$check_folder/out")"
@@ -263,8 +260,8 @@ check_timing() {
 
 # What needs the CPU more than the GPU, what computes for long, and the rest: side by side where there are the cores.
 lane_operations() {
-    try operations_bf16 check_all_operations bf16
-    try operations_fp32 check_all_operations fp32
+    try operations_bf16 check_operations bf16 ${quick:+"${operations[@]}"}
+    try operations_fp32 check_operations fp32 ${quick:+"${operations[@]}"}
     try memcheck check_sanitizer memcheck
     try racecheck check_sanitizer racecheck
 }
@@ -302,8 +299,10 @@ try timing check_timing
 [ -s "$work/order" ] || { echo "gpu_check: there is no check called ${only[*]}" >&2; exit 1; }
 failed=$(cat "$work"/*/result | grep -c failed)
 passed=$([ "$failed" = 0 ] && echo true || echo false)
+device=$(cat "$work/device_name" 2>/dev/null)
+[ -n "$(ask_driver driver_version)" ] || device+=" (no driver: not a real one)"
 write_record "$out/gpu-check.json" "$passed" commit "$commit" from "$from" \
-    device "$(cat "$work/device_name" 2>/dev/null)" driver "$(ask_driver driver_version)" \
+    device "$device" driver "$(ask_driver driver_version)" \
     memory "$(ask_driver memory.total)" cuda "$(cuda_of_driver)" sanitizer "$sanitizer" cores "$cores" \
     module "${TANDEM_GPU_MODULE:-}" mode "${quick:+quick}"
 for name in $(cat "$work/order"); do

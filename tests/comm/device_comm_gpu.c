@@ -72,10 +72,10 @@ static void run_nccl(void) {
     char reason[256];
     REQUIRE(module->nccl->probe(reason, sizeof reason));
     transport = module->nccl;
-    run_cases();
+    if (module->device_count(reason, sizeof reason) >= size)
+        run_cases();
     TEST(one_gpu_for_two_ranks_is_refused);
-    if (getenv("CUDA_HOST_SEED"))
-        TEST(one_gpu_is_taken_twice_under_other_host_names);
+    TEST(one_gpu_is_taken_twice_under_other_host_names);
 }
 
 // Before the module is loaded. Every rank's streams run in their own way.

@@ -1,6 +1,5 @@
 #!/bin/sh
-# Lets ranks that share one GPU talk by NCCL: each takes itself for the only one on its machine, and they meet on the loopback
-# interface. usage: mpirun -n N nccl_rank.sh PROGRAM [ARGUMENT]...
+# Lets ranks that share one GPU talk by NCCL: each takes itself for the only one on its machine.
+# usage: mpirun -n N nccl_rank.sh PROGRAM [ARGUMENT]...
 export NCCL_HOSTID="rank-${OMPI_COMM_WORLD_RANK:?to be started by mpirun}"
-export NCCL_SOCKET_IFNAME=lo NCCL_IB_DISABLE=1
 exec "$@"
