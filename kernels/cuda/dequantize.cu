@@ -12,37 +12,13 @@
 
 namespace {
 
-constexpr int WARPS = 8;
-constexpr int LANES = 32;
-constexpr int THREADS = WARPS * LANES;
-constexpr int CODES = 16;
+constexpr unsigned WARPS = 8;
+constexpr unsigned LANES = 32;
+constexpr unsigned THREADS = WARPS * LANES;
+constexpr unsigned CODES = 16;
 constexpr int TILE =
-    LANES * TD_NF4_BLOCK;            // weights of one warp: a block of 64 and its scale per lane
-constexpr int TILE_WORDS = TILE / 8; // 32-bit words of codes
-
-// By value as a kernel's parameter, which is constant memory.
-struct nf4_codes {
-    float value[CODES];
-};
-
-constexpr nf4_codes nf4_code = {{
-    -1.0f,
-    -0.6961928009986877f,
-    -0.5250730514526367f,
-    -0.39491748809814453f,
-    -0.28444138169288635f,
-    -0.18477343022823334f,
-    -0.09105003625154495f,
-    0.0f,
-    0.07958029955625534f,
-    0.16093020141124725f,
-    0.24611230194568634f,
-    0.33791524171829224f,
-    0.44070982933044434f,
-    0.5626170039176941f,
-    0.7229568362236023f,
-    1.0f,
-}};
+    LANES * TD_NF4_BLOCK; // weights of one warp: a block of 64 and its scale per lane
+constexpr int64_t TILE_WORDS = TILE / 8; // 32-bit words of codes
 
 struct nf4_source {
     const uint8_t *codes;
@@ -70,33 +46,67 @@ __device__ __forceinline__ float block_scale(const nf4_source &source, int64_t b
     return __fadd_rn(__fmul_rn(scale, nested), source.nested_offset);
 }
 
+// Unrolled, so that the codes are immediates.
+__device__ __forceinline__ void fill_table(float *table, unsigned lane, unsigned warp) {
+    constexpr float nf4_code[CODES] = {
+        -1.0f,
+        -0.6961928009986877f,
+        -0.5250730514526367f,
+        -0.39491748809814453f,
+        -0.28444138169288635f,
+        -0.18477343022823334f,
+        -0.09105003625154495f,
+        0.0f,
+        0.07958029955625534f,
+        0.16093020141124725f,
+        0.24611230194568634f,
+        0.33791524171829224f,
+        0.44070982933044434f,
+        0.5626170039176941f,
+        0.7229568362236023f,
+        1.0f,
+    };
+#pragma unroll
+    for (unsigned code = 0; code < CODES; code++)
+        if (code % WARPS == warp)
+            table[code * LANES + lane] = nf4_code[code];
+}
+
 // One weight; ROUND: to a bf16 number whatever the type of the output.
 template <int ROUND>
-__device__ __forceinline__ float decode(const float *table, uint32_t code, int lane, float scale) {
-    float value = __fmul_rn(table[code * LANES + static_cast<uint32_t>(lane)], scale);
+__device__ __forceinline__ float decode(const float *table, uint32_t code, unsigned lane,
+                                        float scale) {
+    float value = __fmul_rn(table[code * LANES + lane], scale);
     return ROUND ? td_to_float(td_from_float<bf16>(value)) : value;
 }
 
-__device__ __forceinline__ void store16(float *out, const float (&value)[4]) {
-    *reinterpret_cast<float4 *>(out) = make_float4(value[0], value[1], value[2], value[3]);
-}
-
-struct alignas(16) bf16_pairs {
-    __nv_bfloat162 pair[4];
+// Outputs are addressed in this type: from a pointer to elements the compiler makes four stores.
+struct alignas(16) sixteen_bytes {
+    uint32_t word[4];
 };
 
-__device__ __forceinline__ void store16(bf16 *out, const float (&value)[8]) {
-    bf16_pairs packed;
+__device__ __forceinline__ void store16(sixteen_bytes *out, const float (&value)[4]) {
+    sixteen_bytes packed;
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        packed.pair[i] = __floats2bfloat162_rn(value[2 * i], value[2 * i + 1]);
-    *reinterpret_cast<bf16_pairs *>(out) = packed;
+        packed.word[i] = __float_as_uint(value[i]);
+    *out = packed;
+}
+
+__device__ __forceinline__ void store16(sixteen_bytes *out, const float (&value)[8]) {
+    sixteen_bytes packed;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        __nv_bfloat162 pair = __floats2bfloat162_rn(value[2 * i], value[2 * i + 1]);
+        memcpy(&packed.word[i], &pair, sizeof pair);
+    }
+    *out = packed;
 }
 
 // The codes come in by 16-byte loads, 64 per lane, and pass through shared memory, so that
 // neighbouring lanes then hold neighbouring weights and each 16-byte store of the warp fills 512
 // bytes in a row. Every scale is fetched once, by the lane of its block.
-__device__ __forceinline__ void stage_tile(const nf4_source &source, int64_t first, int lane,
+__device__ __forceinline__ void stage_tile(const nf4_source &source, int64_t first, unsigned lane,
                                            uint32_t *words, float *scales) {
     const uint4 *from = reinterpret_cast<const uint4 *>(source.codes + first / 2);
     uint4 *to = reinterpret_cast<uint4 *>(words);
@@ -109,29 +119,30 @@ __device__ __forceinline__ void stage_tile(const nf4_source &source, int64_t fir
 
 // A whole tile; `first` is its first weight in the matrix, a multiple of 64.
 template <typename T, int ROUND>
-__device__ __forceinline__ void decode_tile(const nf4_source &source, int64_t first, int lane,
-                                            int warp, nf4_shared *shared, T *out) {
-    constexpr int each = 16 / sizeof(T); // weights of one store
+__device__ __forceinline__ void decode_tile(const nf4_source &source, int64_t first, unsigned lane,
+                                            unsigned warp, nf4_shared *shared, T *out) {
+    constexpr unsigned each = 16 / sizeof(T); // weights of one store
     const uint32_t *words = shared->words[warp];
     const float *scales = shared->scales[warp];
+    sixteen_bytes *to = reinterpret_cast<sixteen_bytes *>(out);
     stage_tile(source, first, lane, shared->words[warp], shared->scales[warp]);
 #pragma unroll
-    for (int step = 0; step < TILE / (LANES * each); step++) {
-        int at = (LANES * step + lane) * each;
+    for (unsigned step = 0; step < TILE / (LANES * each); step++) {
+        unsigned store = LANES * step + lane, at = store * each;
         uint32_t codes = words[at / 8] >> (4 * (at % 8));
         float scale = scales[at / TD_NF4_BLOCK], value[each];
 #pragma unroll
-        for (int i = 0; i < each; i++) // the first of two codes is in the high half of the byte
+        for (unsigned i = 0; i < each; i++) // the first of two codes is in the high half of a byte
             value[i] =
                 decode<ROUND>(shared->table, codes >> (4 * (i ^ 1)) & (CODES - 1), lane, scale);
-        store16(out + at, value);
+        store16(to + store, value);
     }
 }
 
 // Weight by weight, at any address and length.
 template <typename T, int ROUND>
 __device__ __forceinline__ void decode_part(const nf4_source &source, int64_t first, int64_t n,
-                                            int lane, const float *table, T *out) {
+                                            unsigned lane, const float *table, T *out) {
     for (int64_t i = lane; i < n && i < TILE; i += LANES) {
         int64_t at = first + i;
         uint32_t byte = source.codes[at / 2];
@@ -144,11 +155,10 @@ __device__ __forceinline__ void decode_part(const nf4_source &source, int64_t fi
 // Weights [begin, begin + n), a tile per warp. `wide`: begin and the addresses allow whole tiles.
 template <typename T, int ROUND>
 __global__ void __launch_bounds__(THREADS)
-    nf4_kernel(nf4_codes codes, nf4_source source, int64_t begin, int64_t n, int wide, T *out) {
+    nf4_kernel(nf4_source source, int64_t begin, int64_t n, int wide, T *out) {
     nf4_shared *shared = td_cuda_shared<nf4_shared>();
-    int lane = static_cast<int>(threadIdx.x) % LANES, warp = static_cast<int>(threadIdx.x) / LANES;
-    for (int i = static_cast<int>(threadIdx.x); i < CODES * LANES; i += THREADS)
-        shared->table[i] = codes.value[i / LANES];
+    unsigned lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    fill_table(shared->table, lane, warp);
     __syncthreads();
     int64_t offset = (static_cast<int64_t>(blockIdx.x) * WARPS + warp) * TILE;
     if (offset >= n)
@@ -176,7 +186,7 @@ td_status decode_nf4(const td_op_context *context, const char *op, const td_matr
                          matrix->nested_offset};
     int wide = begin % TD_NF4_BLOCK == 0 && are_aligned(source.codes, out);
     return td_cuda_launch(context, op, nf4_kernel<T, ROUND>, td_cuda_blocks(n, WARPS * TILE),
-                          THREADS, sizeof(nf4_shared), nf4_code, source, begin, n, wide, out);
+                          THREADS, sizeof(nf4_shared), source, begin, n, wide, out);
 }
 
 template <typename T> struct alignas(4 * sizeof(T)) four { T value[4]; };
