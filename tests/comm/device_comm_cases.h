@@ -178,6 +178,24 @@ static void waits_may_come_in_another_order(void) {
     transport->destroy(device_comm);
 }
 
+// A receiver has nothing to hand out, so nothing but an event makes the result come after what its
+// stream still does with the buffer.
+static void receivers_read_the_old_values_first(void) {
+    enum { N_COPIES = 8 };
+    td_device_comm *device_comm = make(LARGEST * sizeof(int64_t), 1);
+    device_trial trials[N_COPIES];
+    make_trials(trials, N_COPIES);
+    for (int i = 0; i < N_COPIES; i++) {
+        trials[i].is_reduction = 0;
+        trials[i].root = 0;
+        start_trial(device_comm, &trials[i]);
+        wait_trial(device_comm, &trials[i]);
+    }
+    check_trials(trials, N_COPIES);
+    free_trials(trials, N_COPIES);
+    transport->destroy(device_comm);
+}
+
 // Few places: every wait makes room for the next start, for as long as one likes.
 static void places_are_used_again(void) {
     enum { PLACES = 3 };
@@ -282,6 +300,7 @@ static void run_cases(void) {
     REQUIRE(device->table->stream_create(device, &stream) == TD_OK);
     TEST(many_in_flight_are_exact);
     TEST(waits_may_come_in_another_order);
+    TEST(receivers_read_the_old_values_first);
     TEST(places_are_used_again);
     TEST(slow_ranks_are_waited_for);
     TEST(floats_are_summed);

@@ -80,12 +80,13 @@ foreach(transport staged nccl)
   endforeach()
 endforeach()
 
-# Without some of its waits for events the staged transport must fail.
-foreach(point 0 1 2)
-  add_test(NAME cuda_host_device_comm_planted_${point}
-           COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/../comm/device_comm_planted.sh
-                   $<TARGET_FILE:test_device_comm_gpu> ${point})
-  set_tests_properties(cuda_host_device_comm_planted_${point} PROPERTIES TIMEOUT 200
+# Without some of their waits for events the transports must fail.
+foreach(planted "staged 0" "staged 1" "staged 2" "nccl 3")
+  string(REPLACE " " ";" arguments ${planted})
+  string(REPLACE " " "_" name cuda_host_device_comm_planted_${planted})
+  add_test(NAME ${name} COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/../comm/device_comm_planted.sh
+                                $<TARGET_FILE:test_device_comm_gpu> ${arguments})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 200
     LABELS "cuda_host;comm" ENVIRONMENT "${nccl_host_environment}")
 endforeach()
 
