@@ -136,7 +136,7 @@ bool place(int device, size_t extent, char **out) {
   return reuse(&memory, extent, out) || grow(device, extent, out);
 }
 
-// The n-th allocation of device memory fails when CUDA_HOST_FAIL_ALLOC is n.
+// The n-th allocation of device or pinned memory fails when CUDA_HOST_FAIL_ALLOC is n.
 bool is_planned_failure() {
   static const char *const text = getenv("CUDA_HOST_FAIL_ALLOC");
   static const long planned = text ? atol(text) : 0;
@@ -278,7 +278,7 @@ cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned) {
   size_t behind = CUDA_HOST_ASAN ? 0 : checked_gap;
   if (device_count() == 0)
     return note(cudaErrorNoDevice);
-  if (bytes > SIZE_MAX - behind ||
+  if (is_planned_failure() || bytes > SIZE_MAX - behind ||
       posix_memalign(&memory, granule, bytes + behind))
     return note(cudaErrorMemoryAllocation);
   memset(memory, new_byte, bytes + behind);
