@@ -65,6 +65,12 @@ set_target_properties(nccl_host PROPERTIES LINKER_LANGUAGE CXX
 target_link_libraries(nccl_host PRIVATE ${CMAKE_DL_LIBS})
 set(nccl_host_environment ${cuda_host_environment} TANDEM_NCCL_LIBRARY=$<TARGET_FILE:nccl_host>)
 
+# The pager on streams that run when they like, and without some of its waits for events.
+tandem_gpu_test(pager_gpu cuda_host/pager.c LIBS tandem_core)
+add_test(NAME cuda_host_pager_planted COMMAND test_pager_gpu planted)
+set_tests_properties(cuda_host_pager_planted PROPERTIES TIMEOUT 60 LABELS cuda_host
+  ENVIRONMENT "${cuda_host_environment}")
+
 tandem_gpu_test(device_comm_gpu comm/device_comm_gpu.c LIBS tandem_comm)
 add_dependencies(test_device_comm_gpu nccl_host)
 set_tests_properties(cuda_host_device_comm_gpu PROPERTIES ENVIRONMENT "${nccl_host_environment}")
@@ -102,4 +108,11 @@ foreach(case none library_missing library_other init_fails init_blocks never_arr
                    $<TARGET_FILE:device_comm_faulty> ${case})
   set_tests_properties(cuda_host_device_comm_fault_${case} PROPERTIES TIMEOUT 60
     LABELS "cuda_host;comm;faults" ENVIRONMENT "${nccl_host_environment}")
+endforeach()
+
+# The emulation against CUDA's documentation, and against planted faults.
+foreach(name primitives runtime faults)
+  set(source ${cuda_host}/selftest_${name}.cu)
+  set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+  tandem_test(cuda_host_${name} ${source} LIBS cuda_host_runtime LABELS cuda_host TIMEOUT 180)
 endforeach()

@@ -1,6 +1,7 @@
-// CUDA C++ for the host: what kernels are written with, as ordinary functions run by the emulation
-// (cuda_host.h). __CUDACC__ is not defined. There is no __shared__ and no __constant__ on purpose:
-// the backend's shared memory is dynamic.
+// CUDA C++ for the host: what kernels are written with, as ordinary functions
+// run by the emulation (cuda_host.h). __CUDACC__ is not defined. There is no
+// __shared__ and no __constant__ on purpose: the backend's shared memory is
+// dynamic.
 #ifndef CUDA_HOST_CUDA_RUNTIME_H
 #define CUDA_HOST_CUDA_RUNTIME_H
 
@@ -49,7 +50,7 @@ template <typename... P> struct cuda_host_arguments {
 
 template <typename T> void cuda_host_note_pointer(const void **pointers, int *n, const T &value) {
     if constexpr (std::is_pointer_v<T>)
-        pointers[(*n)++] = value;
+        pointers[(*n)++] = const_cast<const void *>(static_cast<const volatile void *>(value));
     else
         static_assert(std::is_trivially_copyable_v<T>, "kernel parameters travel as bytes");
 }

@@ -1,5 +1,5 @@
-// Fibers: a stack and a saved stack pointer each. Stacks have a guard page below, are reused, and
-// never given back.
+// Fibers: a stack and a saved stack pointer each. Stacks have a guard page
+// below, are reused, and never given back.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -13,7 +13,7 @@ constexpr size_t stack_bytes = 256 * 1024;
 #else
 constexpr size_t stack_bytes = 64 * 1024;
 #endif
-constexpr size_t guard_bytes = 4096;
+constexpr size_t guard_bytes = 64 * 1024; // no frame steps over it unseen
 
 struct fiber {
     void *stack_pointer;
@@ -31,8 +31,9 @@ static auto &all_stacks = *new std::vector<char *>();
 #if !defined(__x86_64__)
 #error "the emulation switches stacks on x86-64 only"
 #endif
-// Saves the registers that a call preserves, then the stack pointer, and goes on where `to` was
-// saved. An indirect jump, not ret: the processor's return stack belongs to the other stack.
+// Saves the registers that a call preserves, then the stack pointer, and goes
+// on where `to` was saved. An indirect jump, not ret: the processor's return
+// stack belongs to the other stack.
 extern "C" void cuda_host_switch_stack(void **save, void *to);
 asm(R"(
     .text
@@ -91,8 +92,8 @@ extern "C" [[noreturn]] void cuda_host_fiber_start() {
     __builtin_trap();
 }
 
-// Tops of stacks that are a power of two apart would share a few cache sets: each starts a
-// different number of lines lower.
+// Tops of stacks that are a power of two apart would share a few cache sets:
+// each starts a different number of lines lower.
 static fiber *new_fiber() {
     size_t bytes = guard_bytes + stack_bytes;
     void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,

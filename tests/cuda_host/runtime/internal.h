@@ -20,17 +20,16 @@
 #endif
 
 // Limits of compute capability 8.0.
-constexpr size_t default_shared_bytes = 48 * 1024,
-                 largest_shared_bytes = 163 * 1024;
+constexpr size_t default_shared_bytes = 48 * 1024, largest_shared_bytes = 163 * 1024;
 constexpr unsigned largest_block = 1024;
 
 // A launch whose configuration has been checked.
 struct kernel_run {
-  const void *kernel;
-  void (*call)(const void *kernel, const void *parameters);
-  const void *parameters;
-  dim3 grid, block;
-  size_t shared_bytes;
+    const void *kernel;
+    void (*call)(const void *kernel, const void *parameters);
+    const void *parameters;
+    dim3 grid, block;
+    size_t shared_bytes;
 };
 // Runs every block of the grid to its end.
 void run_kernel(const kernel_run &run);

@@ -23,11 +23,11 @@ using locked = std::lock_guard<std::recursive_mutex>;
 // `region`: in the addresses that belong to devices, allocated or not.
 enum memory_kind { memory_unknown, memory_device, memory_pinned };
 struct memory_range {
-  memory_kind kind;
-  int device;
-  const char *base;
-  size_t bytes;
-  bool region;
+    memory_kind kind;
+    int device;
+    const char *base;
+    size_t bytes;
+    bool region;
 };
 memory_range find_memory(const void *address);
 // Aborts when bytes right behind the allocation that `address` is in have been
@@ -44,19 +44,18 @@ void use_region(int device, size_t bytes);
 // Addresses and state of a device's memory, for the protection and its fault
 // handler.
 struct device_region {
-  char *base;
-  size_t reserved, used;
+    char *base;
+    size_t reserved, used;
 };
 extern device_region regions[largest_device_count];
 
 // Queues an operation: `poll` as for cuda_host_enqueue().
 struct operation_work {
-  int (*poll)(void *state);
-  void *state;
-  void (*release)(void *state);
+    int (*poll)(void *state);
+    void *state;
+    void (*release)(void *state);
 };
-cudaError_t enqueue(cudaStream_t stream, const char *name,
-                    const operation_work &work);
+cudaError_t enqueue(cudaStream_t stream, const char *name, const operation_work &work);
 // Runs all work of a device, or of every device (-1).
 void drain_device(int device, const char *why);
 // Runs all work of a stream.
