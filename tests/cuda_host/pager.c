@@ -1,4 +1,4 @@
-// The pager on a CUDA device whose streams run when they like: test_pager_gpu [planted]
+// The pager on a CUDA device whose streams run when they like: test_pager_streams_gpu [planted]
 //
 // Random sequences of what its callers may do, with caches that hold few pages. The work on a page
 // is queued copies that move everything in it on by one byte and add another, so that a page is the

@@ -66,8 +66,8 @@ target_link_libraries(nccl_host PRIVATE ${CMAKE_DL_LIBS})
 set(nccl_host_environment ${cuda_host_environment} TANDEM_NCCL_LIBRARY=$<TARGET_FILE:nccl_host>)
 
 # The pager on streams that run when they like, and without some of its waits for events.
-tandem_gpu_test(pager_gpu cuda_host/pager.c LIBS tandem_core)
-add_test(NAME cuda_host_pager_planted COMMAND test_pager_gpu planted)
+tandem_gpu_test(pager_streams_gpu cuda_host/pager.c LIBS tandem_core)
+add_test(NAME cuda_host_pager_planted COMMAND test_pager_streams_gpu planted)
 set_tests_properties(cuda_host_pager_planted PROPERTIES TIMEOUT 60 LABELS cuda_host
   ENVIRONMENT "${cuda_host_environment}")
 
@@ -116,3 +116,10 @@ foreach(name primitives runtime faults)
   set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
   tandem_test(cuda_host_${name} ${source} LIBS cuda_host_runtime LABELS cuda_host TIMEOUT 180)
 endforeach()
+
+tandem_script(cuda_host_quickstart 600 "cuda_host;slow" ${cuda_host}/quickstart.sh $<TARGET_FILE:tandem>
+              $<TARGET_FILE:quickstart_chats> $<TARGET_FILE:cuda_host_module> $<TARGET_FILE:nccl_host>
+              ${CMAKE_SOURCE_DIR})
+tandem_script(cuda_host_bad_gpu 600 cuda_host ${cuda_host}/bad_gpu.sh $<TARGET_FILE:tandem>
+              $<TARGET_FILE:cuda_host_module> $<TARGET_FILE:nccl_host> $<TARGET_FILE:fake_gpu_module>
+              ${CMAKE_SOURCE_DIR})
