@@ -7,3 +7,5 @@ function(tandem_list_gpu_tests)
   add_custom_target(gpu_tests DEPENDS ${targets})
 endfunction()
 cmake_language(DEFER CALL tandem_list_gpu_tests)
+
+tandem_gpu_test(pager_gpu gpu/pager_gpu.c LIBS tandem_kernels)
