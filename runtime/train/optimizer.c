@@ -111,7 +111,9 @@ static float clip_scale(const td_config *config, double norm) {
     return (float)fmin(1.0, config->max_grad_norm / (norm + 1e-6));
 }
 
-static td_status update_page(td_optimizer *optimizer, int64_t page, double norm,
+// `next`, if it is a page, is brought meanwhile: behind `page` on the copy stream, and not in its
+// place in the cache.
+static td_status update_page(td_optimizer *optimizer, int64_t page, int64_t next, double norm,
                              double learning_rate, int64_t update) {
     const td_config *config = optimizer->config;
     const td_op_context *context = &optimizer->context;
@@ -119,6 +121,8 @@ static td_status update_page(td_optimizer *optimizer, int64_t page, double norm,
     void *state;
     float *gradient;
     TD_TRY(td_pager_acquire(optimizer->pager, page, context->stream, &state));
+    if (next >= 0 && next < optimizer->parameters->map.n_pages)
+        TD_TRY(td_pager_prefetch(optimizer->pager, next));
     TD_TRY(page_gradient(optimizer, page, &gradient, NULL));
     td_adamw_args args = {
         .n_elements = span.count,
@@ -145,10 +149,12 @@ td_status td_optimizer_update(td_optimizer *optimizer, double norm, double learn
     const td_comm *comm = optimizer->device_comm->comm;
     int rank = td_comm_rank(comm), size = td_comm_size(comm);
     td_progress_phase(TD_PHASE_UPDATE);
-    for (int64_t page = rank; page < map->n_pages; page += size) {
-        if (page + size < map->n_pages)
-            TD_TRY(td_pager_prefetch(optimizer->pager, page + size));
-        TD_TRY(update_page(optimizer, page, norm, learning_rate, update));
+    // Back and forth: the pages that an update ends with are still in the cache when the next
+    // begins.
+    int64_t owned = td_page_map_owned_count(map, rank), step = update % 2 ? size : -size;
+    int64_t page = update % 2 ? rank : rank + (owned - 1) * size;
+    for (int64_t i = 0; i < owned; i++, page += step) {
+        TD_TRY(update_page(optimizer, page, page + step, norm, learning_rate, update));
         td_progress_tick();
     }
     return TD_OK;

@@ -71,6 +71,9 @@ add_test(NAME cuda_host_pager_planted COMMAND test_pager_streams_gpu planted)
 set_tests_properties(cuda_host_pager_planted PROPERTIES TIMEOUT 60 LABELS cuda_host
   ENVIRONMENT "${cuda_host_environment}")
 
+# Updates of paged optimizer state have the bits of the CPU's.
+tandem_gpu_test(optimizer_gpu cuda_host/optimizer.c LIBS tandem_train)
+
 tandem_gpu_test(device_comm_gpu comm/device_comm_gpu.c LIBS tandem_comm)
 add_dependencies(test_device_comm_gpu nccl_host)
 set_tests_properties(cuda_host_device_comm_gpu PROPERTIES ENVIRONMENT "${nccl_host_environment}")
