@@ -20,8 +20,8 @@
 #include "runtime/core/progress.h"
 
 typedef struct nccl_operation {
-    void *buffer; // device memory
-    size_t count; // of `type`
+    void *buffer;        // device memory
+    size_t count, bytes; // items of `type`
     ncclDataType_t type;
     int is_reduction;
     int root;
@@ -332,12 +332,12 @@ static td_status nccl_progress(td_device_comm *base) {
     }
 }
 
-static td_status start(nccl_comm *self, nccl_operation operation, size_t bytes, td_stream *stream,
+static td_status start(nccl_comm *self, nccl_operation operation, td_stream *stream,
                        td_request *out) {
     uint64_t sequence = self->n_started;
     nccl_operation *place = operation_at(self, sequence);
-    TD_TRY(td_device_check_start(&self->options, sequence - self->n_waited, bytes, operation.root,
-                                 operation.what));
+    TD_TRY(td_device_check_start(&self->options, sequence - self->n_waited, operation.bytes,
+                                 operation.root, operation.what));
     operation.ready = place->ready;
     operation.done = place->done;
     *place = operation;
@@ -353,19 +353,26 @@ static td_status nccl_reduce_start(td_device_comm *self, void *values, size_t co
     nccl_operation operation = {
         .buffer = values,
         .count = count,
+        .bytes = count * td_collective_type_bytes(type),
         .type = type == TD_COLLECTIVE_I64 ? ncclInt64 : ncclFloat32,
         .is_reduction = 1,
         .root = root,
         .what = what,
     };
-    return start((nccl_comm *)self, operation, count * td_collective_type_bytes(type), stream, out);
+    return start((nccl_comm *)self, operation, stream, out);
 }
 
 static td_status nccl_broadcast_start(td_device_comm *self, void *buffer, size_t bytes, int root,
                                       td_stream *stream, const char *what, td_request *out) {
     nccl_operation operation = {
-        .buffer = buffer, .count = bytes, .type = ncclUint8, .root = root, .what = what};
-    return start((nccl_comm *)self, operation, bytes, stream, out);
+        .buffer = buffer,
+        .count = bytes,
+        .bytes = bytes,
+        .type = ncclUint8,
+        .root = root,
+        .what = what,
+    };
+    return start((nccl_comm *)self, operation, stream, out);
 }
 
 // This rank's own work comes first: while its GPU computes it is alive, and the deadline is its
@@ -416,7 +423,7 @@ static td_status nccl_wait(td_device_comm *base, td_request sequence, td_stream 
         return td_fail(TD_ERR_INTERNAL, "wait for device collective %llu, which is not in flight",
                        (unsigned long long)sequence + 1);
     TD_TRY(await_ready(self, sequence));
-    TD_TRY(td_comm_enter(base->comm, operation->count, operation->root, operation->what, &request));
+    TD_TRY(td_comm_enter(base->comm, operation->bytes, operation->root, operation->what, &request));
     TD_TRY(await_done(self, sequence));
     TD_TRY(td_comm_leave(base->comm, request));
     operation->is_waited = 1;

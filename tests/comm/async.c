@@ -141,6 +141,48 @@ static void start_does_not_wait_for_other_ranks(void) {
         CHECK(seconds_now() - begin > 0.4);
 }
 
+// Rank 0 comes late: the others look in vain first, and find it done in the end.
+static void a_test_returns_at_once(void) {
+    int64_t value = value_of(rank, 3);
+    td_request request;
+    int done = 0, n_looks = 0;
+    REQUIRE(td_comm_barrier(comm, "before") == TD_OK);
+    if (rank == 0 && size > 1)
+        nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
+    REQUIRE(td_comm_broadcast_start(comm, &value, sizeof value, 0, "late", &request) == TD_OK);
+    double start = seconds_now();
+    REQUIRE(td_comm_test(comm, request, &done) == TD_OK);
+    CHECK(seconds_now() - start < 0.1);
+    for (; !done; n_looks++) {
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        REQUIRE(td_comm_test(comm, request, &done) == TD_OK);
+    }
+    if (rank > 0)
+        CHECK(n_looks > 0);
+    REQUIRE(td_comm_wait(comm, request) == TD_OK);
+    CHECK_INT(value, value_of(0, 3));
+}
+
+// More than the queue has room for at first, among operations that are still under way.
+static void waits_elsewhere_keep_the_order(void) {
+    td_comm_counters before = td_comm_read_counters(comm);
+    int wrong = 0;
+    start_many();
+    for (int i = 0; i < N_REQUESTS; i++) {
+        td_request elsewhere;
+        REQUIRE(td_comm_enter(comm, 8, 0, "elsewhere", &elsewhere) == TD_OK);
+        if (i == 0)
+            nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+        REQUIRE(td_comm_leave(comm, elsewhere) == TD_OK);
+        REQUIRE(td_comm_wait(comm, requests[i]) == TD_OK);
+        wrong += wrong_values(i);
+    }
+    CHECK_INT(wrong, 0);
+    td_comm_counters after = td_comm_read_counters(comm);
+    CHECK_INT(after.collectives - before.collectives, 2 * N_REQUESTS);
+    CHECK(after.wait_seconds - before.wait_seconds >= 0.05);
+}
+
 static void unknown_requests_are_refused(void) {
     td_request request;
     int64_t value = 1;
@@ -148,6 +190,9 @@ static void unknown_requests_are_refused(void) {
     REQUIRE(td_comm_wait(comm, request) == TD_OK);
     CHECK_INT(td_comm_wait(comm, request + 100), TD_ERR_INTERNAL);
     CHECK(strstr(td_error_message(), "request"));
+    td_error_clear();
+    int done;
+    CHECK_INT(td_comm_test(comm, request + 100, &done), TD_ERR_INTERNAL);
     td_error_clear();
     CHECK_INT(td_comm_reduce_i64_start(comm, &value, 1, size, "one", &request), TD_ERR_INTERNAL);
     td_error_clear();
@@ -163,6 +208,8 @@ int main(void) {
     TEST(long_sum_is_exact);
     TEST(fp32_sums_of_integers_are_exact);
     TEST(start_does_not_wait_for_other_ranks);
+    TEST(a_test_returns_at_once);
+    TEST(waits_elsewhere_keep_the_order);
     TEST(unknown_requests_are_refused);
     REQUIRE(td_comm_finish(comm) == TD_OK);
     return test_report();

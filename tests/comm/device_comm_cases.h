@@ -10,7 +10,7 @@
 
 #include <time.h>
 
-#include "comm/device_comm.h"
+#include "comm/buckets.h"
 #include "runtime/core/rng.h"
 
 enum { N_OPERATIONS = 24, LARGEST = 5000, IN_FLIGHT = N_OPERATIONS };
@@ -229,6 +229,58 @@ static void slow_ranks_are_waited_for(void) {
     transport->destroy(device_comm);
 }
 
+enum { BUCKET_ELEMENTS = 10 * 64 + 17, BUCKET_PAGE = 64 };
+
+// Backward passes of two steps, all of them queued and none waited for: a layer's values are on
+// their way to the device when its buckets are started.
+static void queue_step(td_buckets *buckets, int64_t *values, const int64_t *given) {
+    td_buckets_reset(buckets);
+    for (int64_t end = BUCKET_ELEMENTS; end > 0;) {
+        int64_t begin = end > 90 ? end - 90 : 0;
+        queue_copy(values + begin, given + begin, (size_t)(end - begin));
+        REQUIRE(td_buckets_advance(buckets, begin, stream) == TD_OK);
+        end = begin;
+    }
+    REQUIRE(td_buckets_wait(buckets, stream) == TD_OK);
+}
+
+static int wrong_sums(const td_page_map *map, const int64_t *sums, uint32_t step) {
+    int wrong = 0;
+    for (int64_t i = 0; i < BUCKET_ELEMENTS; i++) {
+        uint64_t sum = 0;
+        for (int from = 0; from < size; from++)
+            sum += (uint64_t)value_of(from, step, (size_t)i);
+        wrong += td_page_map_owner(map, i / BUCKET_PAGE) == rank && sums[i] != (int64_t)sum;
+    }
+    return wrong;
+}
+
+static void buckets_follow_the_stream(void) {
+    enum { BYTES = BUCKET_ELEMENTS * sizeof(int64_t) };
+    td_page_map map;
+    td_buckets *buckets;
+    td_device_comm *device_comm = make(BUCKET_PAGE * sizeof(int64_t), BUCKET_ELEMENTS / 64 + 1);
+    int64_t *values = alloc_device(BYTES), *given = alloc_pinned(2 * BYTES);
+    int64_t *sums = alloc_pinned(2 * BYTES);
+    REQUIRE(td_page_map_init(&map, BUCKET_ELEMENTS, BUCKET_PAGE, size) == TD_OK);
+    REQUIRE(td_buckets_create(device_comm, &map, TD_COLLECTIVE_I64, values, 3, &buckets) == TD_OK);
+    for (uint32_t step = 0; step < 2; step++)
+        for (size_t i = 0; i < BUCKET_ELEMENTS; i++)
+            given[step * BUCKET_ELEMENTS + i] = value_of(rank, step, i);
+    for (uint32_t step = 0; step < 2; step++) {
+        queue_step(buckets, values, given + step * BUCKET_ELEMENTS);
+        queue_copy(sums + step * BUCKET_ELEMENTS, values, BUCKET_ELEMENTS);
+    }
+    REQUIRE(device->table->stream_synchronize(stream) == TD_OK);
+    CHECK_INT(wrong_sums(&map, sums, 0), 0);
+    CHECK_INT(wrong_sums(&map, sums + BUCKET_ELEMENTS, 1), 0);
+    td_buckets_destroy(buckets);
+    device->table->free_pinned(device, sums);
+    device->table->free_pinned(device, given);
+    device->table->free(device, values);
+    transport->destroy(device_comm);
+}
+
 // Small integers: every order of the sum gives the same.
 static void floats_are_summed(void) {
     enum { COUNT = 3001 };
@@ -303,6 +355,7 @@ static void run_cases(void) {
     TEST(receivers_read_the_old_values_first);
     TEST(places_are_used_again);
     TEST(slow_ranks_are_waited_for);
+    TEST(buckets_follow_the_stream);
     TEST(floats_are_summed);
     TEST(a_communicator_without_operations_is_fine);
     TEST(roots_that_do_not_exist_are_refused);
