@@ -29,15 +29,20 @@ struct stored {
     void *bytes;
 };
 
-struct emulated_thread {
-    fiber *on;
-    uint3 index;
-    thread_state state;
-    cuda_host_site site; // where it waits
-    unsigned mask;       // of the warp collective it waits in
+// Where and for what a thread waits; on its own stack.
+struct waiting_at {
+    cuda_host_site site;
+    unsigned mask; // of the warp collective
     void *lane;
     cuda_host_warp_step step;
-    std::vector<stored> storage;
+};
+
+struct emulated_thread {
+    fiber *on;
+    const waiting_at *wait;
+    uint3 index;
+    thread_state state;
+    std::vector<stored> *storage; // NULL when it has none
 };
 
 struct emulated_warp {
@@ -49,6 +54,7 @@ struct emulated_block {
     unsigned n_threads, n_ready, n_exited, n_at_barrier;
     unsigned window; // the next thread is one of the last this many that became ready
     unsigned n_true; // of the barrier's predicates
+    emulated_thread *first_at_barrier;
     unsigned result_true, result_arrived;
     emulated_thread *current;
     fiber *main;
@@ -149,16 +155,17 @@ int print_block(char *out, size_t bytes) {
     print_block(where, sizeof where);
     print_thread(who, sizeof who, thread);
     block.current = nullptr; // named in the line already
-    cuda_host_fail("%s %s: %s at %s:%d: %s", where, who, thread->site.primitive, thread->site.file,
-                   thread->site.line, why);
+    const cuda_host_site &site = thread->wait->site;
+    cuda_host_fail("%s %s: %s at %s:%d: %s", where, who, site.primitive, site.file, site.line, why);
 }
 
 [[noreturn]] void report_two(const emulated_thread *waiting, const emulated_thread *other,
                              const char *what) {
     char why[512], who[64];
     print_thread(who, sizeof who, other);
-    snprintf(why, sizeof why, "%s is in %s with mask 0x%08x at %s:%d: %s", who,
-             other->site.primitive, other->mask, other->site.file, other->site.line, what);
+    const cuda_host_site &site = other->wait->site;
+    snprintf(why, sizeof why, "%s is in %s with mask 0x%08x at %s:%d: %s", who, site.primitive,
+             other->wait->mask, site.file, site.line, what);
     report_wait(waiting, why);
 }
 
@@ -169,7 +176,8 @@ emulated_thread *lane_of(const emulated_thread *thread, unsigned lane) {
 [[noreturn]] void report_missing(const emulated_thread *thread, unsigned missing) {
     emulated_warp &warp = block.warps[index_of(thread) / 32];
     char why[160];
-    snprintf(why, sizeof why, "mask 0x%08x: lanes 0x%08x never arrive%s", thread->mask, missing,
+    snprintf(why, sizeof why, "mask 0x%08x: lanes 0x%08x never arrive%s", thread->wait->mask,
+             missing,
              missing & warp.exited ? " (they have returned, or the block has no such thread)"
                                    : " (they wait elsewhere)");
     report_wait(thread, why);
@@ -181,7 +189,7 @@ void report_deadlock() {
         if (block.threads[i].state == in_warp)
             waiting = &block.threads[i];
     if (waiting)
-        report_missing(waiting, waiting->mask & ~block.warps[index_of(waiting) / 32].waiting);
+        report_missing(waiting, waiting->wait->mask & ~block.warps[index_of(waiting) / 32].waiting);
     cuda_host_fail("threads of a block wait for ever");
 }
 
@@ -190,24 +198,24 @@ void check_no_lane_waits(emulated_thread *gone) {
     emulated_warp &warp = block.warps[index_of(gone) / 32];
     for (unsigned rest = warp.waiting; rest; rest &= rest - 1) {
         emulated_thread *other = lane_of(gone, static_cast<unsigned>(__builtin_ctz(rest)));
-        if (other->mask >> lane & 1)
+        if (other->wait->mask >> lane & 1)
             report_missing(other, 1u << lane);
     }
 }
 
 void drop_storage(emulated_thread *thread) {
-    while (!thread->storage.empty()) {
-        stored last = thread->storage.back();
-        if (last.kind->finish)
-            last.kind->finish(last.bytes);
-        thread->storage.pop_back();
-        delete[] static_cast<char *>(last.bytes);
+    for (auto each = thread->storage->rbegin(); each != thread->storage->rend(); ++each) {
+        if (each->kind->finish)
+            each->kind->finish(each->bytes);
+        delete[] static_cast<char *>(each->bytes);
     }
+    delete thread->storage;
+    thread->storage = nullptr;
 }
 
 void finish_thread() {
     emulated_thread *self = block.current;
-    if (!self->storage.empty())
+    if (self->storage)
         drop_storage(self);
     self->state = exited;
     self->on = nullptr;
@@ -350,18 +358,15 @@ static emulated_thread *require_thread(cuda_host_site site) {
 
 int cuda_host_block_barrier(cuda_host_site site, int predicate, bool *all) {
     emulated_thread *self = require_thread(site);
-    self->site = site;
-    self->mask = ~0u;
-    if (block.n_at_barrier)
-        for (unsigned i = 0; i < block.n_threads; i++)
-            if (block.threads[i].state == at_barrier) {
-                if (!same_site(block.threads[i].site, site))
-                    report_two(self, &block.threads[i], "threads of a block at different barriers");
-                break;
-            }
+    waiting_at wait = {site, ~0u, nullptr, nullptr};
+    self->wait = &wait;
     self->state = at_barrier;
+    if (block.n_at_barrier++ == 0)
+        block.first_at_barrier = self;
+    else if (!same_site(block.first_at_barrier->wait->site, site))
+        report_two(self, block.first_at_barrier, "threads of a block at different barriers");
     block.n_true += predicate != 0;
-    if (++block.n_at_barrier + block.n_exited == block.n_threads)
+    if (block.n_at_barrier + block.n_exited == block.n_threads)
         release_barrier();
     give_way();
     *all = block.result_true == block.result_arrived;
@@ -380,27 +385,26 @@ unsigned cuda_host_lane() {
     return index_of(block.current) & 31;
 }
 
-static void check_agreement(const emulated_thread *self, unsigned others) {
-    for (unsigned rest = others; rest; rest &= rest - 1) {
-        emulated_thread *other = lane_of(self, static_cast<unsigned>(__builtin_ctz(rest)));
-        if (!same_site(other->site, self->site) || other->step != self->step)
-            report_two(self, other, "lanes of one mask in different calls");
-        if (other->mask != self->mask)
-            report_two(self, other, "lanes of one collective disagree about the mask");
-    }
+inline static void check_agreement(const emulated_thread *self, const emulated_thread *other) {
+    if (!same_site(other->wait->site, self->wait->site) || other->wait->step != self->wait->step)
+        report_two(self, other, "lanes of one mask in different calls");
+    if (other->wait->mask != self->wait->mask)
+        report_two(self, other, "lanes of one collective disagree about the mask");
 }
 
-static void finish_collective(emulated_thread *self, emulated_warp *warp) {
-    unsigned mask = self->mask;
+__attribute__((noinline)) static void finish_collective(emulated_thread *self,
+                                                        emulated_warp *warp) {
+    unsigned mask = self->wait->mask;
     void *lanes[32] = {};
     uint16_t order[32];
     unsigned n = 0, base = index_of(self) & ~31u;
     for (unsigned rest = mask; rest; rest &= rest - 1) {
         unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
-        lanes[lane] = block.threads[base + lane].lane;
+        check_agreement(self, &block.threads[base + lane]);
+        lanes[lane] = block.threads[base + lane].wait->lane;
         order[n++] = static_cast<uint16_t>(base + lane);
     }
-    self->step(lanes, mask);
+    self->wait->step(lanes, mask);
     warp->waiting &= ~mask;
     if (block.window < 32)
         shuffle(order, n);
@@ -412,23 +416,19 @@ void cuda_host_warp_collective(cuda_host_site site, unsigned mask, void *lane,
                                cuda_host_warp_step step) {
     emulated_thread *self = require_thread(site);
     emulated_warp *warp = &block.warps[index_of(self) / 32];
-    unsigned bit = 1u << (index_of(self) & 31);
-    self->site = site;
-    self->mask = mask;
-    self->lane = lane;
-    self->step = step;
+    unsigned bit = 1u << (index_of(self) & 31), others = warp->waiting & mask;
+    waiting_at wait = {site, mask, lane, step};
+    self->wait = &wait;
     if (!(mask & bit))
         report_wait(self, "the calling lane is not in its own mask");
     if (mask & warp->exited)
         report_missing(self, mask & warp->exited);
-    if (warp->waiting & mask)
-        check_agreement(self, 1u << __builtin_ctz(warp->waiting & mask));
+    if (others)
+        check_agreement(self, lane_of(self, static_cast<unsigned>(__builtin_ctz(others))));
     self->state = in_warp;
     warp->waiting |= bit;
-    if ((warp->waiting & mask) == mask) {
-        check_agreement(self, mask & ~bit);
+    if ((warp->waiting & mask) == mask)
         finish_collective(self, warp);
-    }
     give_way();
 }
 
@@ -441,9 +441,11 @@ void cuda_host_yield() {
 
 void *cuda_host_thread_storage(const cuda_host_storage_kind *kind) {
     emulated_thread *self = require_thread({"thread storage", kind->name, 0});
-    for (const stored &each : self->storage)
+    if (!self->storage)
+        self->storage = new std::vector<stored>();
+    for (const stored &each : *self->storage)
         if (each.kind == kind)
             return each.bytes;
-    self->storage.push_back({kind, new char[kind->bytes]()});
-    return self->storage.back().bytes;
+    self->storage->push_back({kind, new char[kind->bytes]()});
+    return self->storage->back().bytes;
 }

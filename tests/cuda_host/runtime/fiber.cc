@@ -15,13 +15,6 @@ constexpr size_t stack_bytes = 64 * 1024;
 #endif
 constexpr size_t guard_bytes = 64 * 1024; // no frame steps over it unseen
 
-struct fiber {
-    void *stack_pointer;
-    char *stack; // lowest usable address
-    size_t bytes;
-    void *fake_stack; // AddressSanitizer's
-};
-
 static fiber main_fiber;
 fiber *running_fiber = &main_fiber;
 // Never destroyed: streams may still run while static objects go.
@@ -31,39 +24,35 @@ static auto &all_stacks = *new std::vector<char *>();
 #if !defined(__x86_64__)
 #error "the emulation switches stacks on x86-64 only"
 #endif
-// Saves the registers that a call preserves, then the stack pointer, and goes
-// on where `to` was saved. An indirect jump, not ret: the processor's return
-// stack belongs to the other stack.
-extern "C" void cuda_host_switch_stack(void **save, void *to);
+// Saves the registers that a call preserves, then the stack pointer, and returns to where `to` was
+// saved. All fibers switch at the same place, most from the same callers, so the processor predicts
+// the returns well.
 asm(R"(
     .text
     .p2align 4
     .globl cuda_host_switch_stack
     .type cuda_host_switch_stack, @function
 cuda_host_switch_stack:
-    popq %rdx
     pushq %rbp
     pushq %rbx
     pushq %r12
     pushq %r13
     pushq %r14
     pushq %r15
-    pushq %rdx
     movq %rsp, (%rdi)
     movq %rsi, %rsp
-    popq %rdx
     popq %r15
     popq %r14
     popq %r13
     popq %r12
     popq %rbx
     popq %rbp
-    jmp *%rdx
+    ret
     .size cuda_host_switch_stack, . - cuda_host_switch_stack
 )");
 
-static void finish_switch() {
 #if CUDA_HOST_ASAN
+static void finish_switch() {
     const void *from;
     size_t bytes;
     __sanitizer_finish_switch_fiber(running_fiber->fake_stack, &from, &bytes);
@@ -71,20 +60,21 @@ static void finish_switch() {
         main_fiber.stack = static_cast<char *>(const_cast<void *>(from));
         main_fiber.bytes = bytes;
     }
-#endif
 }
 
 void switch_to(fiber *next) {
     fiber *self = running_fiber;
     running_fiber = next;
-#if CUDA_HOST_ASAN
     if (self == &main_fiber)
         main_fiber.stack = nullptr; // whichever OS thread this is
     __sanitizer_start_switch_fiber(&self->fake_stack, next->stack, next->bytes);
-#endif
     cuda_host_switch_stack(&self->stack_pointer, next->stack_pointer);
     finish_switch();
 }
+#else
+static void finish_switch() {
+}
+#endif
 
 extern "C" [[noreturn]] void cuda_host_fiber_start() {
     finish_switch();
@@ -106,9 +96,9 @@ static fiber *new_fiber() {
     size_t colour = all_stacks.size() * 5 % 32 * 64;
     all_stacks.push_back(static_cast<char *>(memory));
     auto **top = reinterpret_cast<void **>(made->stack + stack_bytes - colour);
-    // As if called: the slot of the return address, then what the switch pops.
+    // As if called from nowhere: the slot of that return address, then what the switch pops.
+    top[-2] = reinterpret_cast<void *>(cuda_host_fiber_start);
     made->stack_pointer = top - 8;
-    top[-8] = reinterpret_cast<void *>(cuda_host_fiber_start);
     return made;
 }
 

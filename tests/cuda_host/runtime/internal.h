@@ -37,12 +37,26 @@ void run_kernel(const kernel_run &run);
 void describe_position(char *out, size_t bytes);
 
 // Fibers: stacks on which the threads of a block run.
-struct fiber;
+struct fiber {
+    void *stack_pointer;
+    char *stack; // lowest usable address
+    size_t bytes;
+    void *fake_stack; // AddressSanitizer's
+};
 extern fiber *running_fiber; // the OS thread's own stack is one too
-fiber *take_fiber();         // runs worker() at its first switch
+fiber *take_fiber();         // runs fiber_worker() at its first switch
 void return_fiber(fiber *idle);
-void switch_to(fiber *next);
 void fiber_worker(); // defined by the user of the fibers; never returns
+extern "C" void cuda_host_switch_stack(void **save, void *to);
+#if CUDA_HOST_ASAN
+void switch_to(fiber *next);
+#else
+inline void switch_to(fiber *next) {
+    fiber *self = running_fiber;
+    running_fiber = next;
+    cuda_host_switch_stack(&self->stack_pointer, next->stack_pointer);
+}
+#endif
 // Whether the address is in the guard below a fiber's stack.
 bool is_stack_guard(const void *address);
 
