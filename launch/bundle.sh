@@ -176,8 +176,9 @@ describe() {
     [ -z "$(git --no-optional-locks status --porcelain --untracked-files=no 2>/dev/null)" ] || commit+="-modified"
     echo "version $version"
     echo "commit $commit"
-    sed -nE -e 's/^CMAKE_BUILD_TYPE:[A-Z]+=/build_type /p' \
-        -e 's/^TANDEM_CUDA_ARCHITECTURES:[A-Z]+=/cuda_architectures /p' "$build/CMakeCache.txt"
+    sed -nE 's/^CMAKE_BUILD_TYPE:[A-Z]+=/build_type /p' "$build/CMakeCache.txt"
+    [ ! -e "$root/lib/tandem" ] ||
+        sed -nE 's/^TANDEM_CUDA_ARCHITECTURES:[A-Z]+=/cuda_architectures /p' "$build/CMakeCache.txt"
     echo "glibc $(newest_glibc)"
     if [ -s "$out/packages" ]; then
         xargs dpkg-query -W -f 'package ${Package} ${Version}\n' <"$out/packages" | sort -u
@@ -234,10 +235,12 @@ pack "$name-linux-x86_64" share/tandem/MANIFEST files
 if [ -n "$with_tests" ]; then
     list_files | LC_ALL=C sort >"$out/before"
     mkdir -p "$root/tests/fixtures"
-    cp -R tests/gpu tests/gpu_check.sh "$root/tests/"
+    mkdir -p "$root/tests/gpu"
+    cp tests/gpu_check.sh "$root/tests/"
+    cp tests/gpu/*.sh "$root/tests/gpu/"
     cp -R tests/fixtures/train100 tests/fixtures/ops "$root/tests/fixtures/"
-    for program in "$build"/tests/test_*gpu*; do
-        [ -x "$program" ] || die "$build/tests has no test programs for GPUs"
+    for program in "$build"/tests/test_*_gpu; do
+        [ -x "$program" ] || die "$build/tests has no programs for GPUs; build the target gpu_tests first"
         install_program "$program" "$(basename "$program")"
     done
     check_closed

@@ -9,3 +9,8 @@ endfunction()
 cmake_language(DEFER CALL tandem_list_gpu_tests)
 
 tandem_gpu_test(pager_gpu gpu/pager_gpu.c LIBS tandem_kernels)
+
+add_test(NAME cuda_host_gpu_check
+         COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/gpu_check_test.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+set_tests_properties(cuda_host_gpu_check PROPERTIES TIMEOUT 300 LABELS "cuda_host;slow"
+  ENVIRONMENT "${nccl_host_environment};ASAN_OPTIONS=detect_leaks=0")
