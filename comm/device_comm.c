@@ -1,8 +1,11 @@
 #include "comm/device_comm_internal.h"
 
+#include <sched.h>
 #include <stdio.h>
 
-// Kernels and copies take tens of microseconds and more; a wait of seconds need not look so often.
+// Looks at once for as long as a short copy takes, then ever more rarely: what has taken long may
+// take a little longer.
+static const double spin_seconds = 50e-6;
 static const double shortest_sleep_seconds = 20e-6, longest_sleep_seconds = 1e-3;
 // Ordinary scheduling never holds a look for this long: the process was stopped.
 static const double stopped_seconds = 1.0;
@@ -16,13 +19,20 @@ void td_device_poll_moved(td_device_poll *poll) {
     poll->waited = 0;
 }
 
-int td_device_poll_rest(td_device_poll *poll, double deadline) {
-    double seconds = poll->waited / 16;
+static void rest_after(double waited) {
+    double seconds = waited / 16;
     if (seconds < shortest_sleep_seconds)
         seconds = shortest_sleep_seconds;
     if (seconds > longest_sleep_seconds)
         seconds = longest_sleep_seconds;
-    nanosleep(&(struct timespec){.tv_nsec = (long)(seconds * 1e9)}, NULL);
+    if (waited < spin_seconds)
+        sched_yield();
+    else
+        nanosleep(&(struct timespec){.tv_nsec = (long)(seconds * 1e9)}, NULL);
+}
+
+int td_device_poll_rest(td_device_poll *poll, double deadline) {
+    rest_after(poll->waited);
     double now = td_monotonic_seconds();
     if (now - poll->last < stopped_seconds)
         poll->waited += now - poll->last;
