@@ -19,6 +19,14 @@ struct exponentials {
     double sum;
 };
 
+// One row of logits in the quads of the whole matrix: with any vocabulary all but the first and the
+// last one are moved 16 bytes at a time. Neighbours in those two belong to other blocks.
+struct row_view {
+    float *x;           // the start of the first quad
+    int64_t begin, end; // of the row, from there
+    bool aligned;
+};
+
 struct row_shared {
     double sum[TD_CUDA_MOST_WARPS];
     float largest[TD_CUDA_MOST_WARPS];
@@ -42,11 +50,38 @@ __device__ __forceinline__ void add_quad(exponentials *total, const td_quad<floa
     total->sum += static_cast<double>((e[0] + e[1]) + (e[2] + e[3]));
 }
 
-// This thread's share of the row x, the target left out.
-__device__ exponentials thread_others(const float *x, int64_t n, int64_t target, bool aligned) {
+__device__ row_view view_of(const td_cross_entropy_args &args) {
+    int64_t flat = static_cast<int64_t>(blockIdx.x) * args.n_vocabulary, begin = flat % 4;
+    return {args.logits + flat - begin, begin, begin + args.n_vocabulary,
+            td_is_quad_aligned(args.logits)};
+}
+
+// -infinity beside the row: as logits they weigh nothing.
+__device__ __forceinline__ td_quad<float> row_load(const row_view &row, int64_t i) {
+    if (i >= row.begin)
+        return td_quad_load(row.x, i, row.end, row.aligned, -INFINITY);
+    td_quad<float> quad;
+    for (int k = 0; k < 4; k++)
+        quad.x[k] = i + k >= row.begin && i + k < row.end ? row.x[i + k] : -INFINITY;
+    return quad;
+}
+
+__device__ __forceinline__ void row_store(const row_view &row, int64_t i,
+                                          const td_quad<float> &quad) {
+    if (i >= row.begin) {
+        td_quad_store(row.x, i, row.end, row.aligned, quad);
+        return;
+    }
+    for (int k = 0; k < 4; k++)
+        if (i + k >= row.begin && i + k < row.end)
+            row.x[i + k] = quad.x[k];
+}
+
+// This thread's share of the row, the target (from the first quad) left out.
+__device__ exponentials thread_others(const row_view &row, int64_t target) {
     exponentials total = {-INFINITY, 0.0};
-    for (int64_t i = 4 * threadIdx.x; i < n; i += 4 * blockDim.x) {
-        td_quad<float> quad = td_quad_load(x, i, n, aligned, -INFINITY);
+    for (int64_t i = 4 * threadIdx.x; i < row.end; i += 4 * blockDim.x) {
+        td_quad<float> quad = row_load(row, i);
         for (int k = 0; k < 4; k++)
             quad.x[k] = i + k == target ? -INFINITY : quad.x[k];
         add_quad(&total, quad);
@@ -72,25 +107,26 @@ __device__ void row_finish(const td_cross_entropy_args &args, double others, flo
     shared->target_gradient = static_cast<float>(-others / total * scale);
 }
 
-__device__ void write_gradient(float *x, int64_t n, int64_t target, bool aligned, float largest,
+__device__ void write_gradient(const row_view &row, int64_t target, float largest,
                                const row_shared *shared) {
     float factor = shared->factor, target_gradient = shared->target_gradient;
-    for (int64_t i = 4 * threadIdx.x; i < n; i += 4 * blockDim.x) {
-        td_quad<float> quad = td_quad_load(x, i, n, aligned);
+    for (int64_t i = 4 * threadIdx.x; i < row.end; i += 4 * blockDim.x) {
+        td_quad<float> quad = row_load(row, i);
         for (int k = 0; k < 4; k++)
             quad.x[k] = i + k == target ? target_gradient : expf(quad.x[k] - largest) * factor;
-        td_quad_store(x, i, n, aligned, quad);
+        row_store(row, i, quad);
     }
 }
 
 // A target that is no class reads nothing and makes the row NaN, which the step counts as a fault.
 __global__ void __launch_bounds__(MOST_THREADS) cross_entropy_kernel(td_cross_entropy_args args) {
     row_shared *shared = td_cuda_shared<row_shared>();
-    int64_t n = args.n_vocabulary, target = args.targets[blockIdx.x];
-    float *x = args.logits + blockIdx.x * n;
-    bool aligned = td_is_quad_aligned(x);
-    float logit = target >= 0 && target < n ? x[target] : NAN;
-    exponentials mine = thread_others(x, n, target, aligned);
+    row_view row = view_of(args);
+    int64_t target = args.targets[blockIdx.x];
+    bool is_class = target >= 0 && target < args.n_vocabulary;
+    target = is_class ? target + row.begin : -1;
+    float logit = is_class ? row.x[target] : NAN;
+    exponentials mine = thread_others(row, target);
     float largest = fmaxf(td_block_max(mine.largest, shared->largest), logit);
     mine.sum *= static_cast<double>(expf(mine.largest - largest));
     double others = td_block_sum(mine.sum, shared->sum);
@@ -99,7 +135,7 @@ __global__ void __launch_bounds__(MOST_THREADS) cross_entropy_kernel(td_cross_en
     if (!args.gradient)
         return;
     __syncthreads();
-    write_gradient(x, n, target, aligned, largest, shared);
+    write_gradient(row, target, largest, shared);
 }
 
 unsigned threads_for(int64_t n_vocabulary) {

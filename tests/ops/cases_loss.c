@@ -64,6 +64,8 @@ static const loss_case LOSS_CASES[] = {
     {"plain", 7, 1000, 5.0, 0.0, 0.0, 0, 0},
     {"one class", 3, 1, 5.0, 0.0, 0.0, 0, 0},
     {"less than a vector", 5, 13, 2.0, 0.0, 0.0, 0, 0},
+    {"shorter than a quad", 23, 3, 2.0, 0.0, 0.0, 0, 0},
+    {"two more than quads", 7, 4106, 5.0, 0.0, 0.0, 0, 0},
     {"odd", 4, 2049, 5.0, 0.0, 0.0, 0, 0},
     {"long", 2, 49152, 8.0, 0.0, 0.0, 0, 0},
     {"large logits", 4, 333, 1e4, 0.0, 0.0, 0, 0},
@@ -233,7 +235,8 @@ static void check_differences(op_run *run) {
 }
 
 void cases_loss(op_run *run) {
-    static const int64_t shapes[][2] = {{1, 1}, {9, 3}, {40, 64}, {300, 100}, {33, 1000}};
+    static const int64_t shapes[][2] = {{1, 1},     {9, 3},   {40, 64}, {300, 100},
+                                        {33, 1000}, {12, 16}, {21, 8},  {10, 40}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0] && !run->timing; i++)
         for (double share = 0.0; share <= 1.0; share += 0.5) {
             check_gather(run, shapes[i][0], shapes[i][1], share);

@@ -236,6 +236,7 @@ void cases_optimizer(op_run *run) {
     }
     if (!run->timing) {
         check_any_order(run);
+        check_sum_squares(run, 0);
         check_sum_squares(run, 1024 * 4096 + 5000);
         check_two_sums(run);
         check_no_workspace(run);
