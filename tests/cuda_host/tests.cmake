@@ -114,7 +114,7 @@ foreach(case none library_missing library_other init_fails init_blocks never_arr
 endforeach()
 
 # The emulation against CUDA's documentation, and against planted faults.
-foreach(name primitives runtime faults)
+foreach(name primitives runtime ptx faults)
   set(source ${cuda_host}/selftest_${name}.cu)
   set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
   tandem_test(cuda_host_${name} ${source} LIBS cuda_host_runtime LABELS cuda_host TIMEOUT 180)

@@ -4,39 +4,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <vector>
-
 #include "kernels/cuda/cuda_internal.cuh"
 #include "kernels/cuda/ptx.cuh"
-#include "tests/test.h"
-
-template <typename T> struct device_array {
-    T *at = nullptr;
-    size_t n;
-
-    explicit device_array(const std::vector<T> &values) : n(values.size()) {
-        REQUIRE(cudaMalloc(&at, n * sizeof(T)) == cudaSuccess);
-        REQUIRE(cudaMemcpy(at, values.data(), n * sizeof(T), cudaMemcpyDefault) == cudaSuccess);
-    }
-    ~device_array() {
-        cudaFree(at);
-    }
-    std::vector<T> values() const {
-        std::vector<T> out(n);
-        REQUIRE(cudaMemcpy(out.data(), at, n * sizeof(T), cudaMemcpyDefault) == cudaSuccess);
-        return out;
-    }
-};
-
-template <typename... P, typename... A>
-static void run(void (*kernel)(P...), unsigned threads, size_t shared_bytes, A... arguments) {
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(1);
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared_bytes;
-    REQUIRE(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...) == cudaSuccess);
-    REQUIRE(cudaDeviceSynchronize() == cudaSuccess);
-}
+#include "selftest.cuh"
 
 static uint16_t bf16_of(int value) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(static_cast<float>(value)));
@@ -123,8 +93,8 @@ static int mma_wrong_elements(int a_order, int b_order) {
     mma_fragments f = fragments_of(x);
     device_array<uint32_t> a(f.a), b(f.b);
     device_array<float> d(f.d);
-    run(mma_kernel, 32, 0, a.at, b.at, d.at, a_order, b_order);
-    std::vector<float> result = d.values();
+    run(mma_kernel, 1, 32, 0, a.data, b.data, d.data, a_order, b_order);
+    std::vector<float> result = d.get();
     int wrong = 0;
     for (int row = 0; row < 16; row++)
         for (int col = 0; col < 8; col++)
@@ -184,7 +154,7 @@ static std::vector<uint16_t> matrix_rows() {
 static void ldmatrix_case(int n, int transpose) {
     device_array<uint16_t> rows(matrix_rows());
     device_array<uint32_t> out(std::vector<uint32_t>(32 * 4));
-    run(ldmatrix_kernel, 32, MATRIX_ROWS * 16, rows.at, out.at, n, transpose, 0);
+    run(ldmatrix_kernel, 1, 32, MATRIX_ROWS * 16, rows.data, out.data, n, transpose, 0);
     std::vector<uint32_t> expected(32 * 4);
     for (int i = 0; i < n; i++)
         for (int row = 0; row < 8; row++)
@@ -193,7 +163,7 @@ static void ldmatrix_case(int n, int transpose) {
                 put_half(&expected[static_cast<size_t>(lane * 4 + i)],
                          transpose ? row % 2 : col % 2, matrix_element(i, row, col));
             }
-    CHECK(out.values() == expected);
+    CHECK(out.get() == expected);
 }
 
 static void ldmatrix_loads(void) {
@@ -230,8 +200,8 @@ template <int SIZE> static void copy_case(int through_l1) {
         expected[i] = static_cast<int>(i % SIZE) < SIZE - zeros ? source[i] : 0;
     }
     device_array<unsigned char> from(source), out(source);
-    run(copy_kernel<SIZE>, THREADS, THREADS * SIZE, from.at, out.at, through_l1);
-    CHECK(out.values() == expected);
+    run(copy_kernel<SIZE>, 1, THREADS, THREADS * SIZE, from.data, out.data, through_l1);
+    CHECK(out.get() == expected);
 }
 
 static void cp_async_copies(void) {
@@ -257,9 +227,9 @@ static __global__ void groups_kernel(const float *from, float *out) {
 }
 
 static void cp_async_is_nan_until_its_wait(void) {
-    device_array<float> from({3.0f, 4.0f}), out(std::vector<float>(4));
-    run(groups_kernel, 1, 8, from.at, out.at);
-    std::vector<float> seen = out.values();
+    device_array<float> from(std::vector<float>{3.0f, 4.0f}), out(std::vector<float>(4));
+    run(groups_kernel, 1, 1, 8, from.data, out.data);
+    std::vector<float> seen = out.get();
     CHECK(std::isnan(seen[0]));
     CHECK_NEAR(seen[1], 3.0, 0);
     CHECK(std::isnan(seen[2]));
@@ -278,10 +248,10 @@ static __global__ void uncommitted_kernel(const float *from, float *out) {
 }
 
 static void commit_makes_the_group(void) {
-    device_array<float> from({3.0f}), out(std::vector<float>(2));
-    run(uncommitted_kernel, 1, 4, from.at, out.at);
-    CHECK(std::isnan(out.values()[0]));
-    CHECK_NEAR(out.values()[1], 3.0, 0);
+    device_array<float> from(std::vector<float>{3.0f}), out(std::vector<float>(2));
+    run(uncommitted_kernel, 1, 1, 4, from.data, out.data);
+    CHECK(std::isnan(out.get()[0]));
+    CHECK_NEAR(out.get()[1], 3.0, 0);
 }
 
 static __global__ void arithmetic_kernel(const float *x, float *exp2_out, uint32_t *packed) {
@@ -294,12 +264,13 @@ static void exp2_and_pack(void) {
     std::vector<float> values = {0, 1, -1.5f, 10.25f, -126, -126.5f, -INFINITY, 3.14159f};
     device_array<float> x(values), power(values);
     device_array<uint32_t> packed(std::vector<uint32_t>(values.size()));
-    run(arithmetic_kernel, static_cast<unsigned>(values.size()), 0, x.at, power.at, packed.at);
+    run(arithmetic_kernel, 1, static_cast<unsigned>(values.size()), 0, x.data, power.data,
+        packed.data);
     for (size_t i = 0; i < values.size(); i++) {
         double exact = values[i] < -126 ? 0.0 : exp2(static_cast<double>(values[i]));
-        CHECK_NEAR(power.values()[i], exact, 3e-7 * exact);
+        CHECK_NEAR(power.get()[i], exact, 3e-7 * exact);
         uint16_t low = __bfloat16_as_ushort(__float2bfloat16_rn(values[i]));
-        CHECK_INT(packed.values()[i], static_cast<uint32_t>(low ^ 0x8000) << 16 | low);
+        CHECK_INT(packed.get()[i], static_cast<uint32_t>(low ^ 0x8000) << 16 | low);
     }
 }
 
@@ -332,13 +303,13 @@ static bool aborts_with(void (*body)(), const char *text) {
 static void misaligned_row(void) {
     device_array<uint16_t> rows(matrix_rows());
     device_array<uint32_t> out(std::vector<uint32_t>(32 * 4));
-    run(ldmatrix_kernel, 32, MATRIX_ROWS * 16, rows.at, out.at, 4, 0, 4);
+    run(ldmatrix_kernel, 1, 32, MATRIX_ROWS * 16, rows.data, out.data, 4, 0, 4);
 }
 
 static void row_outside(void) {
     device_array<uint16_t> rows(matrix_rows());
     device_array<uint32_t> out(std::vector<uint32_t>(32 * 4));
-    run(ldmatrix_kernel, 32, MATRIX_ROWS * 16, rows.at, out.at, 4, 0, 8);
+    run(ldmatrix_kernel, 1, 32, MATRIX_ROWS * 16, rows.data, out.data, 4, 0, 8);
 }
 
 enum copy_fault { MISALIGNED, OUTSIDE, NEVER_WAITED, OVERWRITTEN };
@@ -356,7 +327,7 @@ static __global__ void faulty_copy_kernel(const float *from, int fault) {
 
 template <int FAULT> static void faulty_copy(void) {
     device_array<float> from(std::vector<float>(8));
-    run(faulty_copy_kernel, 1, 32, from.at, static_cast<int>(FAULT));
+    run(faulty_copy_kernel, 1, 1, 32, from.data, static_cast<int>(FAULT));
 }
 
 static __global__ void half_a_warp_kernel(const uint32_t *a, const uint32_t *b, float *d) {
@@ -368,7 +339,7 @@ static void half_a_warp(void) {
     mma_fragments f;
     device_array<uint32_t> a(f.a), b(f.b);
     device_array<float> d(f.d);
-    run(half_a_warp_kernel, 32, 0, a.at, b.at, d.at);
+    run(half_a_warp_kernel, 1, 32, 0, a.data, b.data, d.data);
 }
 
 static void faults_are_refused(void) {
