@@ -43,7 +43,7 @@ typedef struct td_device_transport {
     // Local. 1 when it can be used in this process; 0 with the cause in `reason` (library missing).
     int (*probe)(char *reason, size_t reason_bytes);
     // Device and pinned host bytes that an instance with these options allocates; nothing is
-    // allocated after create.
+    // allocated after create. What NCCL takes for itself is not known before and not counted.
     void (*plan)(const td_device_comm_options *options, size_t *host_bytes, size_t *device_bytes);
     // Collective; a rank's failure is every rank's (td_comm_agree). Bounded by the deadline.
     td_status (*create)(const td_device_comm_options *options, td_device_comm **out);
