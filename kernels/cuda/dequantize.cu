@@ -4,10 +4,10 @@
 //
 // What moves per weight, NF4 to bf16: 0.5 bytes of codes, 1/16 of a plain fp32 scale (1/64 + 1/4096
 // when the scales are quantized themselves) and 2 bytes out, 2.56 in all. A GPU with B bytes/s of
-// memory bandwidth cannot do more than B / 2.56 weights/s; to fp32 it is B / 4.56. Per weight and
-// lane there are a shift, a mask, a table look-up, a product and half a packed conversion, which at
-// one warp instruction per scheduler and clock is about a third of the issue slots of the time
-// that the memory takes: the bandwidth decides.
+// memory bandwidth cannot do more than B / 2.56 weights/s; to fp32 it is B / 4.56. A weight costs
+// its lane a shift, a mask, a look-up, a product and half a packed conversion. By data sheets (on
+// paper, not measured) that takes a third of an sm_90's issue slots and look-ups in the time that
+// its memory needs for 2.56 bytes: the bandwidth decides.
 #include "kernels/cuda/dequantize.cuh"
 
 namespace {
@@ -16,9 +16,9 @@ constexpr unsigned WARPS = 8;
 constexpr unsigned LANES = 32;
 constexpr unsigned THREADS = WARPS * LANES;
 constexpr unsigned CODES = 16;
-constexpr int TILE =
-    LANES * TD_NF4_BLOCK; // weights of one warp: a block of 64 and its scale per lane
-constexpr int64_t TILE_WORDS = TILE / 8; // 32-bit words of codes
+// Weights of one warp: a block of 64 and its scale per lane.
+constexpr int TILE = LANES * TD_NF4_BLOCK;
+constexpr int TILE_WORDS = TILE / 8; // 32-bit words of codes
 
 struct nf4_source {
     const uint8_t *codes;

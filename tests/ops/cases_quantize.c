@@ -248,9 +248,10 @@ static void cases_absmax(op_run *run) {
 }
 
 static void cases_dequantize(op_run *run) {
-    static const row_range checked[] = {{1, 1, 0, 1},      {4, 64, 0, 4},   {9, 63, 0, 9},
-                                        {9, 63, 3, 5},     {40, 31, 7, 33}, {3, 129, 1, 1},
-                                        {300, 96, 0, 300}, {5, 7, 2, 3},    {200, 64, 101, 97}};
+    static const row_range checked[] = {{1, 1, 0, 1},      {4, 64, 0, 4},     {9, 63, 0, 9},
+                                        {9, 63, 3, 5},     {40, 31, 7, 33},   {3, 129, 1, 1},
+                                        {300, 96, 0, 300}, {5, 7, 2, 3},      {200, 64, 101, 97},
+                                        {120, 96, 33, 66}, {120, 96, 1, 119}, {200, 81, 2, 150}};
     static const row_range timed[] = {{2048, 2048, 0, 2048}, {2048, 2048, 0, 256}};
     const row_range *ranges = run->timing ? timed : checked;
     size_t n = (run->timing ? sizeof timed : sizeof checked) / sizeof *ranges;
