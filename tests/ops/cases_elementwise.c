@@ -188,7 +188,9 @@ static void check_swiglu_backward(op_run *run, int64_t n, double scale, int in_p
 
 static void checked_shapes(op_run *run) {
     static const rope_shape ropes[] = {{1, 1, 2, 1, 0},     {7, 3, 10, 40, 0}, {7, 3, 10, 40, 1},
-                                       {33, 9, 64, 100, 0}, {5, 2, 96, 9, 1},  {50, 6, 128, 64, 1}};
+                                       {33, 9, 64, 100, 0}, {5, 2, 96, 9, 1},  {50, 6, 128, 64, 1},
+                                       {4, 3, 20, 9, 0},    {3, 5, 80, 9, 0},  {6, 1, 16, 9, 1},
+                                       {3, 2, 32, 9, 0},    {2, 3, 48, 9, 0},  {4, 1, 256, 9, 0}};
     static const int64_t counts[] = {1, 7, 8, 17, 100, 1000, 40001};
     check_embedding(run, OP_F32, 1, 3, 5);
     check_embedding(run, OP_F32, 40, 30, 576);
@@ -202,6 +204,10 @@ static void checked_shapes(op_run *run) {
         check_add(run, counts[i]);
         check_swiglu_forward(run, counts[i], 4.0, (overlap)(i % 3));
         check_swiglu_backward(run, counts[i], 4.0, i % 2 == 1);
+    }
+    for (int64_t n = 96; n < 102; n++) { // as many as operands that may lie elsewhere
+        check_swiglu_forward(run, n, 1.0, APART);
+        check_swiglu_backward(run, n, 1.0, 0);
     }
     check_swiglu_forward(run, 500, 200.0, APART); // where exp() overflows
     check_swiglu_backward(run, 500, 200.0, 0);
