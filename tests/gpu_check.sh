@@ -33,6 +33,9 @@ if [ -x "$root/bin/tandem" ]; then
 else
     from=build programs=${TANDEM_BUILD:-$root/build/release}
     tests=$programs/tests mpirun=mpirun
+    # Test programs lie elsewhere than the program, beside which the module is looked for.
+    [ -n "${TANDEM_GPU_MODULE:-}" ] || [ ! -e "$programs/libtandem_cuda.so" ] ||
+        export TANDEM_GPU_MODULE=$programs/libtandem_cuda.so
     commit=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)
 fi
 tandem=$programs/tandem
@@ -107,12 +110,14 @@ sanitize() {
     local name=$check_folder/$type-$operation
     run "${GPU_CHECK_SANITIZE_SECONDS:-200}" "$sanitizer" --tool "$tool" --error-exitcode 99 --print-limit 5 \
         "$tests/test_ops_gpu" "$type" "$operation" >"$name.out" 2>&1 || code=$?
-    [ "$code" = 0 ] || echo "$type $operation: $(sanitizer_says "$code" "$name.out")" >"$name.bad"
+    # Without its summary it did not look, whatever the program said.
+    [ "$code" = 0 ] && grep -qE 'SUMMARY: 0 (errors|hazards)' "$name.out" || echo "$type $operation: $(sanitizer_says "$code" "$name.out")" >"$name.bad"
 }
 
 sanitizer_says() {
     case $1 in
-    99) grep -E '^=+ +(Invalid|Error|Race|Warning|Program hit|.*hazard)' "$2" | head -n 1 ;;
+    99) grep -m 1 -E '^=+ +(Invalid|Error|Race|Warning|Program hit|.*hazard)' "$2" || tail -n 1 "$2" ;;
+    0) echo "the sanitizer printed no summary without errors: $(grep -m 1 -E '^=+ ' "$2")" ;;
     *) why "$1" "$2" ;;
     esac
 }
@@ -145,6 +150,24 @@ check_program() {
     run 90 ${command[@]+"${command[@]}"} "$program" "$@" >>"$check_folder/out" 2>&1 || code=$?
     cat "$check_folder/out"
     [ "$code" = 0 ] || fail "$n ranks: $(why "$code" "$check_folder/out")"
+}
+
+check_pager() {
+    check_program 1 test_pager_gpu
+    check_program 1 test_pager_streams_gpu
+}
+
+# Programs that load the module and that no check names.
+check_other_programs() {
+    local program n=0
+    for program in "$tests"/test_*_gpu; do
+        case ${program##*/} in
+        test_ops_gpu | test_device_comm_gpu | test_pager_gpu | test_pager_streams_gpu) continue ;;
+        esac
+        check_program 1 "${program##*/}"
+        n=$((n + 1))
+    done
+    figure programs "$n"
 }
 
 check_collectives() {
@@ -267,7 +290,8 @@ lane_operations() {
 }
 
 lane_training() {
-    try pager check_program 1 test_pager_gpu
+    try pager check_pager
+    try other_programs check_other_programs
     try collectives_mpi check_collectives staged
     try collectives_nccl check_collectives nccl
     try losses_bf16 check_losses true
