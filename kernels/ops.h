@@ -92,7 +92,8 @@ typedef struct td_nf4_quantize_args {
     float *absmax;       // (ceil(n / 64)) fp32, out
 } td_nf4_quantize_args;
 
-// Double quantization of absmax: offset = mean, signed dynamic 8-bit map in blocks of 256.
+// Double quantization of absmax: offset = mean, summed in the order of kernels/absmax_mean.h; signed
+// dynamic 8-bit map in blocks of 256.
 typedef struct td_absmax_quantize_args {
     int64_t n_blocks;
     const float *absmax;  // (n_blocks)
