@@ -16,25 +16,25 @@
 
 #include "kernels/cuda/attention_bf16.cuh"
 
-enum { TD_WALK = 32 }; // rows of the tiles that a block walks over
-
 // In shared memory: two tiles that stay, then two buffers of the pair that is walked over, then,
 // for dK and dV, two buffers of lse and delta.
 template <int D, int GROUPS> struct td_backward_sizes {
     static constexpr int M = GROUPS; // row groups of 16 per warp
     static constexpr int WARP_ROWS = 16 * M, ROWS = WARP_ROWS * TD_TILE_WARPS;
-    static constexpr int ELEMENTS = (2 * ROWS + 4 * TD_WALK) * D;
-    static constexpr size_t SHARED_BYTES = ELEMENTS * sizeof(bf16) + 4 * TD_WALK * sizeof(float);
+    static constexpr int WALK = D <= 128 ? 32 : 16; // rows of the tiles that a block walks over
+    static constexpr int ELEMENTS = (2 * ROWS + 4 * WALK) * D;
+    static constexpr size_t SHARED_BYTES = ELEMENTS * sizeof(bf16) + 4 * WALK * sizeof(float);
+    static_assert(SHARED_BYTES <= 99 * 1024, "what a block can have on sm_86 and sm_89");
 
     static __device__ __forceinline__ td_tile<D> fixed(int which) {
         return {td_cuda_shared<bf16>() + which * ROWS * D};
     }
     static __device__ __forceinline__ td_tile<D> walked(int buffer, int which) {
-        return {td_cuda_shared<bf16>() + (2 * ROWS + (buffer * 2 + which) * TD_WALK) * D};
+        return {td_cuda_shared<bf16>() + (2 * ROWS + (buffer * 2 + which) * WALK) * D};
     }
     static __device__ __forceinline__ float *numbers(int buffer, int which) {
         bf16 *behind = td_cuda_shared<bf16>() + ELEMENTS;
-        return reinterpret_cast<float *>(behind) + (buffer * 2 + which) * TD_WALK;
+        return reinterpret_cast<float *>(behind) + (buffer * 2 + which) * WALK;
     }
 };
 
@@ -74,8 +74,8 @@ td_dq_tile(const td_attention_problem &problem, float (&dq)[td_dq_sizes<D>::M][D
            const td_dq_rows<td_dq_sizes<D>::M> &rows, td_tile<D> k, td_tile<D> v,
            const td_visibility &visibility, int query, int key, const td_lane &lane) {
     using sizes = td_dq_sizes<D>;
-    constexpr int M = sizes::M, N = TD_WALK / 8;
-    const bool all = visibility.all(query, sizes::WARP_ROWS, key, TD_WALK);
+    constexpr int M = sizes::M, N = sizes::WALK / 8;
+    const bool all = visibility.all(query, sizes::WARP_ROWS, key, sizes::WALK);
     const int first_row = lane.warp * sizes::WARP_ROWS;
     float s[M][N][4], dp[M][N][4];
     td_product_rows(s, sizes::fixed(0), first_row, k, lane.lane);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
     const int query = first + lane.warp * sizes::WARP_ROWS;
     const td_rows<const bf16> k = td_key_rows(problem, sequence, params.k, key_head);
     const td_rows<const bf16> v = td_key_rows(problem, sequence, params.v, key_head);
-    const td_range keys = td_keys_seen(visibility, sequence, first, sizes::ROWS, TD_WALK);
+    const td_range keys = td_keys_seen(visibility, sequence, first, sizes::ROWS, sizes::WALK);
 
     float dq[sizes::M][D / 8][4];
     td_zero(dq);
@@ -129,19 +129,19 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
                               first);
     td_tile_load<sizes::ROWS>(sizes::fixed(1), td_query_rows(problem, sequence, params.dout, head),
                               first);
-    td_tile_load<TD_WALK>(sizes::walked(0, 0), k, keys.begin);
-    td_tile_load<TD_WALK>(sizes::walked(0, 1), v, keys.begin);
+    td_tile_load<sizes::WALK>(sizes::walked(0, 0), k, keys.begin);
+    td_tile_load<sizes::WALK>(sizes::walked(0, 1), v, keys.begin);
     td_ptx_cp_async_commit();
     int buffer = 0;
-    for (int key = keys.begin; key < keys.end; key += TD_WALK, buffer ^= 1) {
+    for (int key = keys.begin; key < keys.end; key += sizes::WALK, buffer ^= 1) {
         td_ptx_cp_async_wait<0>();
         __syncthreads(); // this tile is there, and nobody reads the other buffer any more
-        if (key + TD_WALK < keys.end) {
-            td_tile_load<TD_WALK>(sizes::walked(buffer ^ 1, 0), k, key + TD_WALK);
-            td_tile_load<TD_WALK>(sizes::walked(buffer ^ 1, 1), v, key + TD_WALK);
+        if (key + sizes::WALK < keys.end) {
+            td_tile_load<sizes::WALK>(sizes::walked(buffer ^ 1, 0), k, key + sizes::WALK);
+            td_tile_load<sizes::WALK>(sizes::walked(buffer ^ 1, 1), v, key + sizes::WALK);
             td_ptx_cp_async_commit();
         }
-        if (query < sequence.n_q && !visibility.none(query, sizes::WARP_ROWS, key, TD_WALK))
+        if (query < sequence.n_q && !visibility.none(query, sizes::WARP_ROWS, key, sizes::WALK))
             td_dq_tile<D>(problem, dq, rows, sizes::walked(buffer, 0), sizes::walked(buffer, 1),
                           visibility, query, key, lane);
     }
@@ -164,19 +164,20 @@ __device__ __forceinline__ void td_dkdv_load(const td_attention_backward_params 
                                              const td_walk_place &place, int buffer) {
     using sizes = td_dkdv_sizes<D>;
     const td_attention_problem &problem = params.problem;
-    td_tile_load<TD_WALK>(sizes::walked(buffer, 0),
-                          td_query_rows(problem, sequence, params.q, place.head), place.query);
-    td_tile_load<TD_WALK>(sizes::walked(buffer, 1),
-                          td_query_rows(problem, sequence, params.dout, place.head), place.query);
-    const int thread = static_cast<int>(threadIdx.x), row = thread % TD_WALK;
-    if (thread >= 2 * TD_WALK)
+    td_tile_load<sizes::WALK>(sizes::walked(buffer, 0),
+                              td_query_rows(problem, sequence, params.q, place.head), place.query);
+    td_tile_load<sizes::WALK>(sizes::walked(buffer, 1),
+                              td_query_rows(problem, sequence, params.dout, place.head),
+                              place.query);
+    const int thread = static_cast<int>(threadIdx.x), row = thread % sizes::WALK;
+    if (thread >= 2 * sizes::WALK)
         return;
     const bool there = place.query + row < sequence.n_q;
     const int64_t at =
         static_cast<int64_t>(sequence.q_begin + place.query + row) * problem.n_heads + place.head;
-    const float *from = thread < TD_WALK ? params.lse : params.delta;
-    td_ptx_cp_async_ca<4>(sizes::numbers(buffer, thread / TD_WALK) + row, from + (there ? at : 0),
-                          there ? 4 : 0);
+    const float *from = thread < sizes::WALK ? params.lse : params.delta;
+    td_ptx_cp_async_ca<4>(sizes::numbers(buffer, thread / sizes::WALK) + row,
+                          from + (there ? at : 0), there ? 4 : 0);
 }
 
 // Accumulators of the passes that have them; a pass without one keeps a token array that goes away.
@@ -193,8 +194,9 @@ __device__ __forceinline__ void
 td_transposed_probabilities(const td_attention_problem &problem, float (&s)[M][N][4],
                             const td_visibility &visibility, int query, int key, int buffer,
                             const td_lane &lane) {
-    const float *lse = td_dkdv_sizes<D>::numbers(buffer, 0);
-    const bool all = visibility.all(query, TD_WALK, key, 16 * M);
+    using sizes = td_dkdv_sizes<D>;
+    const float *lse = sizes::numbers(buffer, 0);
+    const bool all = visibility.all(query, sizes::WALK, key, sizes::WARP_ROWS);
 #pragma unroll
     for (int i = 0; i < M * N * 4; i++) {
         int m = i / 4 / N, n = i / 4 % N, half = i % 4 / 2, column = n * 8 + lane.pair + i % 2;
@@ -210,7 +212,7 @@ __device__ __forceinline__ void
 td_dkdv_tile(const td_attention_problem &problem, td_dkdv_sums<D, PASS> &sums,
              const td_visibility &visibility, int query, int key, int buffer, const td_lane &lane) {
     using sizes = td_dkdv_sizes<D>;
-    constexpr int M = sizes::M, N = TD_WALK / 8;
+    constexpr int M = sizes::M, N = sizes::WALK / 8;
     const int first_row = lane.warp * sizes::WARP_ROWS;
     const td_tile<D> q = sizes::walked(buffer, 0), dout = sizes::walked(buffer, 1);
     float s[M][N][4];
@@ -244,7 +246,8 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
     const int key_head = static_cast<int>(blockIdx.y);
     const int first = sequence.tile * sizes::ROWS; // longest walk first
     const int key = first + lane.warp * sizes::WARP_ROWS;
-    const td_range queries = td_queries_seeing(visibility, sequence, first, sizes::ROWS, TD_WALK);
+    const td_range queries =
+        td_queries_seeing(visibility, sequence, first, sizes::ROWS, sizes::WALK);
     const int end_head = (key_head + 1) * problem.heads_per_key;
     // Keys before every window are seen by nobody: their gradients are zero.
     const bool seen = queries.begin < queries.end;
@@ -264,7 +267,7 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
     }
     int buffer = 0;
     while (here.head < end_head) {
-        td_walk_place next = {here.head, here.query + TD_WALK};
+        td_walk_place next = {here.head, here.query + sizes::WALK};
         if (next.query >= queries.end)
             next = {here.head + 1, queries.begin};
         td_ptx_cp_async_wait<0>();
@@ -273,7 +276,7 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
             td_dkdv_load<D>(params, sequence, next, buffer ^ 1);
             td_ptx_cp_async_commit();
         }
-        if (key < sequence.n_k && !visibility.none(here.query, TD_WALK, key, sizes::WARP_ROWS))
+        if (key < sequence.n_k && !visibility.none(here.query, sizes::WALK, key, sizes::WARP_ROWS))
             td_dkdv_tile<D, PASS>(problem, sums, visibility, here.query, key, buffer, lane);
         here = next;
         buffer ^= 1;

@@ -21,6 +21,7 @@ template <int D> struct td_forward_sizes {
     static constexpr int WARP_ROWS = 16 * M, ROWS = WARP_ROWS * TD_TILE_WARPS;
     static constexpr int KEYS = D <= 64 ? 64 : 32;
     static constexpr size_t SHARED_BYTES = (ROWS + 4 * KEYS) * D * sizeof(bf16);
+    static_assert(SHARED_BYTES <= 99 * 1024, "what a block can have on sm_86 and sm_89");
 };
 
 // What a warp keeps of its rows; a lane has rows lane.row and lane.row + 8 of each group.
