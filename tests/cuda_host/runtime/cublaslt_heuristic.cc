@@ -1,5 +1,5 @@
 // The choice of an algorithm, made to be as unkind as cuBLASLt may be: it relies on every bit of
-// alignment and every reduction scheme that the preferences allow, and mostly wants workspace.
+// alignment and every reduction scheme that the preferences allow, and wants workspace always.
 #include "cublaslt_internal.h"
 #include "cuda_host.h"
 
@@ -75,7 +75,7 @@ bool lt_has_algorithm(const lt_problem &problem) {
 }
 
 static uint64_t wanted_workspace(uint64_t hash, uint64_t allowed) {
-    uint64_t bytes = (hash >> 20) % WORKSPACE_STEPS * WORKSPACE_STEP;
+    uint64_t bytes = ((hash >> 20) % WORKSPACE_STEPS + 1) * WORKSPACE_STEP;
     return bytes < allowed ? bytes : allowed;
 }
 
