@@ -114,11 +114,15 @@ foreach(case none library_missing library_other init_fails init_blocks never_arr
 endforeach()
 
 # The emulation against CUDA's documentation, and against planted faults.
-foreach(name primitives runtime ptx faults)
+foreach(name primitives runtime ptx cublaslt faults)
   set(source ${cuda_host}/selftest_${name}.cu)
   set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
   tandem_test(cuda_host_${name} ${source} LIBS cuda_host_runtime LABELS cuda_host TIMEOUT 180)
 endforeach()
+
+# Plans of matrix products, which the operation cases cannot see.
+set_source_files_properties(${cuda_host}/gemm.cu PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+tandem_test(cuda_host_gemm ${cuda_host}/gemm.cu LIBS cuda_host_backend LABELS cuda_host TIMEOUT 120)
 
 tandem_script(cuda_host_quickstart 600 "cuda_host;slow" ${cuda_host}/quickstart.sh $<TARGET_FILE:tandem>
               $<TARGET_FILE:quickstart_chats> $<TARGET_FILE:cuda_host_module> $<TARGET_FILE:nccl_host>
