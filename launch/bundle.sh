@@ -41,9 +41,9 @@ rm -rf "$out"
 mkdir -p "$out/$name"
 root=$out/$name
 
-# Part of the C library, or its companion libgcc_s: the system's must be used, since its other libraries may need what is newer in it.
-# The driver's belong to the kernel's driver.
-system_libraries='^(ld-linux.*|linux-vdso|lib(c|m|mvec|pthread|dl|rt|util|resolv|anl|nsl|gcc_s)|libnss_.*|libcuda|libnvidia-.*)\.so'
+# Part of the C library or of the compiler's, libgcc_s and libstdc++ (which only NCCL needs): the system's must be used, since its
+# other libraries may need what is newer in them. The driver's belong to the kernel's driver.
+system_libraries='^(ld-linux.*|linux-vdso|lib(c|m|mvec|pthread|dl|rt|util|resolv|anl|nsl|gcc_s|stdc\+\+)|libnss_.*|libcuda|libnvidia-.*)\.so'
 cuda_libraries='^lib(cublas|cublasLt|nccl|cudart)\.so'
 
 # NAME PATH of each library that the files need, themselves or by way of another.
@@ -131,11 +131,15 @@ add_open_mpi() {
 }
 
 add_cuda_libraries() {
-    local path
+    local path terms
     for path in $(ldd "$build/libtandem_cuda.so" | sed -nE 's/^\tlibcublas[^ ]* => (\/[^ ]+) .*/\1/p') \
         "$(find "$(dirname "$(realpath "$(command -v nvcc)")")/.." /usr/lib -name libnccl.so.2 2>/dev/null | head -n 1)"; do
         [ -e "$path" ] || die "cuBLASLt or NCCL was not found"
         install -m 755 "$path" "$root/lib/"
+        # Under the terms of its toolkit, where they are a file.
+        for terms in "$(dirname "$(realpath "$path")")"/../{EULA.txt,LICENSE*} "$(dirname "$(realpath "$path")")"/../../EULA.txt; do
+            [ ! -f "$terms" ] || install -D -m 644 "$terms" "$root/share/doc/cuda/$(basename "$terms")"
+        done
     done
 }
 

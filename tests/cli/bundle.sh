@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The bundle: the same bytes when made twice; unpacked under another path, with a space in it, and with an empty environment it
 # trains on one and two ranks with its own mpirun to the bits of the build it was made from, and takes no library from
-# outside but the C library's. One without a library says so. usage: bundle.sh BUILD SOURCE
+# outside but the C library's and CUDA's. One without a library says so. usage: bundle.sh BUILD SOURCE
 set -euo pipefail
 build=$1 source=$2
 folder=$(mktemp -d)
@@ -71,9 +71,11 @@ echo "ok     1 and 2 ranks of the bundle give the bits of the build"
 cat "$folder"/loaded.* | sed -nE 's/.*calling init: (.*)/\1/p' | xargs -d '\n' realpath | sort -u >"$folder/libraries"
 grep -q "^$root/lib/libopenblas" "$folder/libraries" || failed "it was not seen which libraries are loaded"
 grep -q "^$root/lib/openmpi/mca_pml_ob1" "$folder/libraries" || failed "Open MPI's plugins are not the bundle's"
-outside=$(grep -vE "^$root/|/(ld-linux[^/]*|lib(c|m|dl|rt|pthread|resolv|gcc_s|nss_[a-z]+))\.so[.0-9]*$" "$folder/libraries" || true)
+system='ld-linux[^/]*|lib(c|m|dl|rt|pthread|resolv|gcc_s|nss_[a-z]+)'
+cuda='lib(cuda|cublasLt|nccl|nvidia-[a-z-]+|stdc\+\+)' # of the driver and the toolkit, which are not bundled
+outside=$(grep -vE "^$root/|/($system|$cuda)\.so[.0-9]*$" "$folder/libraries" || true)
 [ -z "$outside" ] || failed "loaded from outside the bundle: $outside"
-echo "ok     $(grep -c "^$root/" "$folder/libraries") libraries of the bundle, outside it only the C library"
+echo "ok     $(grep -c "^$root/" "$folder/libraries") libraries of the bundle, outside it only the C library and CUDA's"
 
 # A part is lost: one line, a code, at once.
 rm "$root/lib/libcjson.so.1"
