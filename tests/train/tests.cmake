@@ -20,3 +20,4 @@ tandem_test(train100 train/train100.c LIBS tandem_train TIMEOUT 120 LABELS train
 tandem_test(schedule train/schedule.c LIBS tandem_train LABELS train)
 tandem_test(step train/step.c LIBS tandem_train RANKS 1 2 3 TIMEOUT 120 LABELS train)
 tandem_test(memory_plan train/memory_plan.c LIBS tandem_train RANKS 1 2 LABELS train)
+tandem_gpu_test(gpu_plan train/gpu_plan.c LIBS tandem_train)

@@ -1,0 +1,92 @@
+// The memory plan of a run on a GPU: what it says is what is taken of the GPU, and what follows the
+// GPU's limit.
+#include "small_run.h"
+
+static const char *const on_gpu[] = {"device=cuda", "share_gpus=true", NULL};
+static const char *const large[] = {"device=cuda", "share_gpus=true", "micro_batch_tokens=8192",
+                                    NULL};
+enum { SLACK_BYTES = 64 << 20 }; // a GPU hands out memory in pieces of its own
+
+static size_t free_bytes(const small_run *self) {
+    const td_device *device = self->session.context.device;
+    size_t free_now, total;
+    small_require(device->table->memory_info(device, &free_now, &total), "memory");
+    return free_now;
+}
+
+static size_t pool_bytes(const td_memory_plan *plan, td_memory_pool pool) {
+    size_t sum = 0;
+    for (int i = 0; i < plan->n_lines; i++)
+        sum += plan->lines[i].pool == pool ? plan->lines[i].bytes : 0;
+    return sum;
+}
+
+static void what_is_planned_is_taken(void) {
+    small_run self;
+    small_open(&self, large);
+    size_t before = free_bytes(&self);
+    small_require(small_plan(&self), "plan");
+    small_require(td_session_load_base(&self.session), "base");
+    small_require(td_run_allocate(&self.run, self.data.train, NULL), "allocate");
+    const td_memory_plan *plan = &self.run.plan;
+    double planned = (double)plan->total_bytes[TD_POOL_DEVICE];
+    double taken = (double)before - (double)free_bytes(&self);
+    CHECK(!plan->is_unified);
+    CHECK(planned > 0 && plan->total_bytes[TD_POOL_DEVICE] == pool_bytes(plan, TD_POOL_DEVICE));
+    CHECK(plan->total_bytes[TD_POOL_HOST] == pool_bytes(plan, TD_POOL_HOST));
+    CHECK(plan->total_bytes[TD_POOL_HOST] >= td_memory_resident_bytes() / 2);
+    if (!CHECK(taken >= 0.98 * planned && taken <= 1.02 * planned + SLACK_BYTES))
+        fprintf(stderr, "    planned %.0f, taken %.0f bytes\n", planned, taken);
+    small_close(&self);
+}
+
+static td_memory_plan plan_with(small_run *self, int64_t limit_bytes) {
+    self->config.memory_limit_bytes = limit_bytes;
+    td_run_destroy(&self->run);
+    small_require(small_plan(self), "plan");
+    return self->run.plan;
+}
+
+static void policy_follows_the_gpu(void) {
+    small_run self;
+    small_open(&self, large);
+    self.config.optimizer_cache_bytes = 1;
+    td_memory_plan plenty = plan_with(&self, (int64_t)1 << 40);
+    size_t needed = plenty.total_bytes[TD_POOL_DEVICE];
+    CHECK_INT(plenty.recompute, TD_RECOMPUTE_NONE);
+    CHECK_INT(plan_with(&self, (int64_t)needed).recompute, TD_RECOMPUTE_NONE);
+    CHECK(plan_with(&self, (int64_t)needed - 1).recompute > TD_RECOMPUTE_NONE);
+    self.config.memory_limit_bytes = 1000;
+    td_run_destroy(&self.run);
+    CHECK_INT(small_plan(&self), TD_ERR_MEMORY);
+    CHECK(strstr(td_error_message(), "MiB of GPU memory per rank") != NULL);
+    td_error_clear();
+    small_close(&self);
+}
+
+// What the rest leaves goes to optimizer pages, up to all of them.
+static void pages_take_what_is_left(void) {
+    small_run self;
+    small_open(&self, on_gpu);
+    self.config.optimizer_cache_bytes = 1;
+    size_t smallest = plan_with(&self, (int64_t)1 << 40).total_bytes[TD_POOL_DEVICE];
+    self.config.optimizer_cache_bytes = 0;
+    size_t largest = plan_with(&self, (int64_t)1 << 40).total_bytes[TD_POOL_DEVICE];
+    size_t state = td_optimizer_state_bytes(self.config.optim, self.config.page_elements);
+    int64_t pages = td_page_map_owned_count(&self.run.parameters.map, td_comm_rank(small_comm));
+    REQUIRE(pages > 6);
+    CHECK(largest > smallest + (size_t)(pages - 3) * state);
+    size_t limit = smallest + 4 * state;
+    td_memory_plan tight = plan_with(&self, (int64_t)limit);
+    CHECK(tight.total_bytes[TD_POOL_DEVICE] > smallest);
+    CHECK(tight.total_bytes[TD_POOL_DEVICE] <= limit);
+    small_close(&self);
+}
+
+int main(void) {
+    small_begin();
+    TEST(what_is_planned_is_taken);
+    TEST(policy_follows_the_gpu);
+    TEST(pages_take_what_is_left);
+    return small_finish();
+}
