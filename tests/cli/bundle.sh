@@ -13,7 +13,8 @@ failed() {
 }
 
 make_bundle() {
-    "$source/launch/bundle.sh" --build "$build" >"$folder/bundle.log" 2>&1 || { cat "$folder/bundle.log"; exit 1; }
+    # Without the repository: a commit made between the two would be a difference.
+    GIT_DIR=$folder/none "$source/launch/bundle.sh" --build "$build" >"$folder/bundle.log" 2>&1 || { cat "$folder/bundle.log"; exit 1; }
     sed -nE 's/^(.*\.tar\.gz): .*/\1/p' "$folder/bundle.log"
 }
 
