@@ -164,29 +164,35 @@ static td_status plan_with(const td_session *session, const td_plan_needs *needs
     return TD_OK;
 }
 
-static size_t share_of_host(const td_session *session, size_t free_bytes) {
-    return free_bytes / (size_t)td_comm_local_size(session->comm) + td_memory_resident_bytes();
+static td_status share_of_host(const td_session *session, size_t *out) {
+    const td_device *host = td_device_cpu();
+    size_t free_bytes, total_bytes;
+    TD_TRY(host->table->memory_info(host, &free_bytes, &total_bytes));
+    *out = free_bytes / (size_t)td_comm_local_size(session->comm) + td_memory_resident_bytes();
+    return TD_OK;
 }
 
 // Kernels are loaded, and libraries take memory of a GPU, when they are first used: a part of what
 // is free now stays out of the plan.
-static size_t share_of_gpu(const td_session *session, size_t free_bytes) {
-    return (free_bytes - free_bytes / 32) / (size_t)session->choice.ranks_on_device;
+static td_status share_of_gpu(const td_session *session, size_t *out) {
+    const td_device *device = session->context.device;
+    size_t free_bytes, total_bytes;
+    TD_TRY(device->table->memory_info(device, &free_bytes, &total_bytes));
+    *out = (free_bytes - free_bytes / 32) / (size_t)session->choice.ranks_on_device;
+    return TD_OK;
 }
 
 static td_status find_limits(const td_session *session, size_t out[TD_N_POOLS]) {
-    const td_device *device = session->context.device, *host = td_device_cpu();
-    size_t free_bytes, total_bytes;
-    TD_TRY(host->table->memory_info(host, &free_bytes, &total_bytes));
-    out[TD_POOL_HOST] = share_of_host(session, free_bytes);
-    out[TD_POOL_DEVICE] = out[TD_POOL_HOST];
-    if (!device->unified) {
-        TD_TRY(device->table->memory_info(device, &free_bytes, &total_bytes));
-        out[TD_POOL_DEVICE] = share_of_gpu(session, free_bytes);
-    }
-    if (session->config->memory_limit_bytes > 0)
+    int is_unified = session->context.device->unified;
+    out[TD_POOL_HOST] = 0; // nothing is planned there on a unified device
+    if (!is_unified)
+        TD_TRY(share_of_host(session, &out[TD_POOL_HOST]));
+    if (session->config->memory_limit_bytes > 0) {
         out[TD_POOL_DEVICE] = (size_t)session->config->memory_limit_bytes;
-    return TD_OK;
+        return TD_OK;
+    }
+    return is_unified ? share_of_host(session, &out[TD_POOL_DEVICE])
+                      : share_of_gpu(session, &out[TD_POOL_DEVICE]);
 }
 
 static int fits(const td_memory_plan *plan) {
