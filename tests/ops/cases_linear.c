@@ -1,5 +1,6 @@
 // linear_forward and linear_backward.
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "ops/case.h"
@@ -188,16 +189,73 @@ static double forward_tolerance(const op_run *run, const linear_shape *shape) {
     return shape->head && shape->kind != OP_F32 ? 1e-5 : op_tolerance(run);
 }
 
+// The outputs of a call before it, and after it the first time. GPU libraries choose their
+// algorithms by addresses among other things, so bits are compared between two calls at the same
+// ones.
+enum { MOST_OUTPUTS = 3 };
+typedef struct repeated_call {
+    op_buffer *output[MOST_OUTPUTS]; // or NULL
+    void *before[MOST_OUTPUTS], *after[MOST_OUTPUTS];
+} repeated_call;
+
+static size_t bytes_of(const op_buffer *buffer) {
+    return (size_t)buffer->n * td_dtype_bytes(buffer->dtype);
+}
+
+static void *bits_of(op_run *run, const op_buffer *buffer) {
+    void *bits = buffer ? malloc(bytes_of(buffer) + 1) : NULL;
+    if (bits)
+        op_fetch_raw(run, buffer, bits);
+    return bits;
+}
+
+static void note_before(op_run *run, repeated_call *call) {
+    for (int i = 0; i < MOST_OUTPUTS && !run->timing; i++)
+        call->before[i] = bits_of(run, call->output[i]);
+}
+
+// Keeps what the call gave, and puts the outputs back to what they were.
+static void rewind_call(op_run *run, repeated_call *call) {
+    const td_device_table *table = run->context.device->table;
+    td_status status = TD_OK;
+    for (int i = 0; i < MOST_OUTPUTS; i++) {
+        const op_buffer *output = call->output[i];
+        call->after[i] = bits_of(run, output);
+        if (output && status == TD_OK)
+            status =
+                table->copy(run->context.stream, output->memory, call->before[i], bytes_of(output));
+    }
+    op_expect_true(run, "outputs put back",
+                   status == TD_OK && table->stream_synchronize(run->context.stream) == TD_OK);
+}
+
+static void expect_same_bits(op_run *run, repeated_call *call) {
+    for (int i = 0; i < MOST_OUTPUTS; i++) {
+        void *again = bits_of(run, call->output[i]);
+        op_expect_true(run, "the same bits when called again",
+                       !again || memcmp(again, call->after[i], bytes_of(call->output[i])) == 0);
+        free(again);
+        free(call->before[i]);
+        free(call->after[i]);
+    }
+}
+
 static void check_forward(op_run *run, const linear_shape *shape) {
     if (!begin(run, "linear_forward", shape, ""))
         return;
     linear_case layer = make_case(run, shape);
     op_buffer *y = op_output(run, output_type(run, shape), shape->n_tokens * shape->out);
     td_linear_forward_args args = forward_args(&layer, y);
+    repeated_call call = {.output = {y, layer.xa}};
+    note_before(run, &call);
     OP_CALL(run, linear_forward, &args, base_flops(shape) + lora_flops(shape),
             op_matrix_bytes(shape->kind, shape->in * shape->out));
-    if (!run->timing)
+    if (!run->timing) {
+        rewind_call(run, &call);
+        OP_CALL(run, linear_forward, &args, 0, 0);
+        expect_same_bits(run, &call);
         ref_linear_forward(&layer.reference, layer.ref_xa, layer.ref_y);
+    }
     op_expect(run, "y", y, layer.ref_y, forward_tolerance(run, shape));
     if (shape->rank)
         op_expect(run, "xa", layer.xa, layer.ref_xa, op_tolerance(run));
@@ -278,7 +336,14 @@ static void check_backward(op_run *run, const linear_shape *shape, int want_dx) 
                                     .da = gradients.da->memory,
                                     .db = gradients.db->memory,
                                     .dy_is_f32 = shape->head};
+    repeated_call call = {.output = {gradients.dx, gradients.da, gradients.db}};
+    note_before(run, &call);
     OP_CALL(run, linear_backward, &args, want_dx * base_flops(shape) + 2.0 * lora_flops(shape), 0);
+    if (!run->timing) {
+        rewind_call(run, &call);
+        OP_CALL(run, linear_backward, &args, 0, 0);
+        expect_same_bits(run, &call);
+    }
     expect_gradients(run, &layer, &gradients, want_dx);
     op_case_end(run);
 }

@@ -7,11 +7,14 @@
 #include "ops/case.h"
 #include "runtime/core/gpu_module.h"
 
-// Whatever the addresses and the order of threads and blocks: the same bits.
+// Whatever the addresses and the order of threads and blocks: the same bits. But cuBLASLt chooses
+// an algorithm that the alignment of its operands allows; the linear cases compare the bits of
+// calls at the same addresses.
+#define OWN_KERNELS "!linear_forward linear_backward"
 static const op_variant variants[] = {
     {"first", NULL, 0, "!"},
-    {"again, one buffer at another address", NULL, -6, "!"},
-    {"at other addresses", NULL, 1, "!"},
+    {"again, one buffer at another address", NULL, -6, OWN_KERNELS},
+    {"at other addresses", NULL, 1, OWN_KERNELS},
 };
 
 int main(int argc, char **argv) {

@@ -3,7 +3,6 @@
 #include "cublaslt_internal.h"
 #include "cuda_host.h"
 
-enum : uint32_t { WIDEST_ACCESS = 16 };
 enum : uint64_t { WORKSPACE_STEP = 4096, WORKSPACE_STEPS = 16 };
 
 static void check_layout(const char *name, const lt_layout &layout) {
@@ -100,7 +99,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     algorithm.unordered = (limits.schemes & (CUBLASLT_REDUCTION_SCHEME_INPLACE |
                                              CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE)) != 0;
     for (int i = 0; i < 4; i++)
-        algorithm.align[i] = limits.align[i] < WIDEST_ACCESS ? limits.align[i] : WIDEST_ACCESS;
+        algorithm.align[i] =
+            limits.align[i] < LT_WIDEST_ACCESS ? limits.align[i] : LT_WIDEST_ACCESS;
     results[0] = {};
     lt_write(&results[0].algo, algorithm);
     results[0].workspaceSize = algorithm.workspace_bytes;

@@ -13,6 +13,8 @@ enum : uint64_t {
     LT_ALGORITHM = 0x416c676fu,
 };
 
+enum : uint32_t { LT_WIDEST_ACCESS = 16 }; // bytes
+
 struct lt_layout {
     uint64_t mark;
     int64_t rows, cols, ld;

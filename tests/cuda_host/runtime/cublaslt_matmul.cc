@@ -2,6 +2,7 @@
 // in fp32 by OpenBLAS on one thread, so that the bits depend on nothing but the operands.
 #include <cblas.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -140,6 +141,17 @@ struct sum_of_products {
     }
 };
 
+// How much of a sum is taken first. Algorithms for narrower accesses sum in an order of their own,
+// unordered ones wherever their blocks happen to meet.
+int64_t first_part(const lt_algorithm &algorithm, int64_t k) {
+    uint32_t align = 0;
+    for (uint32_t each : algorithm.align)
+        align += each;
+    if (algorithm.unordered && k > 1)
+        return 1 + cuda_host_random(static_cast<uint32_t>(k - 1));
+    return std::max<int64_t>(1, k * align / (4 * LT_WIDEST_ACCESS));
+}
+
 std::vector<float> multiply(const product_call &call) {
     const lt_problem &problem = call.problem;
     sum_of_products product;
@@ -152,9 +164,7 @@ std::vector<float> multiply(const product_call &call) {
     product.sum.resize(static_cast<size_t>(product.m * product.n));
     int threads = openblas_get_num_threads();
     openblas_set_num_threads(1);
-    int64_t split = product.k;
-    if (call.algorithm.unordered && product.k > 1) // wherever blocks happen to meet
-        split = 1 + cuda_host_random(static_cast<uint32_t>(product.k - 1));
+    int64_t split = first_part(call.algorithm, product.k);
     product.add(0, split, 0.0f);
     if (split < product.k)
         product.add(split, product.k, 1.0f);
