@@ -6,7 +6,7 @@
 int main(void) {
     return families_main(&(families_backend){.device = td_device_cpu(),
                                              .ops = &td_ops_cpu,
-                                             .logits_absolute = 1e-4,
+                                             .logits = 1e-4,
                                              .loss = 2e-5,
                                              .gradient = 1e-5});
 }

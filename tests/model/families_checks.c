@@ -131,26 +131,36 @@ static td_transformer *make_transformer(bench_model *model, int training, td_rec
     return transformer;
 }
 
-static double largest_difference(const float *a, const float *b, int64_t n) {
-    double worst = 0;
+// Between values and what they should be.
+typedef struct difference {
+    double worst, squares;     // of the difference
+    double largest, magnitude; // of what is expected; the sum of its squares
+} difference;
+
+static void difference_add(difference *sum, const float *actual, const float *expected, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        double difference = fabs((double)a[i] - b[i]);
-        worst = difference > worst || isnan(difference) ? difference : worst;
+        double error = fabs((double)actual[i] - expected[i]);
+        sum->worst = error > sum->worst || isnan(error) ? error : sum->worst;
+        sum->squares += error * error;
+        sum->largest = fmax(sum->largest, fabs((double)expected[i]));
+        sum->magnitude += (double)expected[i] * expected[i];
     }
-    return worst;
 }
 
-static double largest_magnitude(const float *x, int64_t n) {
-    double largest = 0;
-    for (int64_t i = 0; i < n; i++)
-        largest = fmax(largest, fabs((double)x[i]));
-    return largest;
+static double difference_relative(const difference *sum) {
+    return sqrt(sum->squares / sum->magnitude);
 }
 
-static double logits_limit(const bench_model *model, const td_tensor *expected) {
-    const families_backend *backend = model->backend;
-    double largest = largest_magnitude(expected->data, expected->shape[0] * expected->shape[1]);
-    return backend->logits_absolute + backend->logits_relative * largest;
+static void check_near(const bench_model *model, const char *name, const difference *found,
+                       double worst_limit, double relative_limit) {
+    double relative = difference_relative(found);
+    if (!CHECK(found->worst <= worst_limit || relative <= relative_limit))
+        fprintf(stderr, "    %s %s: off by %.3g of at most %.3g, root mean square %.3g of it\n",
+                model->folder, name, found->worst, found->largest, relative);
+}
+
+static void check_near_logits(const bench_model *model, const char *name, const difference *found) {
+    check_near(model, name, found, model->backend->logits, model->backend->logits_relative);
 }
 
 static void check_logits(bench_model *model, const float *parameters, const char *name) {
@@ -166,9 +176,9 @@ static void check_logits(bench_model *model, const float *parameters, const char
     batch.target_rows = rows;
     batch.targets = NULL;
     CHECK_INT(td_transformer_logits(transformer, parameters, &batch, NULL, logits), TD_OK);
-    double worst = largest_difference(logits, expected.data, n);
-    if (!CHECK(worst <= logits_limit(model, &expected)))
-        fprintf(stderr, "    %s %s: %.3g\n", model->folder, name, worst);
+    difference found = {0};
+    difference_add(&found, logits, expected.data, n);
+    check_near_logits(model, name, &found);
     free(logits);
     td_transformer_destroy(transformer);
 }
@@ -180,7 +190,7 @@ static void check_cache(bench_model *model) {
     td_tensor expected = get(model, "lora_logits");
     int64_t vocabulary = expected.shape[1];
     float *logits = calloc((size_t)vocabulary, sizeof *logits);
-    double worst = 0;
+    difference found = {0};
     REQUIRE(td_kv_cache_create(&model->base->config, 64, &model->context, &cache) == TD_OK);
     for (int64_t s = 0; s < model->batch.n_sequences; s++) {
         int32_t begin = model->batch.cu[s], end = model->batch.cu[s + 1], piece;
@@ -197,12 +207,10 @@ static void check_cache(bench_model *model) {
             CHECK_INT(td_transformer_logits(transformer, model->parameters, &batch, cache, logits),
                       TD_OK);
             const float *right = (const float *)expected.data + (t + piece - 1) * vocabulary;
-            double difference = largest_difference(logits, right, vocabulary);
-            worst = difference > worst ? difference : worst;
+            difference_add(&found, logits, right, vocabulary);
         }
     }
-    if (!CHECK(worst <= logits_limit(model, &expected)))
-        fprintf(stderr, "    %s through the cache: %.3g\n", model->folder, worst);
+    check_near_logits(model, "through the cache", &found);
     td_kv_cache_destroy(cache);
     free(logits);
     td_transformer_destroy(transformer);
@@ -229,9 +237,10 @@ static void check_gradients(bench_model *model, const char *prefix) {
                 int64_t n = module->rank * (b ? module->out : module->in);
                 const float *right = expected.data,
                             *ours = model->gradient + (b ? module->b_offset : module->a_offset);
-                double worst = largest_difference(ours, right, n) / largest_magnitude(right, n);
-                if (!CHECK(worst <= model->backend->gradient))
-                    fprintf(stderr, "    %s %s: relative %.3g\n", model->folder, name, worst);
+                difference found = {0};
+                difference_add(&found, ours, right, n);
+                check_near(model, name, &found, model->backend->gradient * found.largest,
+                           model->backend->gradient_relative);
             }
         }
 }
