@@ -74,6 +74,10 @@ set_tests_properties(cuda_host_pager_planted PROPERTIES TIMEOUT 60 LABELS cuda_h
 # Updates of paged optimizer state have the bits of the CPU's.
 tandem_gpu_test(optimizer_gpu cuda_host/optimizer.c LIBS tandem_train)
 
+# Every model family against transformers.
+tandem_gpu_test(model_gpu "cuda_host/model.c;model/families_checks.c" LIBS tandem_model tandem_comm
+                CASES bf16 fp32 TIMEOUT 300)
+
 tandem_gpu_test(device_comm_gpu comm/device_comm_gpu.c LIBS tandem_comm)
 add_dependencies(test_device_comm_gpu nccl_host)
 set_tests_properties(cuda_host_device_comm_gpu PROPERTIES ENVIRONMENT "${nccl_host_environment}")

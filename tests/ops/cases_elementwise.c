@@ -196,6 +196,8 @@ static void checked_shapes(op_run *run) {
     check_embedding(run, OP_F32, 40, 30, 576);
     check_embedding(run, OP_BF16, 33, 70, 67);
     check_embedding(run, OP_BF16, 21, 9, 520);
+    for (int64_t tokens = 5; tokens < 12; tokens++)
+        check_embedding(run, tokens % 2 ? OP_F32 : OP_BF16, tokens, 6, 24);
     check_embedding_outside(run, 5);
     check_embedding_outside(run, 64);
     for (size_t i = 0; i < COUNT(ropes); i++)
