@@ -158,7 +158,7 @@ typedef struct td_rope_args {
 // i + n_k - n_q - window. Query head h reads key head h / (n_heads / n_kv_heads).
 typedef struct td_attention_shape {
     int64_t n_sequences;
-    const int32_t *cu_q, *cu_k; // (n_sequences + 1) host memory
+    const int32_t *cu_q, *cu_k; // (n_sequences + 1) host memory, read before the call returns
     int64_t n_heads, n_kv_heads, head_dim;
     float scale;
     int64_t window; // 0: none

@@ -76,7 +76,7 @@ static td_status attend_back(td_transformer *transformer, int64_t layer) {
     const td_layer_state *state = &transformer->layers[layer];
     OP(transformer, attention_backward,
        (&(td_attention_backward_args){
-           .shape = td_transformer_attention(transformer, layer, transformer->call->cu),
+           .shape = td_transformer_attention(transformer, layer, transformer->cu),
            .q = state->q,
            .k = state->k,
            .v = state->v,

@@ -119,12 +119,12 @@ static td_status append_to_cache(td_transformer *transformer, int64_t layer) {
 static td_status attend(td_transformer *transformer, int64_t layer) {
     td_layer_state *state = &transformer->layers[layer];
     td_kv_cache *cache = transformer->cache;
-    const td_call_inputs *call = transformer->call;
+    const int32_t *cu_k = cache ? transformer->cu_k : transformer->cu;
     if (cache)
         TD_TRY(append_to_cache(transformer, layer));
     OP(transformer, attention_forward,
        (&(td_attention_forward_args){
-           .shape = td_transformer_attention(transformer, layer, cache ? call->cu_k : call->cu),
+           .shape = td_transformer_attention(transformer, layer, cu_k),
            .q = state->q,
            .k = cache ? (const void *)cache->k[layer] : state->k,
            .v = cache ? (const void *)cache->v[layer] : state->v,

@@ -3,31 +3,19 @@
 
 #include "model/transformer_internal.h"
 
-static size_t packed_items(const td_transformer *transformer) {
-    return 4 * (size_t)transformer->options.max_tokens;
-}
-
-static size_t input_items(const td_transformer *transformer) {
-    return packed_items(transformer) + (size_t)transformer->options.max_sequences + 1 + 2;
-}
-
 size_t td_transformer_host_bytes(const td_transformer *transformer) {
-    return TD_CALL_INPUTS * input_items(transformer) * sizeof(int32_t) +
-           (size_t)transformer->options.max_tokens * sizeof(float);
+    return (size_t)transformer->options.max_tokens * (4 * sizeof(int32_t) + sizeof(float)) +
+           ((size_t)transformer->options.max_sequences + 1) * sizeof(int32_t);
 }
 
 td_status td_transformer_create_inputs(td_transformer *transformer) {
     const td_device *device = transformer->context.device;
+    size_t tokens = (size_t)transformer->options.max_tokens;
     size_t bytes = td_transformer_host_bytes(transformer);
     TD_TRY(device->table->alloc_pinned(device, bytes, "inputs and tables", &transformer->pinned));
-    int32_t *next = transformer->pinned;
-    for (int i = 0; i < TD_CALL_INPUTS; i++) {
-        transformer->inputs[i] = (td_call_inputs){.packed = next};
-        transformer->inputs[i].cu = next + packed_items(transformer);
-        next += input_items(transformer);
-        transformer->inputs[i].cu_k = next - 2;
-    }
-    transformer->host_losses = (float *)next;
+    transformer->host_packed = transformer->pinned;
+    transformer->host_losses = (float *)(transformer->host_packed + 4 * tokens);
+    transformer->cu = (int32_t *)(transformer->host_losses + tokens);
     return device->table->event_create(device, &transformer->losses_there);
 }
 
@@ -92,39 +80,36 @@ static td_status fill_positions(const td_transformer *transformer, const td_toke
 }
 
 // The four arrays one behind the other, on the host and on the device alike.
-static td_status send(td_transformer *transformer, const td_token_batch *batch,
-                      const td_call_inputs *call) {
+static td_status send(td_transformer *transformer, const td_token_batch *batch) {
     size_t tokens = (size_t)batch->n_tokens, targets = (size_t)batch->n_targets;
-    memcpy(call->packed, batch->ids, tokens * sizeof(int32_t));
+    int32_t *packed = transformer->host_packed;
+    memcpy(packed, batch->ids, tokens * sizeof(int32_t));
     if (targets > 0)
-        memcpy(call->packed + 2 * tokens, batch->target_rows, targets * sizeof(int32_t));
+        memcpy(packed + 2 * tokens, batch->target_rows, targets * sizeof(int32_t));
     if (targets > 0 && batch->targets)
-        memcpy(call->packed + 2 * tokens + targets, batch->targets, targets * sizeof(int32_t));
+        memcpy(packed + 2 * tokens + targets, batch->targets, targets * sizeof(int32_t));
     transformer->ids = transformer->packed;
     transformer->positions = transformer->ids + tokens;
     transformer->target_rows = transformer->positions + tokens;
     transformer->targets = transformer->target_rows + targets;
     size_t items = 2 * tokens + (batch->targets ? 2 : 1) * targets;
     return transformer->context.device->table->copy(
-        transformer->context.stream, transformer->packed, call->packed, items * sizeof(int32_t));
+        transformer->context.stream, transformer->packed, packed, items * sizeof(int32_t));
 }
 
 td_status td_transformer_begin(td_transformer *transformer, const float *parameters,
                                const td_token_batch *batch, const td_dropout_key *dropout,
                                td_kv_cache *cache) {
-    const td_call_inputs *call = &transformer->inputs[transformer->n_calls % TD_CALL_INPUTS];
     TD_TRY(check_batch(transformer, batch, cache));
-    TD_TRY(fill_positions(transformer, batch, cache, call->packed + batch->n_tokens));
-    memcpy(call->cu, batch->cu, (size_t)(batch->n_sequences + 1) * sizeof *batch->cu);
-    call->cu_k[0] = 0;
-    call->cu_k[1] = (int32_t)((cache ? cache->length : 0) + batch->n_tokens);
+    TD_TRY(fill_positions(transformer, batch, cache, transformer->host_packed + batch->n_tokens));
+    memcpy(transformer->cu, batch->cu, (size_t)(batch->n_sequences + 1) * sizeof *batch->cu);
+    transformer->cu_k[0] = 0;
+    transformer->cu_k[1] = (int32_t)((cache ? cache->length : 0) + batch->n_tokens);
     transformer->parameters = transformer->lora ? parameters : NULL;
     transformer->dropout = dropout ? *dropout : (td_dropout_key){0};
     transformer->n_tokens = batch->n_tokens;
     transformer->n_sequences = batch->n_sequences;
     transformer->n_targets = batch->n_targets;
-    transformer->call = call;
     transformer->cache = cache;
-    transformer->n_calls++;
-    return send(transformer, batch, call);
+    return send(transformer, batch);
 }

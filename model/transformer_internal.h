@@ -37,18 +37,6 @@ struct td_kv_cache {
     unsigned char **k, **v; // (n_layers) of (capacity, n_kv_heads, head_dim) act
 };
 
-// What a call hands to the device, in pinned host memory. There are two, used in turn: a call
-// returns when its loss is there, with the backward pass still running, and the next call fills the
-// other one. The one after that finds the first passed, because the loss of the call between came
-// later on the stream.
-typedef struct td_call_inputs {
-    int32_t *packed; // (4, max_tokens) at most: ids, positions, target rows, targets, without gaps
-    int32_t *cu;     // (max_sequences + 1)
-    int32_t *cu_k;   // (2) of the keys in a cache
-} td_call_inputs;
-
-enum { TD_CALL_INPUTS = 2 };
-
 struct td_transformer {
     const td_model_config *config;
     const td_base *base; // NULL while measuring
@@ -63,12 +51,12 @@ struct td_transformer {
     int32_t *target_rows, *targets; // (n_targets) in packed
     float *cos, *sin;               // (max_positions, head_dim / 2)
 
-    // Pinned host memory.
-    void *pinned; // all of the following
-    td_call_inputs inputs[TD_CALL_INPUTS];
+    // Pinned host memory. Free again when the call's loss is there: the inputs came before it on
+    // the stream, even if the backward pass still runs.
+    void *pinned;           // all of the following
+    int32_t *host_packed;   // (4, max_tokens)
     float *host_losses;     // (max_tokens)
     td_event *losses_there; // recorded behind the copy to host_losses
-    uint64_t n_calls;
 
     td_layer_state *layers; // (n_layers)
     void *x_out;            // (T, hidden) act: output of the last block
@@ -92,7 +80,8 @@ struct td_transformer {
     const float *parameters; // or NULL
     td_dropout_key dropout;
     int64_t n_tokens, n_sequences, n_targets;
-    const td_call_inputs *call;
+    int32_t *cu;        // (max_sequences + 1) host memory
+    int32_t cu_k[2];    // of the keys in a cache
     td_kv_cache *cache; // or NULL
     const td_gradient_sink *sink;
 };
@@ -142,7 +131,7 @@ static inline td_attention_shape td_transformer_attention(const td_transformer *
     const td_model_config *config = transformer->config;
     return (td_attention_shape){
         .n_sequences = transformer->n_sequences,
-        .cu_q = transformer->call->cu,
+        .cu_q = transformer->cu,
         .cu_k = cu_k,
         .n_heads = config->n_heads,
         .n_kv_heads = config->n_kv_heads,
