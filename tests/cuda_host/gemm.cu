@@ -171,22 +171,37 @@ void a_plan_is_made_once() {
     CHECK_INT(counts_after(&q, each).made, first.made + 2);
 }
 
-// Far more products than there are plans: the oldest make room, and are made again when needed.
+enum { PRODUCTS = 2600, PLANS = 2048 }; // far more products than there are plans
+
+product small_product(int64_t k) {
+    return {1, 2, k, 0, 0, TD_F32, TD_F32, 0.0f, 0, 0};
+}
+
+// The oldest make room, and are made again when needed.
 void the_cache_is_bounded() {
-    enum { PRODUCTS = 2600, PLANS = 2048 };
     queue q;
-    product each = {1, 2, 0, 0, 0, TD_F32, TD_F32, 0.0f, 0, 0};
     auto sweep = [&] {
         uint64_t before = td_cuda_gemm_counts_of(0).made;
-        for (each.k = 1; each.k <= PRODUCTS; each.k++)
-            CHECK_INT(wrong_elements(&q, each), 0);
+        for (int64_t k = 1; k <= PRODUCTS; k++)
+            CHECK_INT(wrong_elements(&q, small_product(k)), 0);
         return td_cuda_gemm_counts_of(0).made - before;
     };
     CHECK_INT(sweep(), PRODUCTS);
     CHECK(sweep() >= PRODUCTS - PLANS);
-    each.k = PRODUCTS;
     uint64_t before = td_cuda_gemm_counts_of(0).made;
-    CHECK_INT(counts_after(&q, each).made, before); // the last one is still there
+    CHECK_INT(counts_after(&q, small_product(PRODUCTS)).made, before); // still there
+}
+
+void a_plan_in_use_stays() {
+    queue q;
+    product used = small_product(7), other = small_product(0);
+    other.n = 3;
+    counts_after(&q, used);
+    for (other.k = 1; other.k <= PRODUCTS / 3; other.k++) {
+        uint64_t made = counts_after(&q, other).made;
+        if (!CHECK(counts_after(&q, used).made == made))
+            break;
+    }
 }
 
 void threads_do_not_disturb_each_other() {
@@ -233,13 +248,31 @@ void what_cannot_be_done_is_said() {
     td_error_clear();
 }
 
+// A plan that cannot be made may have taken the place of one that was there: the emulation ends the
+// program when a product is given the rest of another one's.
+void failures_leave_no_plan_behind() {
+    queue q;
+    matrix a(1, PRODUCTS, TD_F32, 0, 0), b(PRODUCTS, 2, TD_F32, 0, 0), c(1, 2, TD_F32, 0, 0);
+    td_cuda_gemm_args args = {0,        0, 1,    2,        0, 1.0f,   a.data(), 0,
+                              b.data(), 2, 0.0f, c.data(), 2, TD_F32, TD_F32};
+    for (td_dtype c_type : {TD_F32, TD_BF16, TD_F32})
+        for (args.k = args.lda = 1; args.k <= PRODUCTS; args.lda = ++args.k) {
+            args.c_type = c_type;
+            CHECK((td_cuda_gemm(&q.context, "a test", &args) == TD_OK) == (c_type == TD_F32));
+            td_error_clear();
+        }
+    CHECK_INT(q.context.device->table->stream_synchronize(q.context.stream), TD_OK);
+}
+
 } // namespace
 
 int main() {
     TEST(every_product_is_right);
     TEST(a_plan_is_made_once);
     TEST(the_cache_is_bounded);
+    TEST(a_plan_in_use_stays);
     TEST(threads_do_not_disturb_each_other);
     TEST(what_cannot_be_done_is_said);
+    TEST(failures_leave_no_plan_behind);
     return test_report();
 }
