@@ -45,7 +45,6 @@ struct td_attention_backward_params {
 static_assert(sizeof(td_attention_backward_params) <= 4096, "kernel parameters");
 
 constexpr float TD_LOG2_E = 1.44269504088896340736f;
-constexpr float TD_LN_2 = 0.693147180559945309417f;
 
 // The sequence of a tile.
 struct td_attention_sequence {

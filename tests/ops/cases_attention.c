@@ -261,15 +261,20 @@ typedef struct attention_gradients {
     op_buffer *dq, *dk, *dv;
 } attention_gradients;
 
+static td_attention_backward_args backward_args(const attention_data *data,
+                                                const attention_gradients *g) {
+    return (td_attention_backward_args){
+        shape_of(data),    data->q->memory,    data->k->memory, data->v->memory, data->out->memory,
+        data->lse->memory, data->dout->memory, g->dq->memory,   g->dk->memory,   g->dv->memory};
+}
+
 static attention_gradients call_backward(attention_data *data) {
     op_run *run = data->run;
     const attention_case *c = data->shape;
     td_dtype act = run->ops->activation;
     attention_gradients g = {op_output(run, act, data->q->n), op_output(run, act, data->k->n),
                              op_output(run, act, data->k->n)};
-    td_attention_backward_args args = {
-        shape_of(data),    data->q->memory,    data->k->memory, data->v->memory, data->out->memory,
-        data->lse->memory, data->dout->memory, g.dq->memory,    g.dk->memory,    g.dv->memory};
+    td_attention_backward_args args = backward_args(data, &g);
     OP_CALL(run, attention_backward, &args, 10.0 * visible_pairs(c) * (double)c->head_dim, 0);
     return g;
 }
@@ -363,6 +368,28 @@ static attention_gradients fetched_backward(attention_data *data) {
     return g;
 }
 
+// Each gradient in turn one element off, the others aligned.
+static void check_moved_gradients(attention_data *data) {
+    op_run *run = data->run;
+    td_dtype act = run->ops->activation;
+    call_forward(data, data->out, data->lse);
+    attention_gradients g = fetched_backward(data);
+    td_attention_backward_args args = backward_args(data, &g);
+    void **outputs[] = {&args.dq, &args.dk, &args.dv};
+    const op_buffer *expected[] = {g.dq, g.dk, g.dv};
+    for (int i = 0; i < 3; i++) {
+        op_buffer *moved = op_output(run, act, expected[i]->n + 1);
+        args = backward_args(data, &g);
+        *outputs[i] = (char *)moved->memory + td_dtype_bytes(act);
+        OP_CALL(run, attention_backward, &args, 0, 0);
+        op_fetch(run, moved);
+        size_t bytes = (size_t)expected[i]->n * sizeof(double);
+        op_expect_true(run, "a gradient at another address has the same bits",
+                       memcmp(moved->values + 1, expected[i]->values, bytes) == 0);
+        op_expect_true(run, "nothing is written before a gradient", isnan(moved->values[0]));
+    }
+}
+
 static void check_packed_bits(attention_data *data) {
     op_run *run = data->run;
     attention_case c = *data->shape;
@@ -430,5 +457,8 @@ void cases_attention(op_run *run) {
     }
     static const attention_case HUGE_SCORES = {3, 1, 64, 0, 1, {150}, {150}, 300.0, 0, 0, 0};
     run_case(run, "attention_forward", &HUGE_SCORES, check_huge_scores);
+    static const attention_case MOVED = {2, 1, 64, 0, 2, {40, 9}, {45, 9}, 1.0, 0, 0, 0};
+    if (!run->timing)
+        run_case(run, "attention_backward", &MOVED, check_moved_gradients);
     cases_bits(run);
 }
