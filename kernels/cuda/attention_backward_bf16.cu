@@ -2,6 +2,7 @@
 // output has one writer, which adds in a fixed order; the price is that the two kernels both
 // compute the scores (7 products instead of 5).
 #include "kernels/cuda/attention_bf16.cuh"
+#include "kernels/cuda/workspace.cuh"
 
 static const char op[] = "attention_backward";
 enum { DELTA_THREADS = 128, DELTA_ROWS = DELTA_THREADS / 32 };
@@ -37,11 +38,8 @@ size_t td_cuda_attention_workspace_bytes(const td_workspace_query *query) {
 static td_status delta_launch(const td_op_context *context, const td_attention_backward_args *args,
                               bool vector) {
     const td_attention_shape *shape = &args->shape;
-    int64_t tokens = shape->cu_q[shape->n_sequences], n_rows = tokens * shape->n_heads;
-    size_t need = static_cast<size_t>(n_rows) * sizeof(float);
-    if (context->workspace_bytes < need)
-        return td_fail(TD_ERR_INTERNAL, "%s: %lld tokens need a workspace of %zu bytes, it has %zu",
-                       op, static_cast<long long>(tokens), need, context->workspace_bytes);
+    int64_t n_rows = shape->cu_q[shape->n_sequences] * shape->n_heads;
+    TD_TRY(td_cuda_need_workspace(context, op, static_cast<size_t>(n_rows) * sizeof(float)));
     return td_cuda_launch(context, op, delta_kernel, dim3(td_cuda_blocks(n_rows, DELTA_ROWS)),
                           dim3(DELTA_THREADS), 0, static_cast<const bf16 *>(args->out),
                           static_cast<const bf16 *>(args->dout),
