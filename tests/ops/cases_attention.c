@@ -46,6 +46,8 @@ static const attention_case CASES[] = {
     {2, 1, 256, 70, 1, {140}, {150}, 0.3, 0, 0, 0},
     {1, 1, 32, 33, 2, {64, 129}, {64, 129}, 1.0, 0, 0, 0}, // whole tiles and one row more
     {2, 1, 32, 0, 4, {3, 0, 1, 2}, {3, 2, 4, 2}, 1.0, 0, 0, 130},
+    {2, 1, 10, 0, 1, {70}, {71}, 1.0, 0, 0, 0},   // rows at any even address
+    {2, 1, 67, 40, 1, {70}, {103}, 1.0, 0, 0, 0}, // and at odd ones
     // Tiles of which one row sees one key or all rows but one see all; few keys have all the
     // weight.
     {2, 1, 64, 128, 1, {230}, {231}, 3.0, 0, 0, 0},
