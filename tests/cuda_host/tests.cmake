@@ -134,3 +134,6 @@ tandem_script(cuda_host_quickstart 600 "cuda_host;slow" ${cuda_host}/quickstart.
 tandem_script(cuda_host_bad_gpu 600 cuda_host ${cuda_host}/bad_gpu.sh $<TARGET_FILE:tandem>
               $<TARGET_FILE:cuda_host_module> $<TARGET_FILE:nccl_host> $<TARGET_FILE:fake_gpu_module>
               ${CMAKE_SOURCE_DIR})
+
+# Data races in kernels.
+include(${cuda_host}/race.cmake)

@@ -47,6 +47,9 @@ unsigned cuda_host_lane();
 // Lets another thread of the block run, or not. For primitives after which order is not defined.
 void cuda_host_yield();
 
+// Set while an atomic operation touches memory.
+extern volatile bool cuda_host_in_atomic;
+
 // Storage of the running emulated thread, one per kind, zeros at first use; `finish` (may be NULL)
 // runs as the thread returns, before the storage goes. The block's shared memory is still there.
 struct cuda_host_storage_kind {

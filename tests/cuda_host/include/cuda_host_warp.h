@@ -153,8 +153,10 @@ CUDA_HOST_REDUCE(max, int, a > b ? a : b)
 // for it.
 template <typename T, typename Function> T cuda_host_atomic(T *at, Function next) {
     cuda_host_yield();
+    cuda_host_in_atomic = true;
     T old = *at;
     *at = next(old);
+    cuda_host_in_atomic = false;
     return old;
 }
 #define CUDA_HOST_ATOMIC(name, T, expression)                                                      \

@@ -19,6 +19,8 @@ static const cuda_host_indices outside = {{no_index, no_index, no_index},
                                           {no_index, no_index, no_index},
                                           {no_index, no_index, no_index}};
 cuda_host_indices cuda_host_current = outside;
+access_phases phases = {0, 0, 0, {}, {}, no_thread};
+volatile bool cuda_host_in_atomic;
 
 namespace {
 
@@ -99,6 +101,7 @@ emulated_thread *pick() {
 void become(emulated_thread *thread) {
     block.current = thread;
     cuda_host_current.thread = thread->index;
+    phases.thread = index_of(thread);
 }
 
 // Goes on with `next`, on its own fiber or a fresh one.
@@ -119,6 +122,7 @@ void give_way() {
 }
 
 void release_barrier() {
+    phases.now++;
     uint16_t *order = block.order;
     unsigned n = 0;
     for (unsigned i = 0; i < block.n_threads; i++)
@@ -255,6 +259,7 @@ void order_threads() {
 }
 
 void run_block() {
+    phases.of_block = ++phases.now;
     prepare_shared(block.run->shared_bytes);
     for (unsigned i = 0; i < block.n_threads; i++)
         block.threads[i].state = unstarted;
@@ -271,6 +276,7 @@ void run_block() {
 void begin_grid(const kernel_run &run) {
     block.run = &run;
     block.main = running_fiber;
+    phases.of_launch = phases.now + 1;
     block.n_threads = run.block.x * run.block.y * run.block.z;
     cuda_host_current.block_size = run.block;
     cuda_host_current.grid_size = run.grid;
@@ -283,6 +289,7 @@ void begin_grid(const kernel_run &run) {
 
 void end_grid() {
     cuda_host_current = outside;
+    phases.thread = no_thread;
     block.current = nullptr;
     block.run = nullptr;
 }
@@ -406,6 +413,7 @@ __attribute__((noinline)) static void finish_collective(emulated_thread *self,
     }
     self->wait->step(lanes, mask);
     warp->waiting &= ~mask;
+    phases.collectives[index_of(self) / 32]++;
     if (block.window < 32)
         shuffle(order, n);
     for (unsigned i = 0; i < n; i++)

@@ -33,7 +33,7 @@ struct kernel_run {
 };
 // Runs every block of the grid to its end.
 void run_kernel(const kernel_run &run);
-// "in block (..) thread (..) of ..." of the running kernel, or "".
+// "block (..) thread (..)" of the running kernel, or "".
 void describe_position(char *out, size_t bytes);
 
 // Fibers: stacks on which the threads of a block run.
@@ -59,6 +59,18 @@ inline void switch_to(fiber *next) {
 #endif
 // Whether the address is in the guard below a fiber's stack.
 bool is_stack_guard(const void *address);
+
+// What separates accesses to memory, for the detection of races (race/race.cc). Every stretch of a
+// block between two of its barriers has a phase of its own, in growing numbers.
+struct access_phases {
+    uint32_t of_launch, of_block; // the first ones
+    uint32_t now;
+    uint32_t of_warp[largest_block / 32];     // a warp's barriers so far
+    uint32_t collectives[largest_block / 32]; // of a warp of any kind so far
+    uint32_t thread; // the running thread of the block; no_thread outside kernels
+};
+constexpr uint32_t no_thread = 0xffffffffu;
+extern access_phases phases;
 
 // Shared memory of the running block.
 void prepare_shared(size_t bytes);

@@ -1,13 +1,16 @@
 // The steps of the warp primitives of cuda_host_warp.h.
 #include "tests/cuda_host/include/cuda_host_warp.h"
 
-static void no_step(void *const *, unsigned) {
+#include "internal.h"
+
+static void end_warp_phase(void *const *, unsigned) {
+    phases.of_warp[phases.thread / 32]++;
 }
 
 void cuda_host_warp_barrier(cuda_host_site site, unsigned mask) {
     static const bool skipped = cuda_host_fault("no-syncwarp");
     if (!skipped)
-        cuda_host_warp_collective(site, mask, nullptr, no_step);
+        cuda_host_warp_collective(site, mask, nullptr, end_warp_phase);
 }
 
 void cuda_host_shuffle_step(void *const *lanes, unsigned mask) {
