@@ -11,7 +11,7 @@ typedef struct families_backend {
     // gradient, times its largest element.
     double logits, loss, gradient;
     // Or, where rounding is coarse and a few rows of a random model double every error on its way:
-    // the root mean square of the error, relative to that of what is expected.
+    // mean square of the error, relative to that of what is expected.
     double logits_relative, gradient_relative;
 } families_backend;
 
