@@ -10,8 +10,8 @@ typedef struct families_backend {
     // How far from transformers' fp32, at the worst element: logits; the mean loss; each tensor's
     // gradient, times its largest element.
     double logits, loss, gradient;
-    // Or, where rounding is coarse and a few rows of a random model double every error on its way:
-    // mean square of the error, relative to that of what is expected.
+    // Or, where rounding is coarse and a few rows of a random model amplify errors: the root mean
+    // square of the error, relative to that of what is expected.
     double logits_relative, gradient_relative;
 } families_backend;
 
