@@ -80,6 +80,8 @@ END
     runs "device=cpu is no question, $ranks ranks" '^CPU, 1 thread$' with A=1 -- --set device=cpu
     ends "memory plan, $ranks ranks" 4 'memory plan: .*MiB of GPU memory per rank' \
         with CUDA_HOST_MEMORY_MB=1 -- --set share_gpus=true
+    ends "gradients beyond the range, $ranks ranks" 7 'gradient values of rank . are not finite or beyond' \
+        with A=1 -- --set share_gpus=true --set gradient_quantum_log2=-60 --set lora_alpha=1000000
     ends "NCCL on the CPU, $ranks ranks" 2 'transport "nccl" is for GPUs' \
         with A=1 -- --set device=cpu --set transport=nccl
 done

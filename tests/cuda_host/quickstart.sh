@@ -59,10 +59,11 @@ expect_same nccl
 CUDA_HOST_SEED=4 run 0 fp32 1 '^NVIDIA .*, fp32$' --set device=cuda --set bf16=false
 expect_close fp32 1e-4
 
-# Stopped on two GPUs, ended on one; the cache of optimizer pages is as small as it can be.
-CUDA_HOST_SEED=5 CUDA_HOST_GPUS=2 run 75 resumed 2 'stopped on request after step 2' --set transport=mpi \
-    --set stop_after_steps=2 --set optimizer_cache_bytes=1
-CUDA_HOST_SEED=6 run 0 resumed 1 'resumed from' --resume auto
+# Stopped on two GPUs and on one, ended on two; the cache of optimizer pages is as small as it can be.
+CUDA_HOST_SEED=5 CUDA_HOST_GPUS=2 run 75 resumed 2 'stopped on request after step 1' --set transport=mpi \
+    --set stop_after_steps=1 --set optimizer_cache_bytes=1
+CUDA_HOST_SEED=6 run 75 resumed 1 'stopped on request after step 2' --resume auto --set stop_after_steps=1
+CUDA_HOST_SEED=7 CUDA_HOST_GPUS=2 run 0 resumed 2 'resumed from' --resume auto
 expect_same resumed
 
 # The comparison can fail: another seed of the run gives other bits.
