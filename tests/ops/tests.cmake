@@ -6,4 +6,4 @@ tandem_test(ops "ops/test_ops.c;${op_frame};${op_cases}" LIBS tandem_kernels TIM
 tandem_test(ops_table ops/test_ops_table.c LIBS tandem_kernels LABELS ops)
 tandem_test(vectors ops/test_vectors.c LIBS tandem_kernels LABELS ops)
 tandem_test(nf4_fixtures ops/test_nf4_fixtures.c LIBS tandem_model LABELS ops)
-tandem_gpu_test(ops_gpu "ops/test_ops_gpu.c;${op_frame};${op_cases}" LIBS tandem_kernels CASES bf16 fp32 TIMEOUT 300)
+tandem_gpu_test(ops_gpu "ops/test_ops_gpu.c;${op_frame};${op_cases}" LIBS tandem_kernels CASES bf16 fp32 TIMEOUT 900)
