@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 folder=runs/quickstart
 config=configs/quickstart.json
 ranks=${TANDEM_QUICKSTART_RANKS:-2}
+device=${TANDEM_QUICKSTART_DEVICE:-cpu} # a machine with one GPU has none for the second rank
 
 if [ -x bin/tandem ]; then
     programs=bin
@@ -29,7 +30,7 @@ figure() {
 }
 
 evaluate() {
-    launch/mpirun.sh "$ranks" "$tandem" evaluate "$config" --exact-match --max-new-tokens 96 --json "$@"
+    launch/mpirun.sh "$ranks" "$tandem" evaluate "$config" --set device="$device" --exact-match --max-new-tokens 96 --json "$@"
 }
 
 percent() {
@@ -45,7 +46,7 @@ start=$SECONDS
 echo "== held-out tool calls before training"
 before=$(evaluate)
 echo "== training on $ranks ranks"
-launch/mpirun.sh "$ranks" "$tandem" train "$config"
+launch/mpirun.sh "$ranks" "$tandem" train "$config" --set device="$device"
 echo "== held-out tool calls after training"
 after=$(evaluate --adapter "$folder/run/adapter")
 

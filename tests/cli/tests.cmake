@@ -1,8 +1,9 @@
-# The program from outside. tandem_script(NAME TIMEOUT script arguments...)
+# The program from outside, on the CPU where a GPU is at hand too; scripts for GPUs say which module they use.
+# tandem_script(NAME TIMEOUT LABELS script arguments...)
 function(tandem_script name timeout labels)
   add_test(NAME ${name} COMMAND bash ${ARGN})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} LABELS "${labels}"
-    ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;ASAN_OPTIONS=detect_leaks=0")
+    ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;ASAN_OPTIONS=detect_leaks=0;TANDEM_GPU_MODULE=none")
 endfunction()
 
 set(cli ${CMAKE_CURRENT_LIST_DIR})
