@@ -428,6 +428,45 @@ td_status td_pattern_compile_digits(const char *where, td_pattern *out) {
     return status;
 }
 
+// The first match from `offset` on.
+static td_status match_at(const pcre2_code *code, const char *text, size_t bytes, size_t offset,
+                          pcre2_match_data *data, pcre2_match_context *context, int *out_found,
+                          td_match *out) {
+    int rc = pcre2_match(code, (PCRE2_SPTR)text, bytes, offset, PCRE2_NO_UTF_CHECK, data, context);
+    *out_found = rc >= 0;
+    if (rc < 0 && rc != PCRE2_ERROR_NOMATCH) {
+        PCRE2_UCHAR message[128];
+        pcre2_get_error_message(rc, message, sizeof message);
+        return td_fail(TD_ERR_DATA, "the tokenizer's pattern fails on this text: %s",
+                       (const char *)message);
+    }
+    if (rc >= 0) {
+        const PCRE2_SIZE *bounds = pcre2_get_ovector_pointer(data);
+        *out = (td_match){bounds[0], bounds[1]};
+    }
+    return TD_OK;
+}
+
+// An empty match right where the last one ended is passed over, as the tokenizers library's
+// iterator does.
+td_status td_pattern_next(const pcre2_code *code, const char *text, size_t bytes, size_t last_end,
+                          int has_last, pcre2_match_data *data, pcre2_match_context *context,
+                          int *out_found, td_match *out) {
+    size_t offset = last_end;
+    for (;;) {
+        *out_found = 0;
+        if (offset > bytes)
+            return TD_OK;
+        TD_TRY(match_at(code, text, bytes, offset, data, context, out_found, out));
+        if (!*out_found || out->end > out->begin || !has_last || out->end != last_end)
+            return TD_OK;
+        size_t length = 1;
+        if (offset < bytes)
+            td_utf8_decode(text + offset, &length);
+        offset += length;
+    }
+}
+
 void td_pattern_fini(td_pattern *pattern) {
     pcre2_code_free(pattern->plain);
     pcre2_code_free(pattern->full);

@@ -1,8 +1,14 @@
-// Byte-level BPE from tokenizer.json (the Hugging Face tokenizers format): GPT-2, Llama-3, Qwen2/3,
-// SmolLM.
+// BPE from tokenizer.json (the Hugging Face tokenizers format): byte-level (GPT-2, Llama-3,
+// Qwen2/3, SmolLM, Phi) and SentencePiece-style (Llama-2, TinyLlama, Mistral, Gemma, Phi-3).
 //
-// Read-only after loading: any number of threads may encode and decode at once. Text is UTF-8; ids
-// are those of the tokenizers library, exactly.
+// Ids and decoded text are those of the tokenizers library for the file, exactly. Whether text
+// begins with U+2581, and whether it does so again after an added token, is what the file's Prepend
+// normalizer or Metaspace scheme says: "legacy" and "add_prefix_space" of tokenizer_config.json are
+// not read, as the fast tokenizers of transformers do not read them for a file that exists.
+// "add_bos_token" and "add_eos_token" of tokenizer_config.json replace the file's post-processor
+// when either is given, as there. Unlike the library, text that is not UTF-8 is refused.
+//
+// Read-only after loading: any number of threads may encode and decode at once.
 #ifndef TANDEM_MODEL_TOKENIZER_H
 #define TANDEM_MODEL_TOKENIZER_H
 
@@ -42,9 +48,22 @@ td_hash td_tokenizer_fingerprint(const td_tokenizer *tokenizer);
 // with the byte offset.
 td_status td_tokenizer_encode(const td_tokenizer *tokenizer, const char *text, size_t bytes,
                               int add_special, td_tokens *out);
-// Bytes of the ids, NUL-terminated; the caller frees. skip_special leaves special tokens out.
-// Incomplete UTF-8 becomes U+FFFD.
+// Text of the ids, NUL-terminated; the caller frees. skip_special leaves special tokens out. Bytes
+// that are no UTF-8 become U+FFFD.
 td_status td_tokenizer_decode(const td_tokenizer *tokenizer, const int32_t *ids, size_t count,
                               int skip_special, char **out_text, size_t *out_bytes);
+
+// Decoding token by token: text comes out as soon as no later token can change it, and all of it
+// together is what td_tokenizer_decode gives. (Text of a run of byte tokens as "<0xE2>" is only
+// known when the run ends.) One thread at a time. The tokenizer must outlive the stream.
+typedef struct td_token_stream td_token_stream;
+td_status td_token_stream_create(const td_tokenizer *tokenizer, int skip_special,
+                                 td_token_stream **out);
+void td_token_stream_destroy(td_token_stream *stream);
+// *out_text is whole characters, NUL-terminated, perhaps none; it holds until the next call.
+td_status td_token_stream_push(td_token_stream *stream, int32_t id, const char **out_text,
+                               size_t *out_bytes);
+// What is left; the stream can then be used for another text.
+td_status td_token_stream_finish(td_token_stream *stream, const char **out_text, size_t *out_bytes);
 
 #endif

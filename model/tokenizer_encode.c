@@ -37,8 +37,7 @@ static td_status cut_added(encoder *e, const td_added_set *set, td_text text, te
 }
 
 static td_status encode_piece(encoder *e, td_text text) {
-    if (e->tokenizer->nfc)
-        TD_TRY(td_normalize_nfc(e->scratch, text, &text));
+    TD_TRY(td_normalize(&e->tokenizer->normalizer, e->scratch, text, &text));
     return cut_added(e, &e->tokenizer->added_normalized, text, encode_plain);
 }
 

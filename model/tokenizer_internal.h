@@ -1,9 +1,10 @@
 // What the parts of the tokenizer share; not for other folders.
 //
 // The pipeline of one encode call, each part in its own file:
-//   added tokens (added_tokens.c) -> NFC (normalize.c) -> added tokens, normalized ->
-//   pre-tokenizers (pretokenize.c, pattern.c) -> byte-pair encoding of each word (bpe.c) ->
-//   post-processor.
+//   added tokens (added_tokens.c) -> normalizers (tokenizer_normalizers.c, normalize.c) ->
+//   added tokens, normalized -> pre-tokenizers (pretokenize.c, pattern.c) -> byte-pair encoding of
+//   each word (bpe.c) -> post-processor.
+// The way back: tokens -> decoders (tokenizer_decode.c), which work on a stream.
 // Everything reachable from td_tokenizer is constant after loading except the pool of scratch
 // memory, which has a lock.
 #ifndef TANDEM_MODEL_TOKENIZER_INTERNAL_H
@@ -21,6 +22,8 @@
 enum {
     TD_TOKENIZER_MAX_ID = 1 << 24,
     TD_PRETOKENIZER_MAX_STAGES = 8,
+    TD_NORMALIZER_MAX_STEPS = 16,
+    TD_DECODER_MAX_STEPS = 8,
     TD_POST_MAX_SPECIALS = 16,
     TD_WORD_CACHE_KEY_BYTES = 30,
     TD_WORD_CACHE_IDS = 8,
@@ -67,6 +70,20 @@ static inline uint32_t td_text_end(td_text text, size_t end) {
     return text.begins ? text.ends[end - 1] : text.origin + (uint32_t)end;
 }
 
+// Text that a step of the pipeline wrote, with the original span of each byte.
+typedef struct td_mapped {
+    td_bytes text;
+    uint32_t *begins, *ends;
+    size_t begins_capacity, ends_capacity;
+} td_mapped;
+void td_mapped_fini(td_mapped *mapped);
+// Appends bytes [begin, end) of `from` with their spans.
+td_status td_mapped_copy(td_mapped *mapped, td_text from, size_t begin, size_t end);
+// Appends bytes that all came from [span_begin, span_end).
+td_status td_mapped_append(td_mapped *mapped, const char *data, size_t size, uint32_t span_begin,
+                           uint32_t span_end);
+td_text td_mapped_text(const td_mapped *mapped);
+
 td_status td_tokens_push(td_tokens *tokens, int32_t id, uint32_t begin, uint32_t end);
 
 // Byte-level alphabet: every byte stands as one printable character in tokenizer.json.
@@ -108,15 +125,29 @@ typedef struct td_bpe {
     td_merge *merges;      // open addressing
     size_t n_slots;        // power of two
     unsigned shift;        // 64 - log2(n_slots)
-    int32_t byte_ids[256]; // token of a single byte, -1: none
-    int32_t unknown_id;    // -1: bytes without a token are left out
-    int ignore_merges;     // a word that is a token is that token
-    uint32_t *token_bytes; // (vocabulary size) bytes that a token of the model stands for
+    int byte_level;        // units are bytes of the word; else its characters
+    int32_t byte_ids[256]; // tokens of single bytes: symbols of the byte-level alphabet, or
+                           // "<0x41>" for characters without a token; -1: none
+    int byte_fallback;    // characters without a token become the tokens of their bytes
+    int fuse_unknown;     // neighbouring unknown characters become one token
+    int32_t unknown_id;   // -1: what has no token is left out
+    int ignore_merges;    // a word that is a token is that token
+    int splits_at_spaces; // no merge joins anything to a following U+2581
+    int32_t *char_ids;    // (0x10000) tokens of single characters; NULL when byte_level
+    int32_t n_model_ids;  // later ids are those of added tokens
+    uint32_t
+        *token_bytes; // (n_model_ids) bytes of text that a token stands for, 0: not the model's
+    uint32_t longest_token_bytes;
 } td_bpe;
-// `model` is the "model" object of tokenizer.json; the vocabulary must be filled.
+// `model` is the "model" object of tokenizer.json; the vocabulary must hold its tokens and no more.
+// On failure td_bpe_fini is still due.
 td_status td_bpe_init(td_bpe *bpe, const char *where, const cJSON *model,
-                      const td_vocabulary *vocabulary);
+                      const td_vocabulary *vocabulary, int byte_level);
 void td_bpe_fini(td_bpe *bpe);
+// The merge of a pair, or NULL.
+const td_merge *td_bpe_find_merge(const td_bpe *bpe, int32_t left, int32_t right);
+// The token of the model, -1: none.
+int32_t td_bpe_find(const td_bpe *bpe, const char *text, size_t bytes);
 
 typedef struct td_cached_word {
     uint8_t key_bytes, n_ids; // key_bytes 0: empty
@@ -145,11 +176,10 @@ typedef struct td_scratch {
     td_symbol *symbols;
     td_candidate *heap;
     size_t symbols_capacity, heap_capacity;
-    td_bytes symbol_text; // a word in the byte-level alphabet
-    td_bytes normalized, prefixed;
-    uint32_t *normalized_begins, *normalized_ends, *prefixed_begins, *prefixed_ends;
-    size_t normalized_begins_capacity, normalized_ends_capacity;
-    size_t prefixed_begins_capacity, prefixed_ends_capacity;
+    td_bytes symbol_text;    // a word in the byte-level alphabet
+    td_mapped normalized[2]; // the steps of the normalizer write to one and the other in turn
+    td_mapped staged[TD_PRETOKENIZER_MAX_STAGES];
+    pcre2_match_data *replace_match;
     uint64_t *marks; // decomposed characters of one segment
     int32_t *codes;
     size_t marks_capacity, codes_capacity;
@@ -157,9 +187,16 @@ typedef struct td_scratch {
 
 td_status td_bpe_encode_word(const td_bpe *bpe, td_scratch *scratch, td_text word, td_tokens *out);
 
-// NFC as the tokenizers library does it. *out is the input itself when nothing changes, else it
-// lives in scratch. The input must not be mapped yet.
-td_status td_normalize_nfc(td_scratch *scratch, td_text text, td_text *out);
+typedef enum td_unicode_form {
+    TD_NFC,
+    TD_NFD,
+    TD_NFKC,
+    TD_NFKD,
+} td_unicode_form;
+// As the tokenizers library does it. *out is the input itself when nothing changes, else the text
+// of `buffer`, which must not hold the input.
+td_status td_normalize_form(td_unicode_form form, td_scratch *scratch, td_text text,
+                            td_mapped *buffer, td_text *out);
 
 typedef struct td_added_token {
     char *content; // NUL-terminated; for normalized ones the normalized content
@@ -220,25 +257,112 @@ void td_pattern_fini(td_pattern *pattern);
 td_status td_pattern_translate(const char *where, const char *regex, td_bytes *plain,
                                td_bytes *full);
 
+// Finds the first match from *position on that is no empty match where the last one ended; 0 in
+// *out_found: none. `data` and `context` are PCRE2's working memory.
+typedef struct td_match {
+    size_t begin, end;
+} td_match;
+td_status td_pattern_next(const pcre2_code *code, const char *text, size_t bytes, size_t last_end,
+                          int has_last, pcre2_match_data *data, pcre2_match_context *context,
+                          int *out_found, td_match *out);
+
+typedef enum td_normalizer_kind {
+    TD_NORMALIZER_FORM,
+    TD_NORMALIZER_LOWERCASE,
+    TD_NORMALIZER_STRIP,
+    TD_NORMALIZER_STRIP_ACCENTS,
+    TD_NORMALIZER_REPLACE,
+    TD_NORMALIZER_PREPEND,
+} td_normalizer_kind;
+
+typedef struct td_normalizer_step {
+    td_normalizer_kind kind;
+    td_unicode_form form;
+    int left, right;    // what STRIP strips
+    td_pattern pattern; // of REPLACE, when `literal` is NULL
+    char *literal;      // what REPLACE looks for
+    char *content;      // what REPLACE and PREPEND write
+} td_normalizer_step;
+
+typedef struct td_normalizer {
+    td_normalizer_step steps[TD_NORMALIZER_MAX_STEPS];
+    int n_steps;
+} td_normalizer;
+// On failure td_normalizer_fini is still due.
+td_status td_normalizer_init(td_normalizer *normalizer, const char *where, const cJSON *config);
+void td_normalizer_fini(td_normalizer *normalizer);
+// *out is the input itself when nothing changes, else it lives in scratch until the next call.
+td_status td_normalize(const td_normalizer *normalizer, td_scratch *scratch, td_text text,
+                       td_text *out);
+
+typedef enum td_stage_split {
+    TD_STAGE_WHOLE,       // leaves the text as it is
+    TD_STAGE_PATTERN,     // matches of `pattern`
+    TD_STAGE_CODE,        // every character `code`
+    TD_STAGE_SPACES,      // every white space character
+    TD_STAGE_PUNCTUATION, // every punctuation character
+    TD_STAGE_RUNS,        // runs of word characters and of others that are no white space
+} td_stage_split;
+
+typedef enum td_prepend_scheme {
+    TD_PREPEND_NEVER,
+    TD_PREPEND_FIRST, // only where the text begins
+    TD_PREPEND_ALWAYS,
+} td_prepend_scheme;
+
 typedef struct td_stage {
-    int add_prefix_space;
-    int has_pattern;
+    td_stage_split split;
     td_pattern pattern;
+    uint32_t code;
     td_split_behavior behavior;
     int invert;
+    char replacement[5]; // what Metaspace writes for a space, "": no Metaspace
+    td_prepend_scheme prepend;
+    char prefix[5]; // what is prepended when the text does not begin with it, by `prepend`
 } td_stage;
 
 typedef struct td_pretokenizer {
     td_stage stages[TD_PRETOKENIZER_MAX_STAGES];
     int n_stages;
+    int byte_level; // the last stage hands over bytes
 } td_pretokenizer;
+// On failure td_pretokenizer_fini is still due.
 td_status td_pretokenizer_init(td_pretokenizer *pretokenizer, const char *where,
                                const cJSON *config);
 void td_pretokenizer_fini(td_pretokenizer *pretokenizer);
+// "replacement" and the scheme of a Metaspace pre-tokenizer or decoder.
+td_status td_read_metaspace(const char *where, const cJSON *config, char replacement[5],
+                            td_prepend_scheme *out);
 
 typedef td_status (*td_word_visitor)(void *context, td_text word);
 td_status td_pretokenize(const td_pretokenizer *pretokenizer, td_scratch *scratch, td_text text,
                          td_word_visitor visit, void *context);
+
+typedef enum td_decoder_kind {
+    TD_DECODER_BYTE_LEVEL,
+    TD_DECODER_REPLACE,
+    TD_DECODER_BYTE_FALLBACK,
+    TD_DECODER_FUSE,
+    TD_DECODER_STRIP,
+    TD_DECODER_METASPACE,
+    TD_DECODER_JOIN, // no decoder in the file: tokens with a space between
+} td_decoder_kind;
+
+typedef struct td_decoder_step {
+    td_decoder_kind kind;
+    char *pattern, *content; // of REPLACE
+    uint32_t code;           // what STRIP strips and METASPACE replaces
+    size_t start, stop;      // how many STRIP strips on either side
+    int drops_first;         // METASPACE writes nothing for it in the first token
+} td_decoder_step;
+
+typedef struct td_decoder {
+    td_decoder_step steps[TD_DECODER_MAX_STEPS];
+    int n_steps;
+} td_decoder;
+// On failure td_decoder_fini is still due.
+td_status td_decoder_init(td_decoder *decoder, const char *where, const cJSON *config);
+void td_decoder_fini(td_decoder *decoder);
 
 typedef struct td_tokenizer_pool {
     pthread_mutex_t lock;
@@ -248,14 +372,13 @@ typedef struct td_tokenizer_pool {
 struct td_tokenizer {
     td_vocabulary vocabulary;
     td_bpe bpe;
-    int nfc;
+    td_normalizer normalizer;
     td_added_set added, added_normalized;
     td_pretokenizer pretokenizer;
     int32_t prefix[TD_POST_MAX_SPECIALS], suffix[TD_POST_MAX_SPECIALS];
     int n_prefix, n_suffix;
-    td_bytes decoded;         // bytes of every token, one after the other
-    uint64_t *decoded_begins; // (vocabulary size + 1)
-    uint8_t *is_special;      // (vocabulary size)
+    td_decoder decoder;
+    uint8_t *is_special; // (vocabulary size)
     int32_t eos_id, bos_id;
     char *chat_template; // or NULL
     td_hash fingerprint;
@@ -269,10 +392,10 @@ td_cached_word *td_scratch_word_slot(td_scratch *scratch, uint64_t hash);
 
 // Parts of loading (tokenizer_load.c calls them in this order).
 td_status td_load_vocabulary(td_tokenizer *tokenizer, const char *where, const cJSON *model);
-td_status td_load_normalizer(td_tokenizer *tokenizer, const char *where, const cJSON *config);
 td_status td_load_added_tokens(td_tokenizer *tokenizer, const char *where, const cJSON *list);
 td_status td_load_post_processor(td_tokenizer *tokenizer, const char *where, const cJSON *config);
-td_status td_load_decoder(td_tokenizer *tokenizer, const char *where, const cJSON *config);
+// Replaces what the post-processor adds by the ids given, -1: none.
+void td_set_specials(td_tokenizer *tokenizer, int32_t first, int32_t last);
 
 // "type" of a component; NULL and TD_OK for null or missing.
 td_status td_component_type(const char *where, const char *section, const cJSON *config,

@@ -34,7 +34,10 @@ td_status td_load_vocabulary(td_tokenizer *tokenizer, const char *where, const c
     const cJSON *vocabulary = cJSON_GetObjectItemCaseSensitive(model, "vocab");
     TD_TRY(td_json_string(where, model, "type", &type));
     if (strcmp(type, "BPE") != 0)
-        return td_fail_component(where, "model", type, "BPE (byte-level)");
+        return td_fail(TD_ERR_DATA,
+                       "%s: %.60s is out of scope: model of type \"%.60s\"; tandem reads BPE "
+                       "tokenizers (byte-level and SentencePiece-style)",
+                       where, type, type);
     if (!cJSON_IsObject(vocabulary) || !vocabulary->child)
         return td_fail(TD_ERR_DATA, "%s: model.vocab must be an object with tokens", where);
     for (const cJSON *item = vocabulary->child; item; item = item->next) {
@@ -49,76 +52,23 @@ td_status td_load_vocabulary(td_tokenizer *tokenizer, const char *where, const c
     return TD_OK;
 }
 
-td_status td_load_normalizer(td_tokenizer *tokenizer, const char *where, const cJSON *config) {
-    const char *type;
-    TD_TRY(td_component_type(where, "normalizer", config, &type));
-    if (!type)
-        return TD_OK;
-    if (strcmp(type, "NFC") == 0) {
-        tokenizer->nfc = 1;
-        return TD_OK;
-    }
-    const cJSON *list = cJSON_GetObjectItemCaseSensitive(config, "normalizers");
-    if (strcmp(type, "Sequence") != 0 || !cJSON_IsArray(list))
-        return td_fail_component(where, "normalizer", type, "NFC, Sequence");
-    for (const cJSON *item = list->child; item; item = item->next)
-        TD_TRY(td_load_normalizer(tokenizer, where, item));
-    return TD_OK;
-}
-
-td_status td_load_decoder(td_tokenizer *tokenizer, const char *where, const cJSON *config) {
-    const char *type;
-    TD_TRY(td_component_type(where, "decoder", config, &type));
-    if (type && strcmp(type, "ByteLevel") == 0)
-        return TD_OK;
-    const cJSON *list = cJSON_GetObjectItemCaseSensitive(config, "decoders");
-    if (type && strcmp(type, "Sequence") == 0 && cJSON_GetArraySize(list) == 1)
-        return td_load_decoder(tokenizer, where, list->child);
-    return td_fail_component(where, "decoder", type ? type : "null", "ByteLevel");
-}
-
-// What decoding writes for each token: its bytes when all its characters are symbols of bytes, else
-// the characters.
-static td_status prepare_decoding(td_tokenizer *tokenizer) {
-    const td_vocabulary *vocabulary = &tokenizer->vocabulary;
-    size_t size = (size_t)vocabulary->size;
-    tokenizer->decoded_begins = malloc((size + 1) * sizeof *tokenizer->decoded_begins);
-    if (!tokenizer->decoded_begins)
-        return td_fail(TD_ERR_MEMORY, "no memory for the bytes of %zu tokens", size);
-    for (size_t id = 0; id < size; id++) {
-        size_t bytes = 0, decoded;
-        const char *text = td_vocabulary_text(vocabulary, (int32_t)id, &bytes);
-        td_bytes *out = &tokenizer->decoded;
-        tokenizer->decoded_begins[id] = out->size;
-        TD_TRY(td_bytes_reserve(out, bytes + 1));
-        if (!text)
-            continue;
-        if (!td_bytes_from_symbols(text, bytes, out->data + out->size, &decoded)) {
-            memcpy(out->data + out->size, text, bytes);
-            decoded = bytes;
-        }
-        out->size += decoded;
-    }
-    tokenizer->decoded_begins[size] = tokenizer->decoded.size;
-    return TD_OK;
-}
-
 static td_status load_sections(td_tokenizer *tokenizer, const char *where, const cJSON *root) {
     const cJSON *model = cJSON_GetObjectItemCaseSensitive(root, "model");
     if (!cJSON_IsObject(model))
         return td_fail(TD_ERR_DATA, "%s: has no \"model\" object", where);
     TD_TRY(td_load_vocabulary(tokenizer, where, model));
-    TD_TRY(
-        td_load_normalizer(tokenizer, where, cJSON_GetObjectItemCaseSensitive(root, "normalizer")));
+    TD_TRY(td_normalizer_init(&tokenizer->normalizer, where,
+                              cJSON_GetObjectItemCaseSensitive(root, "normalizer")));
     TD_TRY(td_pretokenizer_init(&tokenizer->pretokenizer, where,
                                 cJSON_GetObjectItemCaseSensitive(root, "pre_tokenizer")));
-    TD_TRY(td_load_decoder(tokenizer, where, cJSON_GetObjectItemCaseSensitive(root, "decoder")));
-    TD_TRY(td_bpe_init(&tokenizer->bpe, where, model, &tokenizer->vocabulary));
+    TD_TRY(td_decoder_init(&tokenizer->decoder, where,
+                           cJSON_GetObjectItemCaseSensitive(root, "decoder")));
+    TD_TRY(td_bpe_init(&tokenizer->bpe, where, model, &tokenizer->vocabulary,
+                       tokenizer->pretokenizer.byte_level));
     TD_TRY(td_load_added_tokens(tokenizer, where,
                                 cJSON_GetObjectItemCaseSensitive(root, "added_tokens")));
-    TD_TRY(td_load_post_processor(tokenizer, where,
-                                  cJSON_GetObjectItemCaseSensitive(root, "post_processor")));
-    return prepare_decoding(tokenizer);
+    return td_load_post_processor(tokenizer, where,
+                                  cJSON_GetObjectItemCaseSensitive(root, "post_processor"));
 }
 
 static td_status load_json(td_tokenizer *tokenizer, td_hasher *hasher, const char *path) {
@@ -178,6 +128,23 @@ static td_status load_template(td_tokenizer *tokenizer, const char *folder, cons
     return TD_OK;
 }
 
+// When the file says whether bos and eos are added, that stands in for the post-processor, as in
+// transformers; what it leaves out counts as false.
+static td_status apply_specials(td_tokenizer *tokenizer, td_hasher *hasher, const char *path,
+                                const cJSON *config) {
+    int adds_bos = -1, adds_eos = -1;
+    if (config) {
+        TD_TRY(td_json_bool(path, config, "add_bos_token", &adds_bos));
+        TD_TRY(td_json_bool(path, config, "add_eos_token", &adds_eos));
+    }
+    const signed char said[2] = {(signed char)adds_bos, (signed char)adds_eos};
+    td_hasher_add(hasher, said, sizeof said);
+    if (adds_bos >= 0 || adds_eos >= 0)
+        td_set_specials(tokenizer, adds_bos == 1 ? tokenizer->bos_id : -1,
+                        adds_eos == 1 ? tokenizer->eos_id : -1);
+    return TD_OK;
+}
+
 // tokenizer_config.json is optional: it names tokens and holds the chat template.
 static td_status load_config(td_tokenizer *tokenizer, td_hasher *hasher, const char *folder) {
     char path[TD_PATH_MAX];
@@ -187,7 +154,9 @@ static td_status load_config(td_tokenizer *tokenizer, td_hasher *hasher, const c
         TD_TRY(td_json_read(path, MAX_CONFIG_BYTES, &config));
     tokenizer->eos_id = named_id(tokenizer, hasher, config, "eos_token");
     tokenizer->bos_id = named_id(tokenizer, hasher, config, "bos_token");
-    td_status status = load_template(tokenizer, folder, config);
+    td_status status = apply_specials(tokenizer, hasher, path, config);
+    if (status == TD_OK)
+        status = load_template(tokenizer, folder, config);
     cJSON_Delete(config);
     td_hasher_add_string(hasher, tokenizer->chat_template ? tokenizer->chat_template : "");
     return status;
@@ -244,13 +213,13 @@ void td_tokenizer_close(td_tokenizer *tokenizer) {
     }
     pthread_mutex_destroy(&tokenizer->pool->lock);
     free(tokenizer->pool);
+    td_normalizer_fini(&tokenizer->normalizer);
     td_pretokenizer_fini(&tokenizer->pretokenizer);
+    td_decoder_fini(&tokenizer->decoder);
     td_added_set_fini(&tokenizer->added);
     td_added_set_fini(&tokenizer->added_normalized);
     td_bpe_fini(&tokenizer->bpe);
     td_vocabulary_fini(&tokenizer->vocabulary);
-    td_bytes_fini(&tokenizer->decoded);
-    free(tokenizer->decoded_begins);
     free(tokenizer->is_special);
     free(tokenizer->chat_template);
     free(tokenizer);

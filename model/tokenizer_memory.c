@@ -52,6 +52,59 @@ void td_bytes_fini(td_bytes *bytes) {
     *bytes = (td_bytes){0};
 }
 
+static td_status reserve_mapped(td_mapped *mapped, size_t more) {
+    size_t needed = mapped->text.size + more;
+    TD_TRY(td_bytes_reserve(&mapped->text, more));
+    TD_TRY(td_grow(&mapped->begins, &mapped->begins_capacity, needed, sizeof *mapped->begins));
+    return td_grow(&mapped->ends, &mapped->ends_capacity, needed, sizeof *mapped->ends);
+}
+
+td_status td_mapped_copy(td_mapped *mapped, td_text from, size_t begin, size_t end) {
+    size_t at = mapped->text.size, size = end - begin;
+    if (size == 0)
+        return TD_OK;
+    TD_TRY(reserve_mapped(mapped, size));
+    memcpy(mapped->text.data + at, from.bytes + begin, size);
+    if (from.begins) {
+        memcpy(mapped->begins + at, from.begins + begin, size * sizeof *mapped->begins);
+        memcpy(mapped->ends + at, from.ends + begin, size * sizeof *mapped->ends);
+    } else {
+        uint32_t origin = from.origin + (uint32_t)begin;
+        for (size_t i = 0; i < size; i++) {
+            mapped->begins[at + i] = origin + (uint32_t)i;
+            mapped->ends[at + i] = origin + (uint32_t)i + 1;
+        }
+    }
+    mapped->text.size += size;
+    return TD_OK;
+}
+
+td_status td_mapped_append(td_mapped *mapped, const char *data, size_t size, uint32_t span_begin,
+                           uint32_t span_end) {
+    TD_TRY(reserve_mapped(mapped, size));
+    for (size_t i = 0, at = mapped->text.size; i < size; i++, at++) {
+        mapped->text.data[at] = data[i];
+        mapped->begins[at] = span_begin;
+        mapped->ends[at] = span_end;
+    }
+    mapped->text.size += size;
+    return TD_OK;
+}
+
+td_text td_mapped_text(const td_mapped *mapped) {
+    return (td_text){.bytes = mapped->text.data ? mapped->text.data : "",
+                     .length = mapped->text.size,
+                     .begins = mapped->begins,
+                     .ends = mapped->ends};
+}
+
+void td_mapped_fini(td_mapped *mapped) {
+    td_bytes_fini(&mapped->text);
+    free(mapped->begins);
+    free(mapped->ends);
+    *mapped = (td_mapped){0};
+}
+
 void td_tokens_fini(td_tokens *tokens) {
     free(tokens->ids);
     free(tokens->begins);
@@ -83,12 +136,13 @@ td_status td_tokens_push(td_tokens *tokens, int32_t id, uint32_t begin, uint32_t
 static td_status create_matches(const td_tokenizer *tokenizer, td_scratch *scratch) {
     scratch->match_context = pcre2_match_context_create(NULL);
     scratch->jit_stack = pcre2_jit_stack_create(JIT_STACK_START_BYTES, JIT_STACK_MAX_BYTES, NULL);
-    int complete = scratch->match_context != NULL;
+    scratch->replace_match = pcre2_match_data_create(1, NULL);
+    int complete = scratch->match_context && scratch->replace_match;
     // Without the just-in-time compiler there is no stack for it, and none is needed.
     if (scratch->match_context && scratch->jit_stack)
         pcre2_jit_stack_assign(scratch->match_context, NULL, scratch->jit_stack);
     for (int i = 0; i < tokenizer->pretokenizer.n_stages; i++) {
-        if (!tokenizer->pretokenizer.stages[i].has_pattern)
+        if (tokenizer->pretokenizer.stages[i].split != TD_STAGE_PATTERN)
             continue;
         scratch->matches[i] = pcre2_match_data_create(1, NULL);
         complete = complete && scratch->matches[i];
@@ -114,15 +168,13 @@ static td_status create_scratch(const td_tokenizer *tokenizer, td_scratch **out)
 static void destroy_buffers(td_scratch *scratch) {
     free(scratch->symbols);
     free(scratch->heap);
-    free(scratch->normalized_begins);
-    free(scratch->normalized_ends);
-    free(scratch->prefixed_begins);
-    free(scratch->prefixed_ends);
     free(scratch->marks);
     free(scratch->codes);
     td_bytes_fini(&scratch->symbol_text);
-    td_bytes_fini(&scratch->normalized);
-    td_bytes_fini(&scratch->prefixed);
+    for (int i = 0; i < 2; i++)
+        td_mapped_fini(&scratch->normalized[i]);
+    for (int i = 0; i < TD_PRETOKENIZER_MAX_STAGES; i++)
+        td_mapped_fini(&scratch->staged[i]);
 }
 
 void td_scratch_destroy(td_scratch *scratch) {
@@ -131,6 +183,7 @@ void td_scratch_destroy(td_scratch *scratch) {
     destroy_buffers(scratch);
     for (int i = 0; i < TD_PRETOKENIZER_MAX_STAGES; i++)
         pcre2_match_data_free(scratch->matches[i]);
+    pcre2_match_data_free(scratch->replace_match);
     pcre2_jit_stack_free(scratch->jit_stack);
     pcre2_match_context_free(scratch->match_context);
     free(scratch->words);
@@ -156,8 +209,12 @@ td_status td_scratch_acquire(const td_tokenizer *tokenizer, td_scratch **out) {
 
 // One huge text must not keep its buffers for the rest of the run.
 static int is_oversized(const td_scratch *scratch) {
+    for (int i = 0; i < TD_PRETOKENIZER_MAX_STAGES; i++)
+        if (scratch->staged[i].text.capacity > KEPT_BYTES)
+            return 1;
     return scratch->symbols_capacity * sizeof *scratch->symbols > KEPT_BYTES ||
-           scratch->normalized.capacity > KEPT_BYTES || scratch->prefixed.capacity > KEPT_BYTES ||
+           scratch->normalized[0].text.capacity > KEPT_BYTES ||
+           scratch->normalized[1].text.capacity > KEPT_BYTES ||
            scratch->marks_capacity * sizeof *scratch->marks > KEPT_BYTES;
 }
 

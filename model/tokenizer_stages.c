@@ -1,129 +1,9 @@
-// Loading of the parts around the model: pre-tokenizers, added tokens, post-processors.
+// Loading of the parts around the model: added tokens, post-processors.
 #include <stdlib.h>
 #include <string.h>
 
 #include "model/tokenizer_internal.h"
-#include "model/unicode.h"
 #include "runtime/core/json.h"
-
-// The split that GPT-2 made before byte-level BPE; "use_regex" of the ByteLevel pre-tokenizer.
-static const char byte_level_regex[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+|"
-                                       " ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-
-static td_status add_byte_level(td_stage *stage, const char *where, const cJSON *config) {
-    int use_regex = 1;
-    stage->add_prefix_space = 1;
-    stage->behavior = TD_SPLIT_ISOLATED;
-    TD_TRY(td_json_bool(where, config, "add_prefix_space", &stage->add_prefix_space));
-    TD_TRY(td_json_bool(where, config, "use_regex", &use_regex));
-    if (!use_regex)
-        return TD_OK;
-    TD_TRY(td_pattern_compile(where, byte_level_regex, &stage->pattern));
-    stage->has_pattern = 1;
-    return TD_OK;
-}
-
-static td_status read_behavior(const char *where, const cJSON *config, td_split_behavior *out) {
-    static const char *const names[] = {
-        [TD_SPLIT_REMOVED] = "Removed",
-        [TD_SPLIT_ISOLATED] = "Isolated",
-        [TD_SPLIT_MERGED_WITH_PREVIOUS] = "MergedWithPrevious",
-        [TD_SPLIT_MERGED_WITH_NEXT] = "MergedWithNext",
-        [TD_SPLIT_CONTIGUOUS] = "Contiguous",
-    };
-    const char *name = "";
-    TD_TRY(td_json_string(where, config, "behavior", &name));
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (strcmp(name, names[i]) == 0) {
-            *out = (td_split_behavior)i;
-            return TD_OK;
-        }
-    return td_fail(TD_ERR_DATA, "%s: pre_tokenizer Split has an unknown behavior \"%.40s\"", where,
-                   name);
-}
-
-static td_status add_split(td_stage *stage, const char *where, const cJSON *config) {
-    const cJSON *pattern = cJSON_GetObjectItemCaseSensitive(config, "pattern");
-    const char *regex = NULL, *literal = NULL;
-    if (!cJSON_IsObject(pattern))
-        return td_fail(TD_ERR_DATA, "%s: pre_tokenizer Split has no pattern object", where);
-    TD_TRY(read_behavior(where, config, &stage->behavior));
-    TD_TRY(td_json_bool(where, config, "invert", &stage->invert));
-    TD_TRY(td_json_string(where, pattern, "Regex", &regex));
-    TD_TRY(td_json_string(where, pattern, "String", &literal));
-    if (!regex == !literal)
-        return td_fail(TD_ERR_DATA, "%s: pre_tokenizer Split needs a Regex or a String pattern",
-                       where);
-    TD_TRY(regex ? td_pattern_compile(where, regex, &stage->pattern)
-                 : td_pattern_compile_literal(where, literal, &stage->pattern));
-    stage->has_pattern = 1;
-    return TD_OK;
-}
-
-static td_status add_digits(td_stage *stage, const char *where, const cJSON *config) {
-    int individual = 0;
-    TD_TRY(td_json_bool(where, config, "individual_digits", &individual));
-    stage->behavior = individual ? TD_SPLIT_ISOLATED : TD_SPLIT_CONTIGUOUS;
-    TD_TRY(td_pattern_compile_digits(where, &stage->pattern));
-    stage->has_pattern = 1;
-    return TD_OK;
-}
-
-static td_status add_stages(td_pretokenizer *pretokenizer, const char *where, const cJSON *config,
-                            int *byte_level);
-
-static td_status add_sequence(td_pretokenizer *pretokenizer, const char *where, const cJSON *config,
-                              int *byte_level) {
-    const cJSON *list = cJSON_GetObjectItemCaseSensitive(config, "pretokenizers");
-    if (!cJSON_IsArray(list))
-        return td_fail(TD_ERR_DATA, "%s: pre_tokenizer Sequence has no list of pretokenizers",
-                       where);
-    for (const cJSON *item = list->child; item; item = item->next)
-        TD_TRY(add_stages(pretokenizer, where, item, byte_level));
-    return TD_OK;
-}
-
-static td_status add_stages(td_pretokenizer *pretokenizer, const char *where, const cJSON *config,
-                            int *byte_level) {
-    const char *type;
-    TD_TRY(td_component_type(where, "pre_tokenizer", config, &type));
-    if (!type)
-        return td_fail(TD_ERR_DATA, "%s: pre_tokenizer is null; byte-level BPE needs one", where);
-    if (*byte_level)
-        return td_fail(TD_ERR_DATA, "%s: pre_tokenizer %.40s after ByteLevel is not supported",
-                       where, type);
-    if (strcmp(type, "Sequence") == 0)
-        return add_sequence(pretokenizer, where, config, byte_level);
-    if (pretokenizer->n_stages == TD_PRETOKENIZER_MAX_STAGES)
-        return td_fail(TD_ERR_DATA, "%s: more than %d pre-tokenizers in sequence", where,
-                       TD_PRETOKENIZER_MAX_STAGES);
-    td_stage *stage = &pretokenizer->stages[pretokenizer->n_stages++];
-    *byte_level = strcmp(type, "ByteLevel") == 0;
-    if (*byte_level)
-        return add_byte_level(stage, where, config);
-    if (strcmp(type, "Split") == 0)
-        return add_split(stage, where, config);
-    if (strcmp(type, "Digits") == 0)
-        return add_digits(stage, where, config);
-    return td_fail_component(where, "pre_tokenizer", type, "ByteLevel, Split, Digits, Sequence");
-}
-
-td_status td_pretokenizer_init(td_pretokenizer *pretokenizer, const char *where,
-                               const cJSON *config) {
-    int byte_level = 0;
-    TD_TRY(add_stages(pretokenizer, where, config, &byte_level));
-    if (!byte_level)
-        return td_fail(TD_ERR_DATA,
-                       "%s: pre_tokenizer has no ByteLevel; only byte-level BPE is supported",
-                       where);
-    return TD_OK;
-}
-
-void td_pretokenizer_fini(td_pretokenizer *pretokenizer) {
-    for (int i = 0; i < pretokenizer->n_stages; i++)
-        td_pattern_fini(&pretokenizer->stages[i].pattern);
-    pretokenizer->n_stages = 0;
-}
 
 // The id that the tokenizers library gives: that of the vocabulary, or the next one free. Where the
 // file says otherwise, the model was trained with one and the library would use the other.
@@ -139,13 +19,18 @@ static td_status check_id(const td_vocabulary *vocabulary, const char *where, co
 }
 
 // Matching happens on normalized text for these, so their content is normalized too.
-static td_status normalize_content(const td_tokenizer *tokenizer, td_added_token *token) {
+static td_status normalize_content(const td_tokenizer *tokenizer, const char *where,
+                                   td_added_token *token) {
     td_scratch *scratch;
     td_text text = {.bytes = token->content, .length = token->bytes}, normalized;
-    if (!tokenizer->nfc)
+    if (tokenizer->normalizer.n_steps == 0)
         return TD_OK;
     TD_TRY(td_scratch_acquire(tokenizer, &scratch));
-    td_status status = td_normalize_nfc(scratch, text, &normalized);
+    td_status status = td_normalize(&tokenizer->normalizer, scratch, text, &normalized);
+    if (status == TD_OK && normalized.length == 0)
+        status =
+            td_fail(TD_ERR_DATA, "%s: nothing is left of added token \"%.60s\" by the normalizer",
+                    where, token->content);
     if (status == TD_OK && normalized.bytes != text.bytes) {
         char *copy = strndup(normalized.bytes, normalized.length);
         free(token->content);
@@ -173,14 +58,14 @@ static td_status read_added_token(const char *where, const cJSON *item, td_added
     return TD_OK;
 }
 
-static td_status add_to_set(td_tokenizer *tokenizer, td_added_token token, const char *content,
-                            int normalized) {
+static td_status add_to_set(td_tokenizer *tokenizer, const char *where, td_added_token token,
+                            const char *content, int normalized) {
     token.content = strdup(content);
     token.bytes = (uint32_t)strlen(content);
     if (!token.content)
         return td_fail(TD_ERR_MEMORY, "no memory for an added token");
     if (normalized) {
-        td_status status = normalize_content(tokenizer, &token);
+        td_status status = normalize_content(tokenizer, where, &token);
         if (status != TD_OK) {
             free(token.content);
             return status;
@@ -206,7 +91,7 @@ static td_status add_added_token(td_tokenizer *tokenizer, const char *where, con
     if (td_tokenizer_token_id(tokenizer, content) < 0)
         TD_TRY(
             td_vocabulary_add(&tokenizer->vocabulary, where, content, strlen(content), token.id));
-    return add_to_set(tokenizer, token, content, normalized);
+    return add_to_set(tokenizer, where, token, content, normalized);
 }
 
 static td_status mark_special(td_tokenizer *tokenizer) {
@@ -322,4 +207,11 @@ td_status td_load_post_processor(td_tokenizer *tokenizer, const char *where, con
     for (const cJSON *item = list->child; item; item = item->next)
         TD_TRY(td_load_post_processor(tokenizer, where, item));
     return TD_OK;
+}
+
+void td_set_specials(td_tokenizer *tokenizer, int32_t first, int32_t last) {
+    tokenizer->n_prefix = first >= 0;
+    tokenizer->prefix[0] = first;
+    tokenizer->n_suffix = last >= 0;
+    tokenizer->suffix[0] = last;
 }

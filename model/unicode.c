@@ -180,22 +180,58 @@ int td_unicode_has_recent(const char *text, size_t bytes) {
     return 0;
 }
 
-int td_unicode_is_unknown_to_nfc(uint32_t code) {
-    size_t low = 0, high = td_n_nfc_unknown_ranges;
+static int is_in(const td_code_range *ranges, size_t count, uint32_t code) {
+    size_t low = 0, high = count;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (code > td_nfc_unknown_ranges[middle].last)
+        if (code > ranges[middle].last)
             low = middle + 1;
         else
             high = middle;
     }
-    if (low < td_n_nfc_unknown_ranges && code >= td_nfc_unknown_ranges[low].first)
-        return 1;
-    return find_recent(code) != NULL;
+    return low < count && code >= ranges[low].first;
+}
+
+int td_unicode_is_unknown_to_nfc(uint32_t code) {
+    return is_in(td_nfc_unknown_ranges, td_n_nfc_unknown_ranges, code) || find_recent(code) != NULL;
 }
 
 int td_unicode_combining_class(uint32_t code) {
     if (code < 0x300 || td_unicode_is_unknown_to_nfc(code))
         return 0;
     return utf8proc_get_property((utf8proc_int32_t)code)->combining_class;
+}
+
+int td_unicode_is_punctuation(uint32_t code) {
+    if (code < 0x80)
+        return code > ' ' && code < 0x7f && !(code >= '0' && code <= '9') &&
+               !((code | 0x20) >= 'a' && (code | 0x20) <= 'z');
+    if (find_recent(code))
+        return 0;
+    utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)code);
+    int is_known = category >= UTF8PROC_CATEGORY_PC && category <= UTF8PROC_CATEGORY_PO;
+    return is_known != is_in(td_odd_punctuation_ranges, td_n_odd_punctuation_ranges, code);
+}
+
+int td_unicode_is_accent(uint32_t code) {
+    if (code < 0x300 || find_recent(code))
+        return 0;
+    utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)code);
+    int is_mark = category >= UTF8PROC_CATEGORY_MN && category <= UTF8PROC_CATEGORY_ME;
+    return is_mark != is_in(td_odd_mark_ranges, td_n_odd_mark_ranges, code);
+}
+
+int td_unicode_lower(uint32_t code, uint32_t out[2]) {
+    if (code == 0x130) { // the dot stays, as a mark
+        out[0] = 'i';
+        out[1] = 0x307;
+        return 2;
+    }
+    for (size_t i = 0; code >= td_lower_ranges[0].first && i < td_n_lower_ranges; i++)
+        if (code >= td_lower_ranges[i].first && code <= td_lower_ranges[i].last) {
+            out[0] = (uint32_t)((int32_t)code + td_lower_ranges[i].offset);
+            return 1;
+        }
+    out[0] = (uint32_t)utf8proc_tolower((utf8proc_int32_t)code);
+    return 1;
 }

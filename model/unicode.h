@@ -25,9 +25,14 @@ int td_unicode_is_recent(uint32_t code);
 // Any recent character in well-formed text?
 int td_unicode_has_recent(const char *text, size_t bytes);
 
-// Canonical combining class, as the library's NFC knows it.
+int td_unicode_is_punctuation(uint32_t code); // general category P, and all of ASCII's
+int td_unicode_is_accent(uint32_t code);      // a mark that the library strips
+// The lower case of a character: one or two characters.
+int td_unicode_lower(uint32_t code, uint32_t out[2]);
+
+// Canonical combining class, as the library's normal forms know it.
 int td_unicode_combining_class(uint32_t code);
-// 1 when NFC leaves the character alone whatever stands beside it.
+// 1 when every normal form leaves the character alone whatever stands beside it.
 int td_unicode_is_unknown_to_nfc(uint32_t code);
 
 #endif

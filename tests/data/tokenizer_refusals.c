@@ -11,23 +11,36 @@ static void check_refused(tokenizer_sections sections, const char *part) {
 
 static void normalizers(void) {
     tokenizer_sections s = plain_sections;
-    s.normalizer = "{\"type\":\"NFKC\"}";
-    check_refused(s, "normalizer of type \"NFKC\" is not supported; supported: NFC");
-    s.normalizer =
-        "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"}]}";
-    check_refused(s, "Lowercase");
+    s.normalizer = "{\"type\":\"Nmt\"}";
+    check_refused(s, "normalizer of type \"Nmt\" is not supported; supported: Lowercase, NFC");
+    s.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":"
+                   "\"BertNormalizer\"}]}";
+    check_refused(s, "BertNormalizer");
+    s.normalizer = "{\"type\":\"Sequence\"}";
+    check_refused(s, "no list of normalizers");
+    s.normalizer = "{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AA==\"}";
+    check_refused(s, "normalizer Precompiled");
+    s.normalizer = "{\"type\":\"Replace\",\"pattern\":{\"String\":\"\"},\"content\":\"x\"}";
+    check_refused(s, "Replace needs a content");
+    s.normalizer = "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"\\\\w\"},\"content\":\"x\"}";
+    check_refused(s, "this escape");
+    s.normalizer = "{\"type\":\"Prepend\"}";
+    check_refused(s, "Prepend has no");
     s.normalizer = "{}";
     check_refused(s, "normalizer has no \"type\"");
 }
 
 static void pre_tokenizers(void) {
     tokenizer_sections s = plain_sections;
-    s.pre_tokenizer = "null";
-    check_refused(s, "pre_tokenizer is null");
-    s.pre_tokenizer = "{\"type\":\"Metaspace\"}";
-    check_refused(s, "pre_tokenizer of type \"Metaspace\"");
-    s.pre_tokenizer = "{\"type\":\"Digits\"}";
-    check_refused(s, "no ByteLevel");
+    s.pre_tokenizer = "{\"type\":\"UnicodeScripts\"}";
+    check_refused(s, "pre_tokenizer of type \"UnicodeScripts\"");
+    s.pre_tokenizer = "{\"type\":\"Metaspace\",\"replacement\":\"ab\"}";
+    check_refused(s, "replacement must be one character");
+    s.pre_tokenizer = "{\"type\":\"Metaspace\",\"prepend_scheme\":\"last\"}";
+    check_refused(s, "unknown prepend_scheme \"last\"");
+    s.pre_tokenizer = "{\"type\":\"Metaspace\",\"prepend_scheme\":\"first\","
+                      "\"add_prefix_space\":false}";
+    check_refused(s, "add_prefix_space false but prepend_scheme \"first\"");
     s.pre_tokenizer =
         "{\"type\":\"Sequence\",\"pretokenizers\":[" BYTE_LEVEL ",{\"type\":\"Digits\"}]}";
     check_refused(s, "Digits after ByteLevel");
@@ -42,14 +55,17 @@ static void models(void) {
         const char *model, *part;
     } cases[] = {
         {"null", "no \"model\" object"},
-        {"{\"type\":\"Unigram\",\"vocab\":[]}", "model of type \"Unigram\""},
+        {"{\"type\":\"Unigram\",\"vocab\":[]}", "Unigram is out of scope: model of type"},
+        {"{\"type\":\"WordPiece\",\"vocab\":{}}", "WordPiece is out of scope"},
+        {"{\"type\":\"WordLevel\",\"vocab\":{}}", "WordLevel is out of scope"},
         {"{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}", "model.vocab"},
         {"{\"type\":\"BPE\",\"dropout\":0.1," SMALL_VOCABULARY "," SMALL_MERGES "}",
          "model.dropout"},
         {"{\"type\":\"BPE\",\"byte_fallback\":true," SMALL_VOCABULARY "," SMALL_MERGES "}",
          "model.byte_fallback"},
-        {"{\"type\":\"BPE\",\"fuse_unk\":true," SMALL_VOCABULARY "," SMALL_MERGES "}",
-         "model.fuse_unk"},
+        {"{\"type\":\"BPE\",\"continuing_subword_prefix\":\"##\"," SMALL_VOCABULARY "," SMALL_MERGES
+         "}",
+         "model.continuing_subword_prefix"},
         {"{\"type\":\"BPE\",\"end_of_word_suffix\":\"</w>\"," SMALL_VOCABULARY "," SMALL_MERGES "}",
          "model.end_of_word_suffix"},
         {"{\"type\":\"BPE\",\"unk_token\":\"<x>\"," SMALL_VOCABULARY "," SMALL_MERGES "}",
@@ -77,8 +93,14 @@ static void decoders(void) {
     tokenizer_sections s = plain_sections;
     s.decoder = "{\"type\":\"WordPiece\"}";
     check_refused(s, "decoder of type \"WordPiece\"");
-    s.decoder = "null";
-    check_refused(s, "decoder of type \"null\"");
+    s.decoder = "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"a\"},\"content\":\"b\"}";
+    check_refused(s, "decoder Replace needs");
+    s.decoder = "{\"type\":\"Strip\",\"content\":\"ab\",\"start\":1,\"stop\":0}";
+    check_refused(s, "Strip content must be one character");
+    s.decoder = "{\"type\":\"Strip\",\"content\":\"a\",\"start\":-1,\"stop\":0}";
+    check_refused(s, "start");
+    s.decoder = "{\"type\":\"Sequence\"}";
+    check_refused(s, "no list of decoders");
 }
 
 static void added_tokens(void) {
@@ -89,6 +111,9 @@ static void added_tokens(void) {
     check_refused(s, "\"a\" has id 1, but by its place it would get 0");
     s.added_tokens = "[{\"id\":7}]";
     check_refused(s, "no content or no id");
+    s.normalizer = "{\"type\":\"Strip\"}";
+    s.added_tokens = "[{\"id\":7,\"content\":\" \",\"normalized\":true}]";
+    check_refused(s, "nothing is left of added token");
     s.added_tokens = "{}";
     check_refused(s, "added_tokens must be a list");
 }

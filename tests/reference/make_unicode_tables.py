@@ -1,8 +1,8 @@
 """Writes model/unicode_tables.c: where the Unicode data of the tokenizers library and of our C libraries differ.
 
 The tokenizers library brings its own Unicode data: regular expressions (Oniguruma) and the Digits
-pre-tokenizer know characters that are newer than those of PCRE2 10.42 (Unicode 14), its NFC is frozen at
-Unicode 9. This script asks the installed library about every code point and compares with Python 3.11's
+pre-tokenizer know characters that are newer than those of PCRE2 10.42 (Unicode 14), its normal forms, accents
+and punctuation are frozen at Unicode 9 and before, its lower case is newer. This script asks the installed library about every code point and compares with Python 3.11's
 unicodedata, which is Unicode 14.
 
     python tests/reference/make_unicode_tables.py > model/unicode_tables.c
@@ -67,6 +67,38 @@ def unknown_to_nfc():
     return unknown
 
 
+def unknown_compatibility():
+    """Characters that the library's NFKD leaves alone, or takes apart otherwise."""
+    nfkd = normalizers.NFKD()
+    return {c for c in CODE_POINTS if nfkd.normalize_str(chr(c)) != unicodedata.normalize("NFKD", chr(c))}
+
+
+def odd_marks():
+    """Where the library's StripAccents and the general category disagree."""
+    strip = normalizers.StripAccents()
+    marks = {c for c in CODE_POINTS if unicodedata.category(chr(c))[0] == "M"}
+    stripped = {c for c in CODE_POINTS if strip.normalize_str("a" + chr(c)) == "a"}
+    return marks ^ stripped
+
+
+def odd_punctuation():
+    """Where the library's Punctuation and the general category disagree, outside ASCII."""
+    split = pre_tokenizers.Punctuation("isolated")
+
+    def differs(c):
+        found = len(split.pre_tokenize_str("a" + chr(c) + "a")) == 3
+        return found != (unicodedata.category(chr(c))[0] == "P")
+
+    return {c for c in CODE_POINTS if c >= 0x80 and differs(c)}
+
+
+def lower_offsets():
+    """Characters whose lower case Unicode 14 does not have, and the distance to it."""
+    lower = normalizers.Lowercase()
+    newer = [c for c in CODE_POINTS if lower.normalize_str(chr(c)) != chr(c).lower()]
+    return {c: ord(lower.normalize_str(chr(c))) - c for c in newer}
+
+
 def ranges(labels):
     out = []
     for c in sorted(labels):
@@ -94,6 +126,7 @@ def main():
         recent[c] = "##"
     inert = {c: "" for c in unknown_to_nfc()}
     inert.update({c: "" for first, last in LATER_MARKS for c in range(first, last + 1)})
+    inert.update({c: "" for c in unknown_compatibility()})
     recent_rows, inert_rows = ranges(recent), ranges(inert)
     print("// Written by tests/reference/make_unicode_tables.py.")
     print('#include "model/unicode_tables.h"\n')
@@ -107,6 +140,16 @@ def main():
     print("};")
     print("const size_t td_n_nfc_unknown_ranges =")
     print("    sizeof td_nfc_unknown_ranges / sizeof *td_nfc_unknown_ranges;")
+    for name, codes in (("odd_mark", odd_marks()), ("odd_punctuation", odd_punctuation())):
+        print(f"\nconst td_code_range td_{name}_ranges[] = {{")
+        print_rows(ranges({c: "" for c in codes}), lambda r: "{0x%04x, 0x%04x}" % (r[0], r[1]))
+        print("};")
+        print(f"const size_t td_n_{name}_ranges =")
+        print(f"    sizeof td_{name}_ranges / sizeof *td_{name}_ranges;")
+    print("\nconst td_lower_range td_lower_ranges[] = {")
+    print_rows(ranges(lower_offsets()), lambda r: "{0x%04x, 0x%04x, %d}" % tuple(r))
+    print("};")
+    print("const size_t td_n_lower_ranges = sizeof td_lower_ranges / sizeof *td_lower_ranges;")
     print("// clang-format on")
 
 
