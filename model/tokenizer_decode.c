@@ -283,6 +283,10 @@ static td_status push(td_token_stream *stream, int32_t id) {
     // A model may have more rows than its tokenizer has tokens; those decode to nothing.
     if (!text || (stream->skip_special && tokenizer->is_special[id]))
         return TD_OK;
+    if (tokenizer->shown[id]) {
+        text = tokenizer->shown[id];
+        bytes = strlen(text);
+    }
     TD_TRY(take_text(stream, 0, text, bytes));
     return end_token(stream, 0);
 }

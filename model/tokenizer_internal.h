@@ -128,13 +128,13 @@ typedef struct td_bpe {
     int byte_level;        // units are bytes of the word; else its characters
     int32_t byte_ids[256]; // tokens of single bytes: symbols of the byte-level alphabet, or
                            // "<0x41>" for characters without a token; -1: none
-    int byte_fallback;    // characters without a token become the tokens of their bytes
-    int fuse_unknown;     // neighbouring unknown characters become one token
-    int32_t unknown_id;   // -1: what has no token is left out
-    int ignore_merges;    // a word that is a token is that token
-    int splits_at_spaces; // no merge joins anything to a following U+2581
-    int32_t *char_ids;    // (0x10000) tokens of single characters; NULL when byte_level
-    int32_t n_model_ids;  // later ids are those of added tokens
+    int byte_fallback;     // characters without a token become the tokens of their bytes
+    int fuse_unknown;      // neighbouring unknown characters become one token
+    int32_t unknown_id;    // -1: what has no token is left out
+    int ignore_merges;     // a word that is a token is that token
+    int splits_at_spaces;  // no merge joins anything to a following U+2581
+    int32_t *char_ids;     // (0x10000) tokens of single characters; NULL when byte_level
+    int32_t n_model_ids;   // later ids are those of added tokens
     uint32_t
         *token_bytes; // (n_model_ids) bytes of text that a token stands for, 0: not the model's
     uint32_t longest_token_bytes;
@@ -378,6 +378,7 @@ struct td_tokenizer {
     int32_t prefix[TD_POST_MAX_SPECIALS], suffix[TD_POST_MAX_SPECIALS];
     int n_prefix, n_suffix;
     td_decoder decoder;
+    const char **shown; // (vocabulary size) what added tokens decode as, NULL: as in the vocabulary
     uint8_t *is_special; // (vocabulary size)
     int32_t eos_id, bos_id;
     char *chat_template; // or NULL

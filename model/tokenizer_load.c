@@ -221,6 +221,7 @@ void td_tokenizer_close(td_tokenizer *tokenizer) {
     td_bpe_fini(&tokenizer->bpe);
     td_vocabulary_fini(&tokenizer->vocabulary);
     free(tokenizer->is_special);
+    free(tokenizer->shown);
     free(tokenizer->chat_template);
     free(tokenizer);
 }

@@ -94,15 +94,33 @@ static td_status add_added_token(td_tokenizer *tokenizer, const char *where, con
     return add_to_set(tokenizer, where, token, content, normalized);
 }
 
+// The library decodes a normalized token as its normalized content, and leaves out as special what
+// decodes as the content of a special token.
+static void show_token(td_tokenizer *tokenizer, const uint8_t *declared,
+                       const td_added_token *token) {
+    int32_t written = td_tokenizer_token_id(tokenizer, token->content);
+    if (written != token->id)
+        tokenizer->shown[token->id] = token->content;
+    tokenizer->is_special[token->id] = written >= 0 && declared[written];
+}
+
 static td_status mark_special(td_tokenizer *tokenizer) {
     size_t size = (size_t)tokenizer->vocabulary.size;
+    uint8_t *declared = calloc(size + 1, 1);
     tokenizer->is_special = calloc(size + 1, 1);
-    if (!tokenizer->is_special)
+    tokenizer->shown = calloc(size + 1, sizeof *tokenizer->shown);
+    if (!declared || !tokenizer->is_special || !tokenizer->shown) {
+        free(declared);
         return td_fail(TD_ERR_MEMORY, "no memory for %zu tokens", size);
+    }
     const td_added_set *sets[] = {&tokenizer->added, &tokenizer->added_normalized};
     for (int s = 0; s < 2; s++)
         for (size_t i = 0; i < sets[s]->n_tokens; i++)
-            tokenizer->is_special[sets[s]->tokens[i].id] |= (uint8_t)sets[s]->tokens[i].special;
+            declared[sets[s]->tokens[i].id] |= (uint8_t)sets[s]->tokens[i].special;
+    for (int s = 0; s < 2; s++)
+        for (size_t i = 0; i < sets[s]->n_tokens; i++)
+            show_token(tokenizer, declared, &sets[s]->tokens[i]);
+    free(declared);
     return TD_OK;
 }
 

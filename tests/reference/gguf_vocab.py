@@ -1,0 +1,96 @@
+"""tokenizer.json from a vocabulary-only GGUF file, for check_tokenizers.py. The merges of
+SentencePiece vocabularies are found from the scores, as transformers' converter does it."""
+
+import struct
+
+import spm_tokenizers as spm
+
+SIZES = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
+         11: "<q", 12: "<d"}
+
+DEEPSEEK_LETTERS = (
+    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅ"
+    "ὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎ"
+    "ꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+")
+
+
+class Reader:
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def number(self, kind):
+        value = struct.unpack_from(SIZES[kind], self.data, self.at)[0]
+        self.at += struct.calcsize(SIZES[kind])
+        return value
+
+    def string(self):
+        length = self.number(10)
+        self.at += length
+        return self.data[self.at - length : self.at].decode("utf-8", "replace")
+
+    def value(self, kind):
+        if kind == 8:
+            return self.string()
+        if kind == 9:
+            inner, count = self.number(4), self.number(10)
+            return [self.value(inner) for _ in range(count)]
+        return self.number(kind)
+
+
+def read_metadata(path):
+    reader = Reader(path.read_bytes())
+    assert reader.data[:4] == b"GGUF"
+    reader.at = 8
+    reader.number(10)
+    found = {}
+    for _ in range(reader.number(10)):
+        key = reader.string()
+        found[key] = reader.value(reader.number(4))
+    return {key.removeprefix("tokenizer.ggml."): value for key, value in found.items()}
+
+
+def merges_from_scores(tokens, scores):
+    score_of = dict(zip(tokens, scores))
+    merges = []
+    for token, score in score_of.items():
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        cuts = [cut for cut in cuts if cut[0] in score_of and cut[1] in score_of]
+        cuts.sort(key=lambda cut: (score_of[cut[0]], score_of[cut[1]]), reverse=True)
+        merges += [(left, right, score) for left, right in cuts]
+    merges.sort(key=lambda merge: merge[2], reverse=True)
+    return [[left, right] for left, right, _ in merges]
+
+
+def byte_level(**settings):
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+            "use_regex": True} | settings
+
+
+def pre_tokenizer(kind):
+    digits = {"type": "Digits", "individual_digits": True}
+    if kind == "starcoder":
+        return spm.sequence("pretokenizers", digits, byte_level())
+    if kind != "deepseek-llm":
+        return byte_level()
+    expressions = ["[\r\n]", DEEPSEEK_LETTERS, "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$",
+                   "[一-龥ࠀ-一가-퟿]+"]
+    splits = [spm.split_by({"Regex": text}, "Isolated") for text in expressions]
+    return spm.sequence("pretokenizers", *splits, digits, byte_level(use_regex=False))
+
+
+def tokenizer_of(path):
+    """The file in the structure that its family has on the hub."""
+    data = read_metadata(path)
+    tokens = data["tokens"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    controls = [spm.added(tokens[i], i) for i, kind in enumerate(data["token_type"]) if kind == 3]
+    if data["model"] == "llama":
+        controls = [spm.added(tokens[i], i) for i in range(3)]
+        model = spm.model_of([], (tokens, merges_from_scores(tokens, data["scores"])),
+                             byte_fallback=True)
+        return spm.file_of(model, controls, spm.PREPEND, None, spm.decoders(spm.STRIP_FIRST), "<s>")
+    merges = [merge.split(" ") for merge in data["merges"]]
+    model = spm.model_of([], ([], merges), unk_token=None, fuse_unk=False)
+    model["vocab"] = vocabulary
+    kind = path.name.removesuffix(".gguf")
+    return spm.file_of(model, controls, None, pre_tokenizer(kind), {"type": "ByteLevel"})
