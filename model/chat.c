@@ -1,9 +1,26 @@
+#define _GNU_SOURCE // memmem
 #include "model/chat.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const char turn_begin[] = "<|im_start|>", turn_end[] = "<|im_end|>";
+#include "model/chat_internal.h"
+
+// What a folder without a template is taken to mean.
+static const char chatml[] =
+    "{% if tools %}{{ raise_exception('the row has \"tools\", which ChatML does not define: "
+    "write them into a system message') }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message.tool_calls %}{{ raise_exception('messages[' ~ loop.index0 ~ '] has "
+    "\"tool_calls\", which ChatML does not define: write them into \"content\"') }}{% endif %}"
+    "{{ '<|im_start|>' + message.role + '\\n' }}"
+    "{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message.content + '<|im_end|>' }}{% endif %}"
+    "{{ '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 void td_rendered_fini(td_rendered *rendered) {
     free(rendered->text);
@@ -11,71 +28,278 @@ void td_rendered_fini(td_rendered *rendered) {
     *rendered = (td_rendered){0};
 }
 
-// Bytes of all messages, without the terminator; SIZE_MAX on overflow.
-static size_t measure(const td_message *messages, size_t count, int generation_prompt) {
-    size_t total = generation_prompt ? sizeof turn_begin + sizeof "assistant\n" : 0;
-    for (size_t i = 0; i < count; i++) {
-        size_t fixed = sizeof turn_begin + sizeof turn_end + 2;
-        if (__builtin_add_overflow(total, fixed, &total) ||
-            __builtin_add_overflow(total, strlen(messages[i].role), &total) ||
-            __builtin_add_overflow(total, strlen(messages[i].content), &total))
-            return SIZE_MAX;
-    }
-    return total;
+static void set(td_render *self, td_dict *dict, const char *key, td_value value) {
+    td_dict_set(self, dict, td_text(td_string_literal(self, key)), value);
 }
 
-static void append(td_rendered *rendered, const char *text) {
-    size_t bytes = strlen(text);
-    memcpy(rendered->text + rendered->bytes, text, bytes + 1);
-    rendered->bytes += bytes;
+static void set_all(td_render *self, td_dict *dict, td_value from) {
+    for (size_t i = 0; from.kind == TD_DICT && i < from.dict->count; i++)
+        td_dict_set(self, dict, from.dict->entries[i].key, from.dict->entries[i].value);
 }
 
-static void append_message(td_rendered *rendered, const td_message *message) {
-    append(rendered, turn_begin);
-    append(rendered, message->role);
-    append(rendered, "\n");
-    size_t begin = rendered->bytes;
-    append(rendered, message->content);
-    append(rendered, turn_end);
-    if (strcmp(message->role, "assistant") == 0) {
-        rendered->trained[rendered->n_trained].begin = begin;
-        rendered->trained[rendered->n_trained].end = rendered->bytes;
-        rendered->n_trained++;
-    }
-    append(rendered, "\n");
+const td_string *td_chat_text(td_render *self, const td_chat_request *request, size_t count,
+                              bool generation_prompt) {
+    td_dict *variables = td_dict_make(self, TD_DICT).dict;
+    td_value messages = td_list_make(self, TD_LIST, 0);
+    const char *tokens = request->chat->special_tokens;
+    messages.list->items = request->row->messages.list->items;
+    messages.list->count = messages.list->capacity = count;
+    if (tokens)
+        set_all(self, variables, td_parse_json(self, tokens, strlen(tokens)));
+    set(self, variables, "documents", td_none());
+    set_all(self, variables, request->row->more);
+    set(self, variables, "messages", messages);
+    set(self, variables, "tools", request->row->tools);
+    set(self, variables, "add_generation_prompt", td_bool(generation_prompt));
+    return td_run_template(self, request->variant->program, variables);
 }
 
-td_status td_chat_render(const td_message *messages, size_t count, int generation_prompt,
-                         td_rendered *out) {
+static td_status copy_text(const td_string *text, td_rendered *out) {
+    out->text = malloc(text->bytes + 1);
+    if (!out->text)
+        return td_fail(TD_ERR_MEMORY, "no memory for the text of a chat");
+    memcpy(out->text, text->text, text->bytes);
+    out->text[text->bytes] = '\0';
+    out->bytes = out->completion_end = text->bytes;
+    return TD_OK;
+}
+
+static size_t common_prefix(const td_string *a, const td_string *b) {
+    size_t length = 0, most = a->bytes < b->bytes ? a->bytes : b->bytes;
+    while (length < most && a->text[length] == b->text[length])
+        length++;
+    return length;
+}
+
+static const td_chat_variant *choose_variant(const td_chat *chat, const td_chat_row *row) {
+    bool has_own = chat->with_tools.program && row->tools.kind != TD_NONE;
+    return has_own ? &chat->with_tools : &chat->plain;
+}
+
+// What follows the prompt with the opening of the assistant's turn.
+static void find_completion(td_render *self, const td_chat_request *request, const td_string *text,
+                            td_rendered *out) {
+    const td_string *prompt = td_chat_text(self, request, request->row->n_prompt, true);
+    out->completion_begin = common_prefix(prompt, text);
+    // The end of a ChatML turn is <|im_end|>, without the line end.
+    out->completion_end = text->bytes - (request->chat->is_builtin && text->bytes > 0);
+}
+
+static td_status render_row(td_render *self, const td_chat *chat, const char *row_text,
+                            size_t bytes, td_rendered *out) {
+    td_chat_row row = td_chat_read_row(self, row_text, bytes);
+    td_chat_request request = {.chat = chat, .variant = choose_variant(chat, &row), .row = &row};
+    td_chat_fit_messages(self, request.variant, row.messages);
+    const td_string *text = td_chat_text(self, &request, row.messages.list->count, false);
+    TD_TRY(copy_text(text, out));
+    if (row.n_prompt > 0)
+        find_completion(self, &request, text, out);
+    return td_chat_find_trained(self, &request, text, out);
+}
+
+static td_status render_row_or_fail(td_render *self, const td_chat *chat, const char *row,
+                                    size_t bytes, td_rendered *out) {
+    jmp_buf exit;
+    self->trap.exit = &exit;
+    if (setjmp(exit) != 0)
+        return self->trap.status;
+    return render_row(self, chat, row, bytes, out);
+}
+
+td_status td_chat_render_row(const td_chat *chat, const char *where, const char *row, size_t bytes,
+                             td_rendered *out) {
+    td_pile pile;
+    td_render render;
     td_rendered rendered = {0};
-    for (size_t i = 0; i < count; i++)
-        if (messages[i].role[0] == '\0')
-            return td_fail(TD_ERR_DATA, "message %zu has an empty role", i);
-    size_t bytes = measure(messages, count, generation_prompt);
-    if (bytes < SIZE_MAX)
-        rendered.text = malloc(bytes + 1);
-    rendered.trained = calloc(count + 1, sizeof *rendered.trained);
-    if (!rendered.text || !rendered.trained) {
+    td_render_init(&render, &pile, where);
+    render.prefix = where;
+    td_status status = render_row_or_fail(&render, chat, row, bytes, &rendered);
+    td_pile_fini(&pile);
+    if (status != TD_OK) {
         td_rendered_fini(&rendered);
-        return td_fail(TD_ERR_MEMORY, "no memory for a chat of %zu messages", count);
-    }
-    rendered.text[0] = '\0';
-    for (size_t i = 0; i < count; i++)
-        append_message(&rendered, &messages[i]);
-    if (generation_prompt) {
-        append(&rendered, turn_begin);
-        append(&rendered, "assistant\n");
+        return status;
     }
     *out = rendered;
     return TD_OK;
 }
 
-td_status td_chat_require_tokens(const td_tokenizer *tokenizer) {
-    if (td_tokenizer_token_id(tokenizer, turn_begin) >= 0 &&
-        td_tokenizer_token_id(tokenizer, turn_end) >= 0)
-        return TD_OK;
-    return td_fail(TD_ERR_DATA,
-                   "the tokenizer has no %s and %s tokens, which chat messages are written with: "
-                   "use a model with ChatML tokens, or rows of prompt/completion or text",
-                   turn_begin, turn_end);
+// ---- prompts
+
+static td_value message_value(td_render *self, const td_message *message, size_t index) {
+    td_value value = td_dict_make(self, TD_DICT);
+    if (message->role[0] == '\0')
+        td_raise(self, "message %zu has an empty role", index);
+    set(self, value.dict, "role",
+        td_text(td_string_make(self, message->role, strlen(message->role), 0)));
+    set(self, value.dict, "content",
+        td_text(td_string_make(self, message->content, strlen(message->content), 0)));
+    return value;
+}
+
+static td_status render_messages(td_render *self, const td_chat *chat, const td_message *messages,
+                                 size_t count, bool generation_prompt, td_rendered *out) {
+    td_chat_row row = {
+        .messages = td_list_make(self, TD_LIST, count), .tools = td_none(), .more = td_none()};
+    td_chat_request request = {.chat = chat, .variant = &chat->plain, .row = &row};
+    for (size_t i = 0; i < count; i++)
+        td_list_add(self, row.messages.list, message_value(self, &messages[i], i));
+    td_chat_fit_messages(self, request.variant, row.messages);
+    const td_string *text = td_chat_text(self, &request, count, generation_prompt);
+    TD_TRY(copy_text(text, out));
+    return generation_prompt ? TD_OK : td_chat_find_trained(self, &request, text, out);
+}
+
+static td_status render_messages_or_fail(td_render *self, const td_chat *chat,
+                                         const td_message *messages, size_t count,
+                                         bool generation_prompt, td_rendered *out) {
+    jmp_buf exit;
+    self->trap.exit = &exit;
+    if (setjmp(exit) != 0)
+        return self->trap.status;
+    return render_messages(self, chat, messages, count, generation_prompt, out);
+}
+
+static td_status render_list(const td_chat *chat, const td_message *messages, size_t count,
+                             bool generation_prompt, td_rendered *out) {
+    td_pile pile;
+    td_render render;
+    td_rendered rendered = {0};
+    td_render_init(&render, &pile, "chat");
+    td_status status =
+        render_messages_or_fail(&render, chat, messages, count, generation_prompt, &rendered);
+    td_pile_fini(&pile);
+    if (status != TD_OK) {
+        td_rendered_fini(&rendered);
+        return status;
+    }
+    *out = rendered;
+    return TD_OK;
+}
+
+td_status td_chat_render_prompt(const td_chat *chat, const td_message *messages, size_t count,
+                                td_rendered *out) {
+    return render_list(chat, messages, count, true, out);
+}
+
+td_status td_chat_render(const td_message *messages, size_t count, int generation_prompt,
+                         td_rendered *out) {
+    td_chat *chat;
+    TD_TRY(td_chat_create_chatml(NULL, &chat));
+    td_status status = render_list(chat, messages, count, generation_prompt != 0, out);
+    td_chat_destroy(chat);
+    return status;
+}
+
+// ---- templates
+
+// Does content of this form come out of the template as the text that it is?
+static bool takes(td_render *self, td_chat_request *request, const char *messages) {
+    td_chat_row row = {.messages = td_parse_json(self, messages, strlen(messages)),
+                       .tools = td_none(),
+                       .more = td_none()};
+    request->row = &row;
+    td_tag_messages(self, row.messages);
+    const td_string *text = td_chat_text(self, request, row.messages.list->count, false);
+    return memmem(text->text, text->bytes, "tandem-probe", 12) &&
+           !memmem(text->text, text->bytes, "'tandem-probe'", 14);
+}
+
+static bool takes_or_fails(td_render *self, td_chat_request *request, const char *messages) {
+    jmp_buf exit;
+    self->trap.exit = &exit;
+    if (setjmp(exit) != 0) {
+        td_error_clear();
+        return false;
+    }
+    return takes(self, request, messages);
+}
+
+static char *find_opening(td_render *self, td_chat_request *request, bool as_parts) {
+    static const char strings[] = "[{\"role\":\"user\",\"content\":\"tandem-probe\"},"
+                                  "{\"role\":\"assistant\",\"content\":\"tandem-answer\"}]";
+    static const char parts[] =
+        "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"tandem-probe\"}]},"
+        "{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"tandem-answer\"}]}]";
+    const char *messages = as_parts ? parts : strings;
+    td_chat_row row = {.messages = td_parse_json(self, messages, strlen(messages)),
+                       .tools = td_none(),
+                       .more = td_none()};
+    request->row = &row;
+    td_tag_messages(self, row.messages);
+    const td_string *opening = td_chat_probe_opening(self, request);
+    return strndup(opening->text, opening->bytes);
+}
+
+static char *find_opening_or_fail(td_render *self, td_chat_request *request, bool as_parts) {
+    jmp_buf exit;
+    self->trap.exit = &exit;
+    if (setjmp(exit) != 0) {
+        td_error_clear();
+        return strdup("");
+    }
+    return find_opening(self, request, as_parts);
+}
+
+static td_status probe(const td_chat *chat, td_chat_variant *variant) {
+    static const char string[] = "[{\"role\":\"user\",\"content\":\"tandem-probe\"}]";
+    static const char parts[] =
+        "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"tandem-probe\"}]}]";
+    td_pile pile;
+    td_render render;
+    td_chat_request request = {.chat = chat, .variant = variant};
+    td_render_init(&render, &pile, "probe");
+    variant->takes_strings = takes_or_fails(&render, &request, string);
+    variant->takes_parts = takes_or_fails(&render, &request, parts);
+    // A template that fails on either says more when it gets what a row has.
+    if (!variant->takes_strings && !variant->takes_parts)
+        variant->takes_strings = true;
+    free(variant->opening);
+    variant->opening = find_opening_or_fail(&render, &request, !variant->takes_strings);
+    td_pile_fini(&pile);
+    return variant->opening ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for a chat template");
+}
+
+static td_status create_variant(const td_chat *chat, const char *where, const char *source,
+                                td_chat_variant *out) {
+    TD_TRY(td_template_compile(where, source, strlen(source), &out->program));
+    return probe(chat, out);
+}
+
+static td_status fill(td_chat *chat, const char *where, const char *source, const char *tool_source,
+                      const char *special_tokens) {
+    chat->special_tokens = special_tokens ? strdup(special_tokens) : NULL;
+    if (special_tokens && !chat->special_tokens)
+        return td_fail(TD_ERR_MEMORY, "no memory for a chat template");
+    chat->is_builtin = source == chatml;
+    TD_TRY(create_variant(chat, where, source, &chat->plain));
+    return tool_source ? create_variant(chat, where, tool_source, &chat->with_tools) : TD_OK;
+}
+
+td_status td_chat_create(const char *where, const char *source, const char *tool_source,
+                         const char *special_tokens, td_chat **out) {
+    td_chat *chat = calloc(1, sizeof *chat);
+    if (!chat)
+        return td_fail(TD_ERR_MEMORY, "no memory for a chat template");
+    td_status status = fill(chat, where, source, tool_source, special_tokens);
+    if (status != TD_OK) {
+        td_chat_destroy(chat);
+        return status;
+    }
+    *out = chat;
+    return TD_OK;
+}
+
+void td_chat_destroy(td_chat *chat) {
+    if (!chat)
+        return;
+    td_template_destroy(chat->plain.program);
+    td_template_destroy(chat->with_tools.program);
+    free(chat->plain.opening);
+    free(chat->with_tools.opening);
+    free(chat->special_tokens);
+    free(chat);
+}
+
+td_status td_chat_create_chatml(const char *special_tokens, td_chat **out) {
+    return td_chat_create("ChatML", chatml, NULL, special_tokens, out);
 }

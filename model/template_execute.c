@@ -98,8 +98,10 @@ static void assign(td_render *self, td_scope *scope, const td_node *target, td_v
 
 // A loop over numbers goes through a message from where it takes it out of the list.
 static void own_message(td_render *self, td_value value) {
-    if (self->turn == 0 && self->is_in_loop && value.kind == TD_DICT && value.dict->message >= 0)
-        self->turn = td_tag(value.dict->message, TD_SOURCE_TURN);
+    if (!self->is_in_loop || self->has_owner || value.kind != TD_DICT || value.dict->message < 0)
+        return;
+    self->turn = td_tag(value.dict->message, TD_SOURCE_TURN);
+    self->has_owner = true;
 }
 
 static void execute_set(td_render *self, const td_node *node) {
@@ -169,7 +171,8 @@ static void run_iteration(td_render *self, const td_node *node, td_loop *loop, t
     self->scope = td_scope_push(self, outer);
     td_scope_set(self, self->scope, loop_name, (td_value){.kind = TD_LOOP, .loop = loop});
     assign(self, self->scope, node->a, item);
-    if (item.kind == TD_DICT && item.dict->message >= 0)
+    self->has_owner = item.kind == TD_DICT && item.dict->message >= 0;
+    if (self->has_owner)
         self->turn = td_tag(item.dict->message, TD_SOURCE_TURN);
     td_execute(self, &node->body);
 }
@@ -178,7 +181,7 @@ static void run_loop(td_render *self, const td_node *node, td_list *items, size_
     static const td_string loop_name = {.text = "loop", .bytes = 4, .chars = 4};
     td_scope *outer = self->scope;
     uint32_t turn = self->turn;
-    bool was_in_loop = self->is_in_loop;
+    bool was_in_loop = self->is_in_loop, had_owner = self->has_owner;
     if (node->c)
         items = chosen(self, node, items);
     td_loop *loop = td_take(self, sizeof *loop);
@@ -194,6 +197,7 @@ static void run_loop(td_render *self, const td_node *node, td_list *items, size_
             break;
     }
     self->is_in_loop = was_in_loop;
+    self->has_owner = had_owner;
     self->scope = outer;
     if (items->count == 0)
         in_new_scope(self, &node->other);
@@ -438,10 +442,20 @@ void td_render_init(td_render *self, td_pile *pile, const char *where) {
     *self = (td_render){.trap = {.where = where}, .pile = pile};
 }
 
+static const char *joined_where(td_render *self, const char *where) {
+    td_builder text = {0};
+    if (!self->prefix)
+        return where;
+    td_build_literal(self, &text, self->prefix);
+    td_build_literal(self, &text, ": ");
+    td_build(self, &text, where, strlen(where) + 1, 0);
+    return text.text;
+}
+
 const td_string *td_run_template(td_render *self, const td_template *program,
                                  const td_dict *variables) {
     td_builder out = {0};
-    self->trap.where = program->where;
+    self->trap.where = joined_where(self, program->where);
     self->trap.source = program->source;
     self->trap.source_bytes = program->source_bytes;
     self->steps = self->depth = 0;
@@ -471,7 +485,9 @@ static td_dict *read_variables(td_render *self, const char *text, size_t bytes) 
 
 static td_status render_or_fail(td_render *self, const td_template *program, const char *variables,
                                 size_t bytes, td_template_text *out) {
-    if (setjmp(self->trap.exit) != 0)
+    jmp_buf exit;
+    self->trap.exit = &exit;
+    if (setjmp(exit) != 0)
         return self->trap.status;
     const td_dict *dict = read_variables(self, variables, bytes);
     return td_take_text(td_run_template(self, program, dict), out);

@@ -27,7 +27,7 @@ void td_pile_fini(td_pile *pile);
 
 // Where a failure goes. `source` and `position` give line and column.
 typedef struct td_trap {
-    jmp_buf exit;
+    jmp_buf *exit;
     td_status status;
     const char *where;
     const char *source; // NULL: messages carry no line
@@ -186,6 +186,7 @@ struct td_template {
     size_t source_bytes;
     td_pile pile;
     td_nodes body;
+    bool has_generation; // {% generation %} anywhere
 };
 
 // Variables of one scope; a name is compared by pointer first (the parser interns names).
@@ -229,6 +230,8 @@ typedef struct td_render {
     uint32_t turn;      // tag of template text that is written now
     bool is_generating; // inside {% generation %}
     bool is_in_loop;
+    bool has_owner;     // the innermost loop goes through messages, or took one already
+    const char *prefix; // begins messages of the template, or NULL
     enum { TD_FLOW_NEXT, TD_FLOW_BREAK, TD_FLOW_CONTINUE } flow;
 } td_render;
 
@@ -456,6 +459,7 @@ typedef struct td_parser {
     const td_string **names; // interned
     size_t n_names, names_capacity;
     const char *tag; // name of the innermost statement, for messages
+    bool has_generation;
 } td_parser;
 
 td_token td_lex(td_parser *self);

@@ -43,7 +43,7 @@ void td_raise_status(td_trap *trap, td_status status, const char *format, ...) {
         td_error_record("%s: %s", trap->where, message);
     }
     trap->status = status;
-    longjmp(trap->exit, 1);
+    longjmp(*trap->exit, 1);
 }
 
 static void add_chunk(td_pile *pile, td_trap *trap, size_t bytes) {

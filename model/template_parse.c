@@ -295,6 +295,7 @@ static td_node *parse_block(td_parser *self) {
 
 static td_node *parse_generation(td_parser *self) {
     td_node *node = td_node_make(self, TD_NODE_GENERATION);
+    self->has_generation = true;
     parse_until(self, &node->body, "endgeneration", NULL);
     return node;
 }
@@ -446,9 +447,10 @@ static td_status create(const char *where, const char *source, size_t bytes, td_
     return TD_OK;
 }
 
-// What a jump comes back to must not be a variable of this function.
 static td_status parse_or_fail(td_parser *parser, td_nodes *out) {
-    if (setjmp(parser->render.trap.exit) != 0)
+    jmp_buf exit;
+    parser->render.trap.exit = &exit;
+    if (setjmp(exit) != 0)
         return parser->render.trap.status;
     td_next(parser);
     td_parse_body(parser, out);
@@ -464,7 +466,9 @@ static td_status parse(td_template *self) {
         .source = self->source,
         .bytes = self->source_bytes,
     };
-    return parse_or_fail(&parser, &self->body);
+    TD_TRY(parse_or_fail(&parser, &self->body));
+    self->has_generation = parser.has_generation;
+    return TD_OK;
 }
 
 td_status td_template_compile(const char *where, const char *source, size_t bytes,

@@ -42,6 +42,8 @@ int32_t
 td_tokenizer_eos_id(const td_tokenizer *tokenizer); // from tokenizer_config.json, -1 when not given
 int32_t td_tokenizer_bos_id(const td_tokenizer *tokenizer);
 const char *td_tokenizer_chat_template(const td_tokenizer *tokenizer); // or NULL
+// "default", or "tool_use" for chats with tools; NULL: there is none of that name.
+const char *td_tokenizer_named_template(const td_tokenizer *tokenizer, const char *name);
 td_hash td_tokenizer_fingerprint(const td_tokenizer *tokenizer);
 
 // Appends to *out. add_special: apply the post-processor (bos, eos). Invalid UTF-8: TD_ERR_DATA

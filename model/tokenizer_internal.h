@@ -367,6 +367,7 @@ void td_decoder_fini(td_decoder *decoder);
 typedef struct td_tokenizer_pool {
     pthread_mutex_t lock;
     td_scratch *free;
+    struct td_chat *chat; // compiled template; NULL before its first use
 } td_tokenizer_pool;
 
 struct td_tokenizer {
@@ -381,7 +382,10 @@ struct td_tokenizer {
     const char **shown; // (vocabulary size) what added tokens decode as, NULL: as in the vocabulary
     uint8_t *is_special; // (vocabulary size)
     int32_t eos_id, bos_id;
-    char *chat_template; // or NULL
+    char *chat_template;  // or NULL
+    char *template_path;  // the file that holds it
+    char *tool_template;  // for chats with tools, or NULL
+    char *special_tokens; // JSON object of the tokens that tokenizer_config.json names
     td_hash fingerprint;
     td_tokenizer_pool *pool; // the only part that changes
 };
@@ -397,6 +401,10 @@ td_status td_load_added_tokens(td_tokenizer *tokenizer, const char *where, const
 td_status td_load_post_processor(td_tokenizer *tokenizer, const char *where, const cJSON *config);
 // Replaces what the post-processor adds by the ids given, -1: none.
 void td_set_specials(td_tokenizer *tokenizer, int32_t first, int32_t last);
+
+// Templates of chats and the special tokens that they name (tokenizer_templates.c).
+td_status td_load_templates(td_tokenizer *tokenizer, const char *folder, const cJSON *config);
+void td_free_templates(td_tokenizer *tokenizer);
 
 // "type" of a component; NULL and TD_OK for null or missing.
 td_status td_component_type(const char *where, const char *section, const cJSON *config,

@@ -100,34 +100,6 @@ static int32_t named_id(const td_tokenizer *tokenizer, td_hasher *hasher, const 
     return content ? td_tokenizer_token_id(tokenizer, content) : -1;
 }
 
-// One template, or a list of named ones of which "default" counts.
-static const char *find_template(const cJSON *config) {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(config, "chat_template");
-    if (cJSON_IsString(item))
-        return item->valuestring;
-    for (const cJSON *entry = cJSON_IsArray(item) ? item->child : NULL; entry;
-         entry = entry->next) {
-        const cJSON *name = cJSON_GetObjectItemCaseSensitive(entry, "name");
-        const cJSON *text = cJSON_GetObjectItemCaseSensitive(entry, "template");
-        if (cJSON_IsString(name) && strcmp(name->valuestring, "default") == 0 &&
-            cJSON_IsString(text))
-            return text->valuestring;
-    }
-    return NULL;
-}
-
-static td_status load_template(td_tokenizer *tokenizer, const char *folder, const cJSON *config) {
-    char path[TD_PATH_MAX];
-    TD_TRY(td_path_join(path, folder, "chat_template.jinja"));
-    if (td_path_exists(path))
-        return td_file_read(path, MAX_CONFIG_BYTES, &tokenizer->chat_template, NULL);
-    const char *text = find_template(config);
-    tokenizer->chat_template = text ? strdup(text) : NULL;
-    if (text && !tokenizer->chat_template)
-        return td_fail(TD_ERR_MEMORY, "%s: no memory for the chat template", folder);
-    return TD_OK;
-}
-
 // When the file says whether bos and eos are added, that stands in for the post-processor, as in
 // transformers; what it leaves out counts as false.
 static td_status apply_specials(td_tokenizer *tokenizer, td_hasher *hasher, const char *path,
@@ -156,9 +128,11 @@ static td_status load_config(td_tokenizer *tokenizer, td_hasher *hasher, const c
     tokenizer->bos_id = named_id(tokenizer, hasher, config, "bos_token");
     td_status status = apply_specials(tokenizer, hasher, path, config);
     if (status == TD_OK)
-        status = load_template(tokenizer, folder, config);
+        status = td_load_templates(tokenizer, folder, config);
     cJSON_Delete(config);
     td_hasher_add_string(hasher, tokenizer->chat_template ? tokenizer->chat_template : "");
+    if (tokenizer->tool_template)
+        td_hasher_add_string(hasher, tokenizer->tool_template);
     return status;
 }
 
@@ -211,6 +185,7 @@ void td_tokenizer_close(td_tokenizer *tokenizer) {
         tokenizer->pool->free = scratch->next;
         td_scratch_destroy(scratch);
     }
+    td_free_templates(tokenizer);
     pthread_mutex_destroy(&tokenizer->pool->lock);
     free(tokenizer->pool);
     td_normalizer_fini(&tokenizer->normalizer);
@@ -222,7 +197,6 @@ void td_tokenizer_close(td_tokenizer *tokenizer) {
     td_vocabulary_fini(&tokenizer->vocabulary);
     free(tokenizer->is_special);
     free(tokenizer->shown);
-    free(tokenizer->chat_template);
     free(tokenizer);
 }
 
@@ -240,10 +214,6 @@ int32_t td_tokenizer_eos_id(const td_tokenizer *tokenizer) {
 
 int32_t td_tokenizer_bos_id(const td_tokenizer *tokenizer) {
     return tokenizer->bos_id;
-}
-
-const char *td_tokenizer_chat_template(const td_tokenizer *tokenizer) {
-    return tokenizer->chat_template;
 }
 
 td_hash td_tokenizer_fingerprint(const td_tokenizer *tokenizer) {
