@@ -242,7 +242,7 @@ if [ -n "$with_tests" ]; then
     mkdir -p "$root/tests/gpu"
     cp tests/gpu_check.sh "$root/tests/"
     cp tests/gpu/*.sh "$root/tests/gpu/"
-    cp -R tests/fixtures/train100 tests/fixtures/ops "$root/tests/fixtures/"
+    cp -R tests/fixtures/train100 tests/fixtures/families tests/fixtures/ops "$root/tests/fixtures/"
     for program in "$build"/tests/test_*_gpu; do
         [ -x "$program" ] || die "$build/tests has no programs for GPUs; build the target gpu_tests first"
         install_program "$program" "$(basename "$program")"

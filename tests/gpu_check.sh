@@ -163,11 +163,21 @@ check_other_programs() {
     for program in "$tests"/test_*_gpu; do
         case ${program##*/} in
         test_ops_gpu | test_device_comm_gpu | test_pager_gpu | test_pager_streams_gpu) continue ;;
+        test_model_gpu | test_train100_gpu) continue ;;
         esac
         check_program 1 "${program##*/}"
         n=$((n + 1))
     done
     figure programs "$n"
+}
+
+# Logits, losses and gradients of every family, and 100 losses of training, against transformers, PEFT and bitsandbytes.
+check_references() {
+    local type
+    for type in fp32 bf16; do
+        check_program 1 test_model_gpu "$type"
+        [ -n "$quick" ] || check_program 1 test_train100_gpu "$type"
+    done
 }
 
 check_collectives() {
@@ -292,6 +302,7 @@ lane_operations() {
 lane_training() {
     try pager check_pager
     try other_programs check_other_programs
+    try references check_references
     try collectives_mpi check_collectives staged
     try collectives_nccl check_collectives nccl
     try losses_bf16 check_losses true

@@ -69,4 +69,14 @@ __attribute__((unused)) static int test_report(void) {
     return test_failures_ != 0 || test_checks_ == 0;
 }
 
+#ifdef TEST_FIXTURES
+#include <unistd.h>
+
+// Where the fixtures are: in the sources this was built from or, elsewhere, below the current
+// folder.
+static inline const char *test_fixtures(void) {
+    return access(TEST_FIXTURES, R_OK) == 0 ? TEST_FIXTURES : "tests/fixtures";
+}
+#endif
+
 #endif

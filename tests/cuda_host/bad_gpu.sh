@@ -9,6 +9,9 @@ trap 'rm -rf "$folder"' EXIT
 export OMP_NUM_THREADS=1 TANDEM_GPU_MODULE=$module TANDEM_NCCL_LIBRARY=$nccl FAKE_VERSION=9
 failed=0 passed=0
 model=$source/tests/fixtures/train100
+alone=$folder/alone/tandem # with no module beside it
+mkdir "$folder/alone"
+cp "$tandem" "$alone"
 head -n 8 "$model/data.jsonl" >"$folder/data.jsonl"
 settings=(train --set model_name_or_path="$model" --set train_files="$folder/data.jsonl"
     --set output_dir="$folder/out" --set max_length=64 --set max_steps=1 --set lora_r=2
@@ -71,12 +74,16 @@ for ranks in 1 2; do
     done <<END
 no GPU|CUDA_HOST_GPUS=0|the driver sees no GPU
 driver too old|CUDA_HOST_GPUS=-1|driver is too old
+GPU too old|CUDA_HOST_MODELS=T4|GPU 0, Tesla T4, has compute capability 7.5, 8.0 or newer is needed
 module missing|TANDEM_GPU_MODULE=$folder/nowhere|there is no file $folder/nowhere
 module of another version|TANDEM_GPU_MODULE=$other|version 9.*same build
 module damaged|TANDEM_GPU_MODULE=$folder/data.jsonl|cannot be loaded
 END
-    runs "no module is built, $ranks ranks" '^CPU, 1 thread \(no GPU: no libtandem_cuda.so .*CPUs only\)$' \
-        with TANDEM_GPU_MODULE= --
+    tandem=$alone runs "no module is built, $ranks ranks" \
+        '^CPU, 1 thread \(no GPU: no libtandem_cuda.so .*CPUs only\)$' with TANDEM_GPU_MODULE= --
+    # The module for real GPUs, on a machine that has none.
+    [ ! -e "$(dirname "$tandem")/libtandem_cuda.so" ] || [ -e /dev/nvidiactl ] ||
+        runs "no driver, $ranks ranks" '^CPU, 1 thread \(no GPU: no NVIDIA driver .*\)$' with TANDEM_GPU_MODULE= --
     runs "device=cpu is no question, $ranks ranks" '^CPU, 1 thread$' with A=1 -- --set device=cpu
     ends "memory plan, $ranks ranks" 4 'memory plan: .*MiB of GPU memory per rank' \
         with CUDA_HOST_MEMORY_MB=1 -- --set share_gpus=true

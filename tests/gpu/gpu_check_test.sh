@@ -40,7 +40,7 @@ recorded() {
 }
 
 expect 0
-[ "$(grep -c '"result": "passed"' "$folder/gpu-check.json")" = 17 ] || failed "not all 17 checks are in the record"
+[ "$(grep -c '"result": "passed"' "$folder/gpu-check.json")" = 18 ] || failed "not all 18 checks are in the record"
 grep -q 'no driver: not a real one' "$folder/gpu-check.json" || failed "the record looks like that of a GPU"
 recorded losses_bf16 passed '"largest_relative_difference": [0-9]'
 recorded same_bits passed '"two_ranks": "[0-9a-f]{16}"'

@@ -88,7 +88,7 @@ static void open_model(bench_model *model, const families_backend *backend, cons
                                .compute = backend->ops->activation};
     memset(model, 0, sizeof *model);
     model->backend = backend;
-    snprintf(model->folder, sizeof model->folder, "%s/families/%s", TEST_FIXTURES, family);
+    snprintf(model->folder, sizeof model->folder, "%s/families/%s", test_fixtures(), family);
     snprintf(model->adapter_folder, sizeof model->adapter_folder, "%s/adapter", model->folder);
     open_context(model);
     td_base_share share = {.is_reader = 1};

@@ -40,9 +40,9 @@ static void train(void) {
     td_comm *comm;
     td_train_summary summary;
     REQUIRE(td_config_init(&config) == TD_OK);
-    set(&config, "model_name_or_path=\"%s/train100\"", TEST_FIXTURES);
-    set(&config, "adapter_name_or_path=\"%s/train100/initial_adapter\"", TEST_FIXTURES);
-    set(&config, "train_files=\"%s/train100/data.jsonl\"", TEST_FIXTURES);
+    set(&config, "model_name_or_path=\"%s/train100\"", test_fixtures());
+    set(&config, "adapter_name_or_path=\"%s/train100/initial_adapter\"", test_fixtures());
+    set(&config, "train_files=\"%s/train100/data.jsonl\"", test_fixtures());
     set(&config, "output_dir=\"%s\"", folder);
     static const char *const values[] = {
         "packing=false",
@@ -91,7 +91,7 @@ static void hundred_steps_equal_peft_with_bitsandbytes(void) {
     double worst_loss = 0, worst_norm = 0;
     int n_steps = 0, n_clipped = 0;
     train();
-    snprintf(path, sizeof path, "%s/train100/losses.json", TEST_FIXTURES);
+    snprintf(path, sizeof path, "%s/train100/losses.json", test_fixtures());
     REQUIRE(td_json_read(path, 1 << 20, &expected) == TD_OK);
     const cJSON *right = cJSON_GetObjectItemCaseSensitive(expected, "steps")->child;
     snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
