@@ -9,6 +9,9 @@
 #include "runtime/core/gpu_module.h"
 #include "runtime/core/log.h"
 
+// Compute capability that the module's kernels are built for: 8.0 and newer.
+enum { OLDEST_MAJOR = 8 };
+
 // What a rank wishes and sees, as it is shown to the others.
 typedef struct rank_view {
     int32_t device, bf16, transport, share; // of its config
@@ -28,18 +31,23 @@ typedef struct job_view {
     int size, rank;
 } job_view;
 
-// A GPU that cannot even be asked for its name is none.
+// A GPU that cannot even be asked for its name is none, nor is one that is too old for the kernels.
 static void look_at_gpu(const td_gpu_module *module, int local_rank, rank_view *view) {
     int count = module->device_count(view->no_gpu, sizeof view->no_gpu);
     if (count < 1)
         return;
     view->index = local_rank % count;
-    if (module->device_describe(view->index, &view->gpu) == TD_OK) {
-        view->n_devices = count;
+    if (module->device_describe(view->index, &view->gpu) != TD_OK) {
+        snprintf(view->no_gpu, sizeof view->no_gpu, "%.383s", td_error_message());
+        td_error_clear();
         return;
     }
-    snprintf(view->no_gpu, sizeof view->no_gpu, "%.383s", td_error_message());
-    td_error_clear();
+    if (view->gpu.major >= OLDEST_MAJOR)
+        view->n_devices = count;
+    else
+        snprintf(view->no_gpu, sizeof view->no_gpu,
+                 "GPU %d, %s, has compute capability %d.%d, %d.0 or newer is needed", view->index,
+                 view->gpu.name, view->gpu.major, view->gpu.minor, OLDEST_MAJOR);
 }
 
 static void look_at_nccl(const td_gpu_module *module, rank_view *view) {

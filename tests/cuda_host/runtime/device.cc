@@ -53,6 +53,7 @@ static const model models[] = {
     {"NVIDIA H200", 9, 0, 132, 228 * 1024},
     {"NVIDIA H100 80GB HBM3", 9, 0, 132, 228 * 1024},
     {"NVIDIA A100-SXM4-80GB", 8, 0, 108, 164 * 1024},
+    {"Tesla T4", 7, 5, 40, 64 * 1024},
 };
 
 // The entry of CUDA_HOST_MODELS at this index; past its end the last one.
@@ -72,7 +73,7 @@ static const model &model_of(int device) {
     for (const model &each : models)
         if (strstr(each.name, name.c_str()))
             return each;
-    cuda_host_fail("CUDA_HOST_MODELS: \"%s\" is none of H200, H100, A100", name.c_str());
+    cuda_host_fail("CUDA_HOST_MODELS: \"%s\" is none of H200, H100, A100, T4", name.c_str());
 }
 
 cudaError_t cudaGetDeviceCount(int *count) {
