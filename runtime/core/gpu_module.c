@@ -58,7 +58,8 @@ static int find_file(char out[TD_PATH_MAX], char *reason) {
                  file_name);
         return 0;
     }
-    int chars = snprintf(out, TD_PATH_MAX, "%s", named);
+    // With a slash in it whatever was given: the linker looks for mere names elsewhere.
+    int chars = snprintf(out, TD_PATH_MAX, "%s%s", named[0] == '/' ? "" : "./", named);
     if (chars < TD_PATH_MAX && access(out, F_OK) == 0)
         return 1;
     snprintf(reason, REASON_BYTES, "TANDEM_GPU_MODULE: there is no file %.300s", named);

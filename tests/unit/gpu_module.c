@@ -73,6 +73,15 @@ static void file_is_found_from_the_program(void) {
     check_says(report_of(moved, "TANDEM_GPU_MODULE=/nowhere"), "there is no file", "/nowhere");
 }
 
+// Also without a slash, where the dynamic linker would look in the system's folders.
+static void named_file_may_be_of_the_current_folder(void) {
+    char settings[700];
+    copy(good, scratch("here/module.so"));
+    snprintf(settings, sizeof settings, "-C '%s' TANDEM_GPU_MODULE=module.so FAKE_DEVICES=2",
+             scratch("here"));
+    CHECK_STRING(report_of(program, settings), "2 devices");
+}
+
 static int report(void) {
     const td_gpu_module *module, *again;
     char reason[600] = "", second[600] = "";
@@ -97,5 +106,6 @@ int main(int argc, char **argv) {
     TEST(what_is_wrong_with_a_file_is_said);
     TEST(module_without_a_device_says_why);
     TEST(file_is_found_from_the_program);
+    TEST(named_file_may_be_of_the_current_folder);
     return test_report();
 }
