@@ -28,10 +28,9 @@ static td_status fill_tables(td_transformer *transformer) {
     td_status status = device->copy(stream, transformer->cos, tables, count * sizeof *tables);
     if (status == TD_OK)
         status = device->copy(stream, transformer->sin, tables + count, count * sizeof *tables);
-    if (status == TD_OK)
-        status = device->stream_synchronize(stream);
+    td_status done = device->stream_synchronize(stream); // whatever failed, a copy may be under way
     free(tables);
-    return status;
+    return status != TD_OK ? status : done;
 }
 
 td_status td_transformer_create(const td_base *base, const td_lora *lora,

@@ -163,7 +163,7 @@ static td_status whole_step(td_run *run, int64_t index, td_step_result *out) {
 
 static td_status time_steps(td_run *run, const td_bench_step_options *options,
                             td_bench_step_result *out) {
-    td_step_result result;
+    td_step_result result = {0};
     double *seconds = calloc((size_t)options->steps, sizeof *seconds);
     if (!seconds)
         return td_fail(TD_ERR_MEMORY, "no memory for the timings");
