@@ -33,7 +33,8 @@ static td_status read_behavior(const char *where, const cJSON *config, const cha
         [TD_SPLIT_CONTIGUOUS] = "Contiguous",
     };
     const char *name = otherwise;
-    TD_TRY(td_json_string(where, config, "behavior", &name));
+    if (config)
+        TD_TRY(td_json_string(where, config, "behavior", &name));
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(name, names[i]) == 0) {
             *out = (td_split_behavior)i;

@@ -2,16 +2,24 @@
 SentencePiece vocabularies are found from the scores, as transformers' converter does it."""
 
 import struct
+import unicodedata
 
 import spm_tokenizers as spm
 
 SIZES = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
          11: "<q", 12: "<d"}
 
-DEEPSEEK_LETTERS = (
-    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅ"
-    "ὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎ"
-    "ꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+")
+def cased_letters():
+    """Members of a class with the letters that have case, as the DeepSeek LLM file lists them."""
+    runs = []
+    for code in range(0x1F000):
+        if unicodedata.category(chr(code)) not in ("Lu", "Ll", "Lt"):
+            continue
+        if runs and runs[-1][1] == code - 1:
+            runs[-1][1] = code
+        else:
+            runs.append([code, code])
+    return "".join(f"\\x{{{first:x}}}-\\x{{{last:x}}}" for first, last in runs)
 
 
 class Reader:
@@ -62,8 +70,7 @@ def merges_from_scores(tokens, scores):
 
 
 def byte_level(**settings):
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-            "use_regex": True} | settings
+    return spm.BYTE_LEVEL | {"add_prefix_space": False} | settings
 
 
 def pre_tokenizer(kind):
@@ -72,8 +79,9 @@ def pre_tokenizer(kind):
         return spm.sequence("pretokenizers", digits, byte_level())
     if kind != "deepseek-llm":
         return byte_level()
-    expressions = ["[\r\n]", DEEPSEEK_LETTERS, "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$",
-                   "[一-龥ࠀ-一가-퟿]+"]
+    expressions = ["[\r\n]", f"\\s?[{cased_letters()}]+",
+                   "\\s?[!-/:-~！-／：-～‘-‟\\x{3000}-。]+", "\\s+$",
+                   "[一-龥\\x{800}-一가-\\x{d7ff}]+"]
     splits = [spm.split_by({"Regex": text}, "Isolated") for text in expressions]
     return spm.sequence("pretokenizers", *splits, digits, byte_level(use_regex=False))
 
@@ -83,14 +91,16 @@ def tokenizer_of(path):
     data = read_metadata(path)
     tokens = data["tokens"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    controls = [spm.added(tokens[i], i) for i, kind in enumerate(data["token_type"]) if kind == 3]
     if data["model"] == "llama":
         controls = [spm.added(tokens[i], i) for i in range(3)]
-        model = spm.model_of([], (tokens, merges_from_scores(tokens, data["scores"])),
+        model = spm.model_of([], ([], merges_from_scores(tokens, data["scores"])),
                              byte_fallback=True)
+        model["vocab"] = vocabulary
         return spm.file_of(model, controls, spm.PREPEND, None, spm.decoders(spm.STRIP_FIRST), "<s>")
+    controls = [spm.added(tokens[i], i, special=kind == 3)
+                for i, kind in enumerate(data["token_type"]) if kind in (3, 4)]
     merges = [merge.split(" ") for merge in data["merges"]]
     model = spm.model_of([], ([], merges), unk_token=None, fuse_unk=False)
     model["vocab"] = vocabulary
     kind = path.name.removesuffix(".gguf")
-    return spm.file_of(model, controls, None, pre_tokenizer(kind), {"type": "ByteLevel"})
+    return spm.file_of(model, controls, None, pre_tokenizer(kind), byte_level())

@@ -54,6 +54,8 @@ PREPEND = {"type": "Sequence", "normalizers": [
     {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]}
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 TO_SPACES = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+              "use_regex": True}
 STRIP_FIRST = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
@@ -214,11 +216,12 @@ def part_styles(pieces):
             for name, part in normalizers.items()}
     made |= {f"pre_tokenizer {name}": file_of(base, llama_specials(), None, part, None, "<s>")
              for name, part in pre_tokenizers.items()}
-    ends = {"type": "Strip", "content": "e", "start": 2, "stop": 3}
+    # The library panics on a token of which "stop" would leave nothing.
+    ends = {"type": "Strip", "content": "e", "start": 2, "stop": 0}
     odd = {"join": None, "strip": ends, "fuse_strip": decoders(ends, STRIP_FIRST),
            "metaspace_fuse": sequence("decoders", {"type": "ByteFallback"},
                                       metaspace("always", True), {"type": "Fuse"}, ends),
-           "byte_level": {"type": "ByteLevel"}}
+           "byte_level": BYTE_LEVEL}
     made |= {f"decoder {name}": file_of(base, llama_specials(), REPLACE, None, part, "<s>")
              for name, part in odd.items()}
     return made
