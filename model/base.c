@@ -21,19 +21,54 @@ typedef struct base_reader {
     td_safetensors *files;
     td_hasher *hasher;
     const td_model_config *config;
+    int has_nested_map;
+    float nested_map[256]; // of a folder that holds nested NF4
 } base_reader;
 
+static int holds_nf4(const base_reader *reader, const td_base_item *item) {
+    return item->kind == TD_BASE_LINEAR && reader->config->stored != TD_STORED_WHOLE;
+}
+
+// One map of nested codes serves the whole base.
+static td_status check_nested_map(base_reader *reader, const td_base_item *item,
+                                  const td_nf4_stored *stored) {
+    if (!stored->is_nested)
+        return TD_OK;
+    if (!reader->has_nested_map)
+        memcpy(reader->nested_map, stored->nested_map, sizeof reader->nested_map);
+    reader->has_nested_map = 1;
+    if (memcmp(reader->nested_map, stored->nested_map, sizeof reader->nested_map) != 0)
+        return td_fail(TD_ERR_DATA,
+                       "tensor \"%s.nested_quant_map\" differs from that of other layers",
+                       item->name);
+    return TD_OK;
+}
+
+static td_status find_nf4(base_reader *reader, const td_base_item *item, td_nf4_stored *out) {
+    TD_TRY(td_nf4_stored_find(reader->files, item->name, item->shape[0], item->shape[1],
+                              reader->config->stored == TD_STORED_NF4_NESTED, out));
+    return check_nested_map(reader, item, out);
+}
+
 static td_status require_item(void *self, const td_base_item *item) {
-    const base_reader *reader = self;
+    base_reader *reader = self;
     td_tensor view;
+    td_nf4_stored stored;
+    if (holds_nf4(reader, item))
+        return find_nf4(reader, item, &stored);
     return td_safetensors_require(reader->files, item->name, item->n_dims, item->shape, &view);
 }
 
-// The dtype that all matrices share; F32 when they differ, which holds any of them without loss.
+static int is_float(td_dtype dtype) {
+    return dtype == TD_F32 || dtype == TD_F16 || dtype == TD_BF16;
+}
+
+// The dtype that all matrices share, NF4 codes apart; F32 when they differ, which holds any of them
+// without loss.
 static td_dtype shared_dtype(const td_safetensors *files, td_dtype dtype) {
     for (int64_t i = 0; i < td_safetensors_count(files); i++) {
         td_tensor view = td_safetensors_view(files, i);
-        if (view.n_dims == 2 && view.dtype != dtype)
+        if (view.n_dims == 2 && is_float(view.dtype) && view.dtype != dtype)
             return TD_F32;
     }
     return dtype;
@@ -73,10 +108,10 @@ static td_status begin_fingerprint(base_reader *reader) {
 static td_status open_reader(const char *folder, base_reader *reader, base_prologue *out) {
     TD_TRY(td_model_config_read(folder, &out->config));
     out->family = (int)(out->config.family - td_families);
+    reader->config = &out->config;
     TD_TRY(td_safetensors_open(folder, &reader->files));
     TD_TRY(td_base_visit(&out->config, require_item, reader));
     TD_TRY(peek(folder, reader->files, &out->matrix_dtype));
-    reader->config = &out->config;
     return begin_fingerprint(reader);
 }
 
@@ -110,6 +145,31 @@ static td_status read_slice(void *self, const td_base_item *item, int64_t begin,
     td_convert_to_f32(slice.data, slice.dtype, count, out);
     td_safetensors_forget(reader->files, &slice);
     return TD_OK;
+}
+
+static void hash_stored(base_reader *reader, const td_base_item *item,
+                        const td_nf4_stored *stored) {
+    hash_identity(reader, item, &stored->codes);
+    td_hasher_add(reader->hasher, stored->codes.data, (size_t)stored->codes.shape[0]);
+    td_hasher_add(reader->hasher, stored->absmax.data,
+                  (size_t)stored->absmax.shape[0] * td_dtype_bytes(stored->absmax.dtype));
+    if (!stored->is_nested)
+        return;
+    td_hasher_add(reader->hasher, stored->nested_absmax.data,
+                  (size_t)stored->nested_absmax.shape[0] * sizeof(float));
+    td_hasher_add(reader->hasher, stored->nested_map, sizeof stored->nested_map);
+    td_hasher_add(reader->hasher, &stored->nested_offset, sizeof stored->nested_offset);
+}
+
+static td_status read_nf4(void *self, const td_base_item *item, td_nf4_stored *out) {
+    base_reader *reader = self;
+    TD_TRY(find_nf4(reader, item, out));
+    hash_stored(reader, item, out);
+    return TD_OK;
+}
+
+static void forget_piece(void *self, const td_tensor *piece) {
+    td_safetensors_forget(((base_reader *)self)->files, piece);
 }
 
 td_status td_base_create(const td_model_config *config, const td_base_options *options,
@@ -167,14 +227,16 @@ static td_status load(const char *folder, const td_base_options *options,
                       td_base **out) {
     base_prologue prologue = {0};
     td_status status = TD_OK;
-    td_base_source source = {.read = read_slice, .self = reader};
+    td_base_source source = {
+        .read = read_slice, .find_nf4 = read_nf4, .forget = forget_piece, .self = reader};
     if (td_base_is_reader(share))
         status = open_reader(folder, reader, &prologue);
     TD_TRY(td_base_agree(share, status, "opening the base model"));
     TD_TRY(share_prologue(share, &prologue));
-    status = td_base_create(&prologue.config, options, prologue.matrix_dtype, context, out);
+    td_base_options effective = td_base_options_for(&prologue.config, options);
+    status = td_base_create(&prologue.config, &effective, prologue.matrix_dtype, context, out);
     TD_TRY(td_base_agree(share, status, "memory for the base model"));
-    TD_TRY(td_base_fill(*out, options, &source, share, context));
+    TD_TRY(td_base_fill(*out, &effective, &source, share, context));
     return share_fingerprint(*out, share, reader);
 }
 

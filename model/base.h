@@ -43,7 +43,9 @@ typedef struct td_base_share {
 } td_base_share;
 
 typedef struct td_base_options {
-    int quantize; // NF4 for the linear layers of the blocks
+    // NF4 for the linear layers of the blocks. A folder that holds them as NF4 is used as it is,
+    // whatever these two say.
+    int quantize;
     int double_quantize;
     td_dtype stored;  // TD_BF16: 16-bit tensors that are not quantized stay BF16 (F16 is widened to
                       // F32); TD_F32: all F32
@@ -62,6 +64,17 @@ typedef struct td_base_sizes {
 
 // What quantizing takes of workspace, device, during loading only.
 size_t td_base_workspace_bytes(const td_ops *ops);
+
+// Parameters of the base by kind, all layers together. A tied head has none of its own.
+typedef struct td_base_counts {
+    int64_t embedding, head;
+    int64_t projections[TD_PROJ_COUNT];
+    int64_t biases, norms;
+    int64_t total;
+} td_base_counts;
+
+// From the config alone.
+void td_base_count(const td_model_config *config, td_base_counts *out);
 
 // From the config alone. `embedding_dtype` is td_base_peek_dtype().
 void td_base_plan(const td_model_config *config, const td_base_options *options,

@@ -107,7 +107,45 @@ static td_status nest_absmax(const base_filler *filler, const td_base_item *item
     return table_of(filler)->stream_synchronize(filler->context.stream);
 }
 
+// Bytes of the file, by way of the staging buffer.
+static td_status put_bytes(const base_filler *filler, const void *to, const td_tensor *from) {
+    unsigned char *target = writable(to), *source = from->data;
+    int64_t elements;
+    TD_TRY(td_tensor_elements(from, &elements));
+    size_t bytes = (size_t)elements * td_dtype_bytes(from->dtype), step = filler->plan.slice_bytes;
+    for (size_t done = 0; done < bytes; done += step) {
+        size_t count = bytes - done < step ? bytes - done : step;
+        td_progress_tick();
+        memcpy(filler->host, source + done, count);
+        TD_TRY(copy_now(filler, target + done, filler->host, count));
+    }
+    filler->source->forget(filler->source->self, from);
+    return TD_OK;
+}
+
+// Codes and absmax as they are in the folder.
+static td_status store_nf4(const base_filler *filler, const td_base_item *item) {
+    td_matrix *matrix = td_base_matrix(filler->base, item);
+    td_nf4_stored stored;
+    TD_TRY(filler->source->find_nf4(filler->source->self, item, &stored));
+    TD_TRY(put_bytes(filler, matrix->data, &stored.codes));
+    if (!stored.is_nested)
+        return put_bytes(filler, matrix->absmax, &stored.absmax);
+    TD_TRY(put_bytes(filler, matrix->absmax_codes, &stored.absmax));
+    TD_TRY(put_bytes(filler, matrix->nested_absmax, &stored.nested_absmax));
+    matrix->nested_offset = stored.nested_offset;
+    return copy_now(filler, writable(matrix->nested_map), stored.nested_map,
+                    sizeof stored.nested_map);
+}
+
+static int is_stored_nf4(const base_filler *filler, const td_base_item *item) {
+    return filler->source->find_nf4 && item->kind == TD_BASE_LINEAR &&
+           filler->base->config.stored != TD_STORED_WHOLE;
+}
+
 static td_status store(const base_filler *filler, const td_base_item *item) {
+    if (is_stored_nf4(filler, item))
+        return store_nf4(filler, item);
     int64_t step = filler->plan.slice_elements;
     for (int64_t begin = 0; begin < item->n_elements; begin += step) {
         int64_t left = item->n_elements - begin, count = left < step ? left : step;
@@ -191,6 +229,9 @@ static td_status share_offsets(base_filler *filler) {
     if (!td_base_is_shared(filler->share))
         return TD_OK;
     const td_model_config *config = &filler->base->config;
+    const float *map = filler->base->layers[0].linear[0].nested_map;
+    if (map)
+        TD_TRY(share_bytes(filler, map, 256 * sizeof *map, "base map"));
     TD_TRY(td_base_visit(config, collect_offset, filler));
     TD_TRY(filler->share->broadcast(filler->share->self, filler->offsets,
                                     (size_t)filler->n_offsets * sizeof(float), "base offsets"));

@@ -4,6 +4,7 @@
 #define TANDEM_MODEL_BASE_INTERNAL_H
 
 #include "model/base.h"
+#include "model/nf4_folder.h"
 
 enum { TD_BASE_NAME_CHARS = 96 };
 
@@ -59,8 +60,15 @@ typedef struct td_base_staging {
 } td_base_staging;
 td_base_staging td_base_staging_plan(const td_model_config *config, const td_base_options *options);
 
+// The options with what the folder decides.
+td_base_options td_base_options_for(const td_model_config *config, const td_base_options *options);
+
 // Values in fp32. `read` gives elements [begin, begin + count) of an item, in order and each once.
+// For a folder that holds NF4, `find_nf4` is called for its linear layers instead.
 typedef struct td_base_source {
+    td_status (*find_nf4)(void *self, const td_base_item *item, td_nf4_stored *out);
+    // Called for pieces that were copied.
+    void (*forget)(void *self, const td_tensor *piece);
     td_status (*read)(void *self, const td_base_item *item, int64_t begin, int64_t count,
                       float *out);
     void *self;

@@ -101,12 +101,22 @@ td_base_staging td_base_staging_plan(const td_model_config *config,
     return plan;
 }
 
+td_base_options td_base_options_for(const td_model_config *config, const td_base_options *options) {
+    td_base_options result = *options;
+    if (config->stored != TD_STORED_WHOLE) {
+        result.quantize = 1;
+        result.double_quantize = config->stored == TD_STORED_NF4_NESTED;
+    }
+    return result;
+}
+
 void td_base_plan(const td_model_config *config, const td_base_options *options,
                   td_dtype embedding_dtype, td_base_sizes *out) {
     td_base base = {.config = *config};
+    td_base_options effective = td_base_options_for(config, options);
     td_arena_init_measure(&base.arena, "base model");
-    td_base_lay_out(&base, options, embedding_dtype);
-    td_base_staging staging = td_base_staging_plan(config, options);
+    td_base_lay_out(&base, &effective, embedding_dtype);
+    td_base_staging staging = td_base_staging_plan(config, &effective);
     *out = (td_base_sizes){.arena_bytes = base.arena.used_bytes,
                            .slice_bytes = staging.slice_bytes,
                            .absmax_bytes = staging.absmax_bytes};

@@ -81,8 +81,9 @@ static td_status create(const td_model_config *config, const td_base_options *op
     if (!random->quantiles)
         return td_fail(TD_ERR_MEMORY, "no memory to draw random weights");
     fill_quantiles(random->quantiles);
-    TD_TRY(td_base_create(config, options, options->stored, context, out));
-    return td_base_fill(*out, options, &source, NULL, context);
+    td_base_options effective = td_base_options_for(config, options);
+    TD_TRY(td_base_create(config, &effective, options->stored, context, out));
+    return td_base_fill(*out, &effective, &source, NULL, context);
 }
 
 td_status td_base_create_random(const td_model_config *config, const td_base_options *options,

@@ -143,15 +143,46 @@ static td_status read_biases(const char *where, const cJSON *root, td_model_conf
     return TD_OK;
 }
 
-static td_status refuse_quantized(const char *where, const cJSON *root) {
+static td_status refuse_quantized(const char *where, const char *found) {
+    return td_fail(TD_ERR_DATA,
+                   "%s: \"quantization_config\": %s is not supported, only bitsandbytes NF4 in U8; "
+                   "use the folder of the F32, F16 or BF16 model",
+                   where, found);
+}
+
+// The defaults are those of transformers' BitsAndBytesConfig. Old folders lack quant_method.
+static td_status read_bitsandbytes(const char *where, const cJSON *quantization, int *out_nested) {
+    const char *method = "bitsandbytes", *type = "fp4", *storage = "uint8";
+    int is_8bit = 0, is_4bit = 0;
+    char found[128];
+    TD_TRY(td_json_string(where, quantization, "quant_method", &method));
+    if (strcmp(method, "bitsandbytes") != 0) {
+        snprintf(found, sizeof found, "method \"%.60s\"", method);
+        return refuse_quantized(where, found);
+    }
+    TD_TRY(td_json_bool(where, quantization, "load_in_8bit", &is_8bit));
+    TD_TRY(td_json_bool(where, quantization, "load_in_4bit", &is_4bit));
+    if (is_8bit || !is_4bit)
+        return refuse_quantized(where, "bitsandbytes int8");
+    TD_TRY(td_json_string(where, quantization, "bnb_4bit_quant_type", &type));
+    TD_TRY(td_json_string(where, quantization, "bnb_4bit_quant_storage", &storage));
+    if (strcmp(type, "nf4") != 0 || strcmp(storage, "uint8") != 0) {
+        snprintf(found, sizeof found, "bitsandbytes %.40s in %.40s", type, storage);
+        return refuse_quantized(where, found);
+    }
+    return td_json_bool(where, quantization, "bnb_4bit_use_double_quant", out_nested);
+}
+
+static td_status read_stored(const char *where, const cJSON *root, td_model_config *config) {
     const cJSON *quantization = td_model_config_item(root, "quantization_config");
+    int is_nested = 0;
     if (!quantization)
         return TD_OK;
-    const cJSON *method = cJSON_GetObjectItemCaseSensitive(quantization, "quant_method");
-    return td_fail(TD_ERR_DATA,
-                   "%s: the weights are quantized already (\"quantization_config\", method "
-                   "\"%s\"); use the folder of the F32, F16 or BF16 model",
-                   where, cJSON_IsString(method) ? method->valuestring : "unknown");
+    if (!cJSON_IsObject(quantization))
+        return td_fail(TD_ERR_DATA, "%s: \"quantization_config\" must be an object", where);
+    TD_TRY(read_bitsandbytes(where, quantization, &is_nested));
+    config->stored = is_nested ? TD_STORED_NF4_NESTED : TD_STORED_NF4;
+    return TD_OK;
 }
 
 static td_status read_switches(const char *where, const cJSON *root, td_model_config *config) {
@@ -235,7 +266,7 @@ td_status td_model_config_parse(const char *where, const cJSON *root, td_model_c
     if (!cJSON_IsObject(root))
         return td_fail(TD_ERR_DATA, "%s: must be a JSON object", where);
     TD_TRY(find_family(where, root, &config.family));
-    TD_TRY(refuse_quantized(where, root));
+    TD_TRY(read_stored(where, root, &config));
     TD_TRY(read_extents(where, root, &config));
     TD_TRY(read_switches(where, root, &config));
     TD_TRY(td_model_config_parse_rope(where, root, &config));

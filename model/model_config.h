@@ -58,8 +58,16 @@ typedef struct td_rope_config {
     int64_t original_max_positions;
 } td_rope_config;
 
+// How the folder holds the linear layers of the blocks.
+typedef enum td_stored_format {
+    TD_STORED_WHOLE,      // F32, F16 or BF16
+    TD_STORED_NF4,        // bitsandbytes NF4
+    TD_STORED_NF4_NESTED, // with double quantization
+} td_stored_format;
+
 typedef struct td_model_config {
     const td_family *family;
+    td_stored_format stored;
     int64_t vocabulary;
     int64_t hidden;
     int64_t intermediate;
@@ -82,8 +90,8 @@ typedef struct td_model_config {
 
 // Reads FOLDER/config.json (and generation_config.json for further end-of-sequence ids).
 // TD_ERR_DATA names the key and what is accepted: unknown architecture (lists the known ones),
-// extents that do not divide, quantization_config that is not supported, hidden_act other than
-// silu, rope types other than the three above.
+// extents that do not divide, quantization_config other than bitsandbytes NF4, hidden_act other
+// than silu, rope types other than the three above.
 td_status td_model_config_read(const char *folder, td_model_config *out);
 
 // fp32 (n_positions, head_dim / 2), row-major. inv_freq in fp32 as transformers computes it.

@@ -41,4 +41,15 @@ typedef struct td_named_tensor {
 // 8-byte aligned.
 td_status td_safetensors_write(const char *path, const td_named_tensor *tensors, int64_t count);
 
+// The same in pieces, for tensors that are not in memory together: names, dtypes and shapes first
+// (their data is not looked at), then all bytes in that order. Only a committed file appears under
+// its name; destroy removes one that was not.
+typedef struct td_safetensors_writer td_safetensors_writer;
+td_status td_safetensors_writer_create(const char *path, const td_named_tensor *tensors,
+                                       int64_t count, td_safetensors_writer **out);
+td_status td_safetensors_writer_append(td_safetensors_writer *writer, const void *data,
+                                       size_t bytes);
+td_status td_safetensors_writer_commit(td_safetensors_writer *writer);
+void td_safetensors_writer_destroy(td_safetensors_writer *writer);
+
 #endif

@@ -103,31 +103,68 @@ static td_status write_all(int file, const char *path, const char *data, size_t 
     return TD_OK;
 }
 
-static td_status write_contents(int file, const char *path, const td_named_tensor *tensors,
-                                int64_t count) {
+struct td_safetensors_writer {
+    char path[TD_PATH_MAX];
+    char temporary[TD_PATH_MAX];
+    int file; // -1 when closed
+    uint64_t left_bytes;
+};
+
+static td_status count_bytes(const td_named_tensor *tensors, int64_t count, uint64_t *out) {
+    *out = 0;
+    for (int64_t i = 0; i < count; i++) {
+        size_t bytes;
+        TD_TRY(data_bytes(&tensors[i], &bytes));
+        *out += bytes;
+    }
+    return TD_OK;
+}
+
+static td_status write_header(const td_safetensors_writer *writer, const td_named_tensor *tensors,
+                              int64_t count) {
     char *header = NULL;
     size_t bytes = 0;
-    TD_TRY(build_header(path, tensors, count, &header, &bytes));
-    td_status status = write_all(file, path, header, bytes);
+    TD_TRY(build_header(writer->path, tensors, count, &header, &bytes));
+    td_status status = write_all(writer->file, writer->path, header, bytes);
     free(header);
-    for (int64_t i = 0; status == TD_OK && i < count; i++) {
-        status = data_bytes(&tensors[i], &bytes);
-        if (status == TD_OK)
-            status = write_all(file, path, tensors[i].tensor.data, bytes);
-    }
-    if (status == TD_OK && fsync(file) != 0)
-        status = fail_io(path, "flush to disk");
     return status;
 }
 
-static td_status write_temporary(const char *path, const td_named_tensor *tensors, int64_t count) {
-    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, FILE_MODE);
-    if (file < 0)
-        return fail_io(path, "create");
-    td_status status = write_contents(file, path, tensors, count);
-    if (close(file) != 0 && status == TD_OK)
-        status = fail_io(path, "close");
-    return status;
+static td_status begin(td_safetensors_writer *writer, const char *path,
+                       const td_named_tensor *tensors, int64_t count) {
+    writer->file = -1;
+    if (snprintf(writer->temporary, sizeof writer->temporary, "%s.tmp-%ld", path, (long)getpid()) >=
+        (int)sizeof writer->temporary)
+        return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...", TD_PATH_MAX - 1,
+                       path);
+    snprintf(writer->path, sizeof writer->path, "%s", path);
+    TD_TRY(count_bytes(tensors, count, &writer->left_bytes));
+    writer->file = open(writer->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, FILE_MODE);
+    if (writer->file < 0)
+        return fail_io(writer->temporary, "create");
+    return write_header(writer, tensors, count);
+}
+
+td_status td_safetensors_writer_create(const char *path, const td_named_tensor *tensors,
+                                       int64_t count, td_safetensors_writer **out) {
+    td_safetensors_writer *writer = calloc(1, sizeof *writer);
+    if (!writer)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory to write it", path);
+    td_status status = begin(writer, path, tensors, count);
+    if (status != TD_OK) {
+        td_safetensors_writer_destroy(writer);
+        return status;
+    }
+    *out = writer;
+    return TD_OK;
+}
+
+td_status td_safetensors_writer_append(td_safetensors_writer *writer, const void *data,
+                                       size_t bytes) {
+    if (bytes > writer->left_bytes)
+        return td_fail(TD_ERR_INTERNAL, "%s: more data than its tensors take", writer->path);
+    writer->left_bytes -= bytes;
+    return write_all(writer->file, writer->path, data, bytes);
 }
 
 static td_status sync_parent(const char *path) {
@@ -139,18 +176,46 @@ static td_status sync_parent(const char *path) {
     return td_file_sync(parent);
 }
 
-td_status td_safetensors_write(const char *path, const td_named_tensor *tensors, int64_t count) {
-    char temporary[TD_PATH_MAX];
-    if (snprintf(temporary, sizeof temporary, "%s.tmp-%ld", path, (long)getpid()) >=
-        (int)sizeof temporary)
-        return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...", TD_PATH_MAX - 1,
-                       path);
-    td_status status = write_temporary(temporary, tensors, count);
-    if (status == TD_OK && rename(temporary, path) != 0)
-        status = fail_io(path, "replace");
-    if (status != TD_OK) {
-        unlink(temporary);
-        return status;
+td_status td_safetensors_writer_commit(td_safetensors_writer *writer) {
+    if (writer->left_bytes != 0)
+        return td_fail(TD_ERR_INTERNAL, "%s: %llu bytes of its tensors were not written",
+                       writer->path, (unsigned long long)writer->left_bytes);
+    if (fsync(writer->file) != 0)
+        return fail_io(writer->temporary, "flush to disk");
+    int file = writer->file;
+    writer->file = -1;
+    if (close(file) != 0)
+        return fail_io(writer->temporary, "close");
+    if (rename(writer->temporary, writer->path) != 0)
+        return fail_io(writer->path, "replace");
+    writer->temporary[0] = '\0';
+    return sync_parent(writer->path);
+}
+
+void td_safetensors_writer_destroy(td_safetensors_writer *writer) {
+    if (!writer)
+        return;
+    if (writer->file >= 0)
+        close(writer->file);
+    if (writer->temporary[0])
+        unlink(writer->temporary);
+    free(writer);
+}
+
+static td_status write_data(td_safetensors_writer *writer, const td_named_tensor *tensors,
+                            int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        size_t bytes;
+        TD_TRY(data_bytes(&tensors[i], &bytes));
+        TD_TRY(td_safetensors_writer_append(writer, tensors[i].tensor.data, bytes));
     }
-    return sync_parent(path);
+    return td_safetensors_writer_commit(writer);
+}
+
+td_status td_safetensors_write(const char *path, const td_named_tensor *tensors, int64_t count) {
+    td_safetensors_writer *writer;
+    TD_TRY(td_safetensors_writer_create(path, tensors, count, &writer));
+    td_status status = write_data(writer, tensors, count);
+    td_safetensors_writer_destroy(writer);
+    return status;
 }
