@@ -64,6 +64,46 @@ static void policy_follows_the_gpu(void) {
     small_close(&self);
 }
 
+static size_t line_bytes(const td_memory_plan *plan, const char *name, td_memory_pool pool) {
+    for (int i = 0; i < plan->n_lines; i++)
+        if (plan->lines[i].pool == pool && strcmp(plan->lines[i].name, name) == 0)
+            return plan->lines[i].bytes;
+    return 0;
+}
+
+// Ranks that share a GPU share what is free of it.
+static void limit_is_this_ranks_part(void) {
+    small_run self;
+    small_open(&self, on_gpu);
+    double part = (double)free_bytes(&self) / td_comm_size(small_comm);
+    small_require(small_plan(&self), "plan");
+    double limit = (double)self.run.plan.limit_bytes[TD_POOL_DEVICE];
+    CHECK(limit <= part);
+    CHECK(limit >= 0.9 * part);
+    small_close(&self);
+}
+
+// What the host keeps for a GPU.
+static void the_hosts_part_is_planned(void) {
+    small_run self;
+    size_t staging, of_device;
+    small_open(&self, on_gpu);
+    small_require(small_plan(&self), "plan");
+    const td_memory_plan *plan = &self.run.plan;
+    const td_page_map *map = &self.run.parameters.map;
+    td_device_comm_options options = td_run_device_comm_options(&self.session, map);
+    self.session.choice.transport->plan(&options, &staging, &of_device);
+    size_t n = (size_t)map->n_elements;
+    size_t owned = (size_t)td_page_map_owned_count(map, td_comm_rank(small_comm));
+    size_t state = td_optimizer_state_bytes(self.config.optim, map->page_elements);
+    CHECK(line_bytes(plan, "parameters on the host", TD_POOL_HOST) >= n * sizeof(float));
+    CHECK(line_bytes(plan, "optimizer state (pinned host)", TD_POOL_HOST) >= owned * state);
+    CHECK(line_bytes(plan, "inputs and tables", TD_POOL_HOST) > 0);
+    CHECK(line_bytes(plan, "communication buffers", TD_POOL_HOST) >= staging);
+    CHECK((staging > 0) == (td_comm_size(small_comm) > 1));
+    small_close(&self);
+}
+
 // What the rest leaves goes to optimizer pages, up to all of them.
 static void pages_take_what_is_left(void) {
     small_run self;
@@ -74,7 +114,7 @@ static void pages_take_what_is_left(void) {
     size_t largest = plan_with(&self, (int64_t)1 << 40).total_bytes[TD_POOL_DEVICE];
     size_t state = td_optimizer_state_bytes(self.config.optim, self.config.page_elements);
     int64_t pages = td_page_map_owned_count(&self.run.parameters.map, td_comm_rank(small_comm));
-    REQUIRE(pages > 6);
+    REQUIRE(pages > 3);
     CHECK(largest > smallest + (size_t)(pages - 3) * state);
     size_t limit = smallest + 4 * state;
     td_memory_plan tight = plan_with(&self, (int64_t)limit);
@@ -87,6 +127,8 @@ int main(void) {
     small_begin();
     TEST(what_is_planned_is_taken);
     TEST(policy_follows_the_gpu);
+    TEST(limit_is_this_ranks_part);
+    TEST(the_hosts_part_is_planned);
     TEST(pages_take_what_is_left);
     return small_finish();
 }

@@ -21,4 +21,9 @@ tandem_gpu_test(train100_gpu train/train100.c LIBS tandem_train CASES fp32 bf16 
 tandem_test(schedule train/schedule.c LIBS tandem_train LABELS train)
 tandem_test(step train/step.c LIBS tandem_train RANKS 1 2 3 TIMEOUT 120 LABELS train)
 tandem_test(memory_plan train/memory_plan.c LIBS tandem_train RANKS 1 2 LABELS train)
+tandem_test(planner train/planner.c LIBS tandem_train RANKS 1 2 3 LABELS train)
 tandem_gpu_test(gpu_plan train/gpu_plan.c LIBS tandem_train)
+add_test(NAME cuda_host_gpu_plan_2ranks
+         COMMAND mpirun -q --oversubscribe -n 2 $<TARGET_FILE:test_gpu_plan>)
+set_tests_properties(cuda_host_gpu_plan_2ranks PROPERTIES TIMEOUT 60 LABELS cuda_host
+  ENVIRONMENT "${cuda_host_environment};ASAN_OPTIONS=detect_leaks=0")
