@@ -110,6 +110,9 @@ runs "NCCL is missing, auto" 'gradients by MPI \(no NCCL on rank 0' env CUDA_HOS
     TANDEM_NCCL_LIBRARY="$folder/nowhere" "$source/launch/mpirun.sh" 2 "$tandem" "${settings[@]}"
 ends "NCCL and a shared GPU" 2 'transport "nccl" cannot be used: ranks 0 and 1 share a GPU' \
     train 2 --set share_gpus=true --set transport=nccl
+# What lets NCCL share a GPU is for tests that ask for NCCL.
+runs "a shared GPU, auto, with NCCL_HOSTID" 'gradients by MPI \(ranks 0 and 1 share a GPU\)' env NCCL_HOSTID=a \
+    "$source/launch/mpirun.sh" 2 "$tandem" "${settings[@]}" --set share_gpus=true
 
 # Every allocation of device or pinned memory fails once, on each number of ranks, until there is none left to fail.
 for ranks in 1 2; do
