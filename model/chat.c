@@ -64,13 +64,6 @@ static td_status copy_text(const td_string *text, td_rendered *out) {
     return TD_OK;
 }
 
-static size_t common_prefix(const td_string *a, const td_string *b) {
-    size_t length = 0, most = a->bytes < b->bytes ? a->bytes : b->bytes;
-    while (length < most && a->text[length] == b->text[length])
-        length++;
-    return length;
-}
-
 static const td_chat_variant *choose_variant(const td_chat *chat, const td_chat_row *row) {
     bool has_own = chat->with_tools.program && row->tools.kind != TD_NONE;
     return has_own ? &chat->with_tools : &chat->plain;
@@ -80,7 +73,7 @@ static const td_chat_variant *choose_variant(const td_chat *chat, const td_chat_
 static void find_completion(td_render *self, const td_chat_request *request, const td_string *text,
                             td_rendered *out) {
     const td_string *prompt = td_chat_text(self, request, request->row->n_prompt, true);
-    out->completion_begin = common_prefix(prompt, text);
+    out->completion_begin = td_chat_common_prefix(prompt, text);
     // The end of a ChatML turn is <|im_end|>, without the line end.
     out->completion_end = text->bytes - (request->chat->is_builtin && text->bytes > 0);
 }
@@ -214,49 +207,65 @@ static bool takes_or_fails(td_render *self, td_chat_request *request, const char
     return takes(self, request, messages);
 }
 
-static char *find_opening(td_render *self, td_chat_request *request, bool as_parts) {
-    static const char strings[] = "[{\"role\":\"user\",\"content\":\"tandem-probe\"},"
-                                  "{\"role\":\"assistant\",\"content\":\"tandem-answer\"}]";
-    static const char parts[] =
-        "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"tandem-probe\"}]},"
-        "{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"tandem-answer\"}]}]";
-    const char *messages = as_parts ? parts : strings;
+static bool try_probe(td_render *self, td_chat_request *request, const char *messages,
+                      td_chat_probe *out) {
+    jmp_buf exit;
+    self->trap.exit = &exit;
+    if (setjmp(exit) != 0) {
+        td_error_clear();
+        return false;
+    }
     td_chat_row row = {.messages = td_parse_json(self, messages, strlen(messages)),
                        .tools = td_none(),
                        .more = td_none()};
     request->row = &row;
     td_tag_messages(self, row.messages);
-    const td_string *opening = td_chat_probe_opening(self, request);
-    return strndup(opening->text, opening->bytes);
+    *out = td_chat_probe_turn(self, request);
+    return true;
 }
 
-static char *find_opening_or_fail(td_render *self, td_chat_request *request, bool as_parts) {
-    jmp_buf exit;
-    self->trap.exit = &exit;
-    if (setjmp(exit) != 0) {
-        td_error_clear();
-        return strdup("");
-    }
-    return find_opening(self, request, as_parts);
+#define USER_STRING   "{\"role\":\"user\",\"content\":\"tandem-probe\"}"
+#define USER_PARTS    "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"tandem-probe\"}]}"
+#define ANSWER_STRING "{\"role\":\"assistant\",\"content\":\"tandem-answer\"}"
+#define ANSWER_PARTS                                                                               \
+    "{\"role\":\"assistant\",\"content\":[{\"type\":\"text\",\"text\":\"tandem-answer\"}]}"
+#define CALL                                                                                       \
+    "{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{\"id\":\"call00000\",\"type\":"     \
+    "\"function\",\"function\":{\"name\":\"tandem\",\"arguments\":{\"a\":\"b\"}}}]}"
+
+// The opening is what an answer and a call of a tool have in common.
+static td_status find_opening(td_render *self, td_chat_request *request, td_chat_variant *variant) {
+    bool is_string = variant->takes_strings;
+    td_chat_probe answer = {0}, call = {0};
+    try_probe(self, request,
+              is_string ? "[" USER_STRING "," ANSWER_STRING "]"
+                        : "[" USER_PARTS "," ANSWER_PARTS "]",
+              &answer);
+    try_probe(self, request, is_string ? "[" USER_STRING "," CALL "]" : "[" USER_PARTS "," CALL "]",
+              &call);
+    const td_string *opening = answer.opening;
+    if (opening && call.opening &&
+        td_chat_common_prefix(opening, call.opening) == call.opening->bytes)
+        opening = call.opening;
+    variant->ends_with_next = answer.ends_with_next;
+    variant->is_opening_known = opening != NULL;
+    variant->opening = opening ? strndup(opening->text, opening->bytes) : strdup("");
+    return variant->opening ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for a chat template");
 }
 
 static td_status probe(const td_chat *chat, td_chat_variant *variant) {
-    static const char string[] = "[{\"role\":\"user\",\"content\":\"tandem-probe\"}]";
-    static const char parts[] =
-        "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"tandem-probe\"}]}]";
     td_pile pile;
     td_render render;
     td_chat_request request = {.chat = chat, .variant = variant};
     td_render_init(&render, &pile, "probe");
-    variant->takes_strings = takes_or_fails(&render, &request, string);
-    variant->takes_parts = takes_or_fails(&render, &request, parts);
+    variant->takes_strings = takes_or_fails(&render, &request, "[" USER_STRING "]");
+    variant->takes_parts = takes_or_fails(&render, &request, "[" USER_PARTS "]");
     // A template that fails on either says more when it gets what a row has.
     if (!variant->takes_strings && !variant->takes_parts)
         variant->takes_strings = true;
-    free(variant->opening);
-    variant->opening = find_opening_or_fail(&render, &request, !variant->takes_strings);
+    td_status status = find_opening(&render, &request, variant);
     td_pile_fini(&pile);
-    return variant->opening ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for a chat template");
+    return status;
 }
 
 static td_status create_variant(const td_chat *chat, const char *where, const char *source,

@@ -8,7 +8,9 @@
 
 typedef struct td_chat_variant {
     td_template *program; // NULL: there is none
-    char *opening;        // of the assistant's turn; "" when it could not be told
+    char *opening;        // of the assistant's turn
+    bool is_opening_known;
+    bool ends_with_next; // a turn has no end of its own
     // Whether content may be a string, or a list of {"type": "text"} parts.
     bool takes_strings, takes_parts;
 } td_chat_variant;
@@ -40,8 +42,14 @@ typedef struct td_chat_request {
 } td_chat_request;
 const td_string *td_chat_text(td_render *self, const td_chat_request *request, size_t count,
                               bool generation_prompt);
-// The opening in a chat of a user and an assistant; "" when it cannot be told.
-const td_string *td_chat_probe_opening(td_render *self, const td_chat_request *request);
+size_t td_chat_common_prefix(const td_string *a, const td_string *b);
+
+// How the template writes the assistant's turn of a chat of a user and an assistant.
+typedef struct td_chat_probe {
+    const td_string *opening; // NULL: it cannot be told
+    bool ends_with_next;
+} td_chat_probe;
+td_chat_probe td_chat_probe_turn(td_render *self, const td_chat_request *request);
 
 // Ranges of `text` that the model is to produce.
 td_status td_chat_find_trained(td_render *self, const td_chat_request *request,

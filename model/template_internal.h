@@ -187,6 +187,7 @@ struct td_template {
     td_pile pile;
     td_nodes body;
     bool has_generation; // {% generation %} anywhere
+    td_nodes literals;   // text outside of tags, and strings in them
 };
 
 // Variables of one scope; a name is compared by pointer first (the parser interns names).
@@ -460,6 +461,7 @@ typedef struct td_parser {
     size_t n_names, names_capacity;
     const char *tag; // name of the innermost statement, for messages
     bool has_generation;
+    td_nodes literals;
 } td_parser;
 
 td_token td_lex(td_parser *self);

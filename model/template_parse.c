@@ -369,6 +369,7 @@ static td_node *text_node(td_parser *self) {
     td_node *node = td_node_make(self, TD_NODE_TEXT);
     node->value =
         td_text(td_string_make(&self->render, self->current.text, self->current.bytes, 0));
+    td_nodes_add(self, &self->literals, node);
     td_next(self);
     return node;
 }
@@ -468,6 +469,7 @@ static td_status parse(td_template *self) {
     };
     TD_TRY(parse_or_fail(&parser, &self->body));
     self->has_generation = parser.has_generation;
+    self->literals = parser.literals;
     return TD_OK;
 }
 

@@ -47,6 +47,7 @@ static td_node *parse_dict(td_parser *self) {
 // Strings side by side are one.
 static td_node *parse_strings(td_parser *self) {
     td_node *node = constant(self, self->current.value);
+    td_nodes_add(self, &self->literals, node);
     td_next(self);
     if (!td_at(self, TD_TOKEN_STRING))
         return node;

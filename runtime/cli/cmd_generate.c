@@ -90,14 +90,15 @@ static td_status encode_prompt(const td_tokenizer *tokenizer, const generate_opt
                                td_tokens *out) {
     td_message messages[2];
     td_rendered rendered = {0};
+    const td_chat *chat;
     size_t count = 0;
     if (wanted->prompt)
         return td_tokenizer_encode(tokenizer, wanted->prompt, strlen(wanted->prompt), 1, out);
     if (wanted->system)
         messages[count++] = (td_message){"system", wanted->system};
     messages[count++] = (td_message){"user", wanted->chat};
-    TD_TRY(td_chat_require_tokens(tokenizer));
-    td_status status = td_chat_render(messages, count, 1, &rendered);
+    TD_TRY(td_tokenizer_chat(tokenizer, &chat));
+    td_status status = td_chat_render_prompt(chat, messages, count, &rendered);
     if (status == TD_OK)
         status = td_tokenizer_encode(tokenizer, rendered.text, rendered.bytes, 0, out);
     td_rendered_fini(&rendered);

@@ -24,7 +24,8 @@ typedef struct row_text {
 // A row on its way, and what every message about it begins with.
 typedef struct row_context {
     const td_prepare_options *options;
-    const char *where;
+    const char *where, *line;
+    size_t bytes;
     td_row *row;
 } row_context;
 
@@ -91,52 +92,7 @@ static td_status read_ids(const row_context *context, const cJSON *object) {
     return fill_ids(context, ids, labels);
 }
 
-static int has_items(const cJSON *item) {
-    return item && !cJSON_IsNull(item) && (item->child || !cJSON_IsArray(item));
-}
-
-static td_status read_message(const row_context *context, const char *key, int index,
-                              const cJSON *item, td_message *out) {
-    const cJSON *role = cJSON_GetObjectItemCaseSensitive(item, "role");
-    const cJSON *content = cJSON_GetObjectItemCaseSensitive(item, "content");
-    if (!cJSON_IsString(role) || role->valuestring[0] == '\0' || !cJSON_IsString(content))
-        return td_fail(TD_ERR_DATA, "%s: %s[%d] must have \"role\" and \"content\" strings",
-                       context->where, key, index);
-    if (has_items(cJSON_GetObjectItemCaseSensitive(item, "tool_calls")))
-        return td_fail(TD_ERR_DATA,
-                       "%s: %s[%d] has \"tool_calls\", which ChatML does not define: write them "
-                       "into \"content\"",
-                       context->where, key, index);
-    *out = (td_message){.role = role->valuestring, .content = content->valuestring};
-    return TD_OK;
-}
-
-// Appends the messages of a list to messages[*count].
-static td_status read_messages(const row_context *context, const char *key, const cJSON *list,
-                               td_message *messages, size_t *count) {
-    int index = 0;
-    for (const cJSON *item = list->child; item; item = item->next, index++)
-        TD_TRY(read_message(context, key, index, item, &messages[(*count)++]));
-    return TD_OK;
-}
-
-static td_status allocate_messages(const row_context *context, int count, td_message **out) {
-    *out = calloc((size_t)count + 1, sizeof **out);
-    return *out ? TD_OK : td_fail(TD_ERR_MEMORY, "%s: no memory for its messages", context->where);
-}
-
-static td_status require_chat(const row_context *context, const cJSON *object) {
-    if (has_items(cJSON_GetObjectItemCaseSensitive(object, "tools")))
-        return td_fail(TD_ERR_DATA,
-                       "%s: has \"tools\", which ChatML does not define: write them into a system "
-                       "message",
-                       context->where);
-    td_status status = td_chat_require_tokens(context->options->tokenizer);
-    context->row->is_setup_error = status != TD_OK;
-    return status;
-}
-
-// Takes the text over; keeps of the assistant's ranges what lies in [begin, end).
+// Takes the text over; keeps of the ranges what lies in [begin, end).
 static td_status take_rendered(const row_context *context, td_rendered *rendered, size_t begin,
                                size_t end, row_text *out) {
     out->ranges = calloc(rendered->n_trained + 1, sizeof *out->ranges);
@@ -155,43 +111,14 @@ static td_status take_rendered(const row_context *context, td_rendered *rendered
     return TD_OK;
 }
 
-// {"messages"}
-static td_status render_messages(const row_context *context, const cJSON *object, const cJSON *list,
-                                 row_text *out) {
-    td_message *messages;
-    td_rendered rendered = {0};
-    size_t count = 0;
-    if (!cJSON_IsArray(list) || !list->child)
-        return td_fail(TD_ERR_DATA, "%s: \"messages\" must be a list with messages",
-                       context->where);
-    TD_TRY(require_chat(context, object));
-    TD_TRY(allocate_messages(context, cJSON_GetArraySize(list), &messages));
-    td_status status = read_messages(context, "messages", list, messages, &count);
-    if (status == TD_OK)
-        status = td_chat_render(messages, count, 0, &rendered);
-    if (status == TD_OK)
-        status = take_rendered(context, &rendered, 0, rendered.bytes, out);
-    out->train_all = !context->options->assistant_only_loss;
-    td_rendered_fini(&rendered);
-    free(messages);
-    return status;
-}
-
-static size_t common_prefix(const td_rendered *a, const td_rendered *b) {
-    size_t length = 0;
-    while (length < a->bytes && length < b->bytes && a->text[length] == b->text[length])
-        length++;
-    return length;
-}
-
-// The completion is what follows the prompt with the opening of the assistant's turn, up to and
-// with its last <|im_end|>; with assistant_only_loss, of that what the assistant says.
-static td_status take_chat_completion(const row_context *context, const td_rendered *prompt,
-                                      td_rendered *all, row_text *out) {
+// The completion is what follows the prompt with the opening of the assistant's turn; with
+// assistant_only_loss, of that what the assistant says.
+static td_status take_chat_completion(const row_context *context, td_rendered *rendered,
+                                      row_text *out) {
     const td_prepare_options *options = context->options;
-    size_t begin = options->completion_only_loss ? common_prefix(prompt, all) : 0;
-    size_t end = all->bytes - 1; // without the line end that follows <|im_end|>
-    TD_TRY(take_rendered(context, all, begin, end, out));
+    size_t begin = options->completion_only_loss ? rendered->completion_begin : 0;
+    size_t end = rendered->completion_end;
+    TD_TRY(take_rendered(context, rendered, begin, end, out));
     if (options->assistant_only_loss)
         return TD_OK;
     out->train_all = !options->completion_only_loss;
@@ -200,30 +127,21 @@ static td_status take_chat_completion(const row_context *context, const td_rende
     return TD_OK;
 }
 
-// {"prompt", "completion"} as lists of messages.
-static td_status render_chat_completion(const row_context *context, const cJSON *object,
-                                        const cJSON *prompt, const cJSON *completion,
-                                        row_text *out) {
-    td_message *messages;
-    td_rendered before = {0}, all = {0};
-    size_t count = 0;
-    if (!completion->child)
-        return td_fail(TD_ERR_DATA, "%s: \"completion\" has no messages", context->where);
-    TD_TRY(require_chat(context, object));
-    TD_TRY(allocate_messages(context, cJSON_GetArraySize(prompt) + cJSON_GetArraySize(completion),
-                             &messages));
-    td_status status = read_messages(context, "prompt", prompt, messages, &count);
-    if (status == TD_OK)
-        status = td_chat_render(messages, count, 1, &before);
-    if (status == TD_OK)
-        status = read_messages(context, "completion", completion, messages, &count);
-    if (status == TD_OK)
-        status = td_chat_render(messages, count, 0, &all);
-    if (status == TD_OK)
-        status = take_chat_completion(context, &before, &all, out);
-    td_rendered_fini(&before);
-    td_rendered_fini(&all);
-    free(messages);
+// A chat, as the model's template writes it.
+static td_status render_chat(const row_context *context, int has_completion, row_text *out) {
+    const td_chat *chat;
+    td_rendered rendered = {0};
+    td_status status = td_tokenizer_chat(context->options->tokenizer, &chat);
+    context->row->is_setup_error = status != TD_OK;
+    TD_TRY(status);
+    TD_TRY(td_chat_render_row(chat, context->where, context->line, context->bytes, &rendered));
+    if (has_completion) {
+        status = take_chat_completion(context, &rendered, out);
+    } else {
+        status = take_rendered(context, &rendered, 0, rendered.bytes, out);
+        out->train_all = !context->options->assistant_only_loss;
+    }
+    td_rendered_fini(&rendered);
     return status;
 }
 
@@ -245,10 +163,12 @@ static td_status join(const row_context *context, const char *first, const char 
 }
 
 // {"prompt", "completion"}
-static td_status render_completion(const row_context *context, const cJSON *object,
-                                   const cJSON *prompt, const cJSON *completion, row_text *out) {
+static td_status render_completion(const row_context *context, const cJSON *prompt,
+                                   const cJSON *completion, row_text *out) {
+    if (cJSON_IsArray(prompt) && cJSON_IsArray(completion) && !completion->child)
+        return td_fail(TD_ERR_DATA, "%s: \"completion\" has no messages", context->where);
     if (cJSON_IsArray(prompt) && cJSON_IsArray(completion))
-        return render_chat_completion(context, object, prompt, completion, out);
+        return render_chat(context, 1, out);
     if (!cJSON_IsString(prompt) || !cJSON_IsString(completion))
         return td_fail(TD_ERR_DATA,
                        "%s: \"prompt\" and \"completion\" must both be strings or both be lists of "
@@ -268,13 +188,13 @@ static td_status render(const row_context *context, const cJSON *object, row_tex
     const cJSON *prompt = get(object, "prompt"), *completion = get(object, "completion");
     const cJSON *messages = get(object, "messages"), *text = get(object, "text");
     if (prompt && completion)
-        return render_completion(context, object, prompt, completion, out);
-    if (messages)
-        return render_messages(context, object, messages, out);
+        return render_completion(context, prompt, completion, out);
+    if (messages || get(object, "conversations"))
+        return render_chat(context, 0, out);
     if (!text)
         return td_fail(TD_ERR_DATA,
                        "%s: unknown row format: a row has \"messages\", \"prompt\" and "
-                       "\"completion\", \"text\", or \"input_ids\"",
+                       "\"completion\", \"text\", or \"input_ids\" (or \"conversations\")",
                        context->where);
     if (!cJSON_IsString(text))
         return td_fail(TD_ERR_DATA, "%s: \"text\" must be a string", context->where);
@@ -361,7 +281,8 @@ static td_status read_text(const row_context *context, const cJSON *object) {
 td_status td_row_read(const td_prepare_options *options, const char *where, const char *line,
                       size_t bytes, td_row *row) {
     cJSON *object;
-    row_context context = {.options = options, .where = where, .row = row};
+    row_context context = {
+        .options = options, .where = where, .line = line, .bytes = bytes, .row = row};
     TD_TRY(td_json_parse(where, line, bytes, &object));
     td_status status;
     if (!cJSON_IsObject(object))
