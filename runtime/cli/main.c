@@ -6,8 +6,8 @@
 #include "runtime/core/log.h"
 
 static const td_command *const commands[] = {
-    &td_command_train,   &td_command_evaluate, &td_command_generate,
-    &td_command_inspect, &td_command_config,   &td_command_bench,
+    &td_command_train,  &td_command_evaluate, &td_command_generate, &td_command_inspect,
+    &td_command_config, &td_command_bench,    &td_command_plan,
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

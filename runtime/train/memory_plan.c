@@ -69,10 +69,10 @@ static void add_line(td_memory_plan *plan, const char *name, td_memory_pool wher
 // What the MPI library keeps for the reductions under way. In a binomial tree of n ranks a page's
 // owner receives into one buffer of its own and every other rank with children, n / 2 - 1 of them,
 // into two; the owners take turns.
-static size_t communication_bytes(const td_session *session) {
+static size_t communication_bytes(const td_session *session, const td_plan_needs *needs) {
     size_t item = session->config->reduce == TD_REDUCE_FP32 ? sizeof(float) : sizeof(int64_t);
     size_t bytes = td_mul_bytes((size_t)session->lora.n_parameters, item);
-    size_t size = (size_t)td_comm_size(session->comm);
+    size_t size = (size_t)(needs->n_ranks > 0 ? needs->n_ranks : td_comm_size(session->comm));
     int is_by_mpi = session->choice.transport == &td_device_transport_host ||
                     session->choice.transport == &td_device_transport_staged;
     if (size < 2 || !is_by_mpi)
@@ -107,7 +107,7 @@ static void add_trainable_lines(const td_session *session, const td_plan_needs *
              td_memory_parameter_bytes(session->config, session->lora.n_parameters));
     add_line(plan, "communication buffers", TD_POOL_DEVICE, needs->travel_device_bytes);
     add_line(plan, "communication buffers", TD_POOL_HOST,
-             add_saturating(communication_bytes(session), needs->travel_host_bytes));
+             add_saturating(communication_bytes(session, needs), needs->travel_host_bytes));
     add_line(plan, "optimizer state (pinned host)", TD_POOL_HOST, host_bytes);
     add_line(plan, "optimizer pages on the device", TD_POOL_DEVICE, device_bytes);
     add_line(plan, "page tables", TD_POOL_HOST, td_optimizer_host_bytes(pager.map.n_pages));
@@ -182,8 +182,13 @@ static td_status share_of_gpu(const td_session *session, size_t *out) {
     return TD_OK;
 }
 
-static td_status find_limits(const td_session *session, size_t out[TD_N_POOLS]) {
+static td_status find_limits(const td_session *session, const td_plan_needs *needs,
+                             size_t out[TD_N_POOLS]) {
     int is_unified = session->context.device->unified;
+    if (needs->limit_bytes[TD_POOL_DEVICE] > 0) {
+        memcpy(out, needs->limit_bytes, sizeof needs->limit_bytes);
+        return TD_OK;
+    }
     out[TD_POOL_HOST] = 0; // nothing is planned there on a unified device
     if (!is_unified)
         TD_TRY(share_of_host(session, &out[TD_POOL_HOST]));
@@ -254,7 +259,7 @@ td_status td_memory_plan_make(const td_session *session, const td_plan_needs *ne
     td_recompute wanted = session->config->gradient_checkpointing;
     td_recompute first = wanted == TD_RECOMPUTE_AUTO ? TD_RECOMPUTE_NONE : wanted;
     td_recompute last = wanted == TD_RECOMPUTE_AUTO ? TD_RECOMPUTE_BLOCK : wanted;
-    TD_TRY(find_limits(session, plan.limit_bytes));
+    TD_TRY(find_limits(session, needs, plan.limit_bytes));
     for (td_recompute policy = first; policy <= last; policy++) {
         TD_TRY(plan_with(session, needs, policy, needs->max_tokens, &plan));
         if (fits(&plan)) {

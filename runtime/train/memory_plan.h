@@ -42,6 +42,9 @@ typedef struct td_plan_needs {
     size_t travel_host_bytes, travel_device_bytes; // of the device communicator
     int n_loaders;                                 // of training and evaluation data
     td_dtype embedding_dtype;
+    // Of a machine other than this one; 0: what is there.
+    int n_ranks;
+    size_t limit_bytes[TD_N_POOLS]; // per rank
 } td_plan_needs;
 
 // Picks the cheapest recompute policy that fits, or the given one, and gives optimizer pages what
