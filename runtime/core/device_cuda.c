@@ -25,8 +25,10 @@ static pthread_mutex_t devices_lock = PTHREAD_MUTEX_INITIALIZER;
 static td_status check(cudaError_t error, const td_device *device, const char *call) {
     if (error == cudaSuccess)
         return TD_OK;
-    return td_fail(TD_ERR_INTERNAL, "GPU %d: %s: %s (%s)", device->index, call,
-                   cudaGetErrorString(error), cudaGetErrorName(error));
+    // A full GPU refuses contexts and streams, too.
+    td_status status = error == cudaErrorMemoryAllocation ? TD_ERR_MEMORY : TD_ERR_INTERNAL;
+    return td_fail(status, "GPU %d: %s: %s (%s)", device->index, call, cudaGetErrorString(error),
+                   cudaGetErrorName(error));
 }
 
 static td_status enter(const td_device *device) {

@@ -157,6 +157,8 @@ void td_checkpoint_destroy(td_checkpoint_writer *writer) {
         return;
     atomic_store(&writer->cancel, 1);
     join_thread(writer);
+    if (writer->stream) // a snapshot that failed may have copies under way
+        (void)writer->options.device->table->stream_synchronize(writer->stream);
     td_manifest_fini(&writer->manifest);
     free_pinned(writer, writer->params);
     free_pinned(writer, writer->state);
