@@ -65,7 +65,8 @@ typedef struct td_planner_memory {
     int n_plans;
     int chosen;        // the first that fits; -1: none
     char refusal[512]; // of the last plan, when none fits
-    // NF4: bits per quantized parameter for the block scales as configured, and with fp32 scales.
+    int is_nf4;        // as the folder holds the weights, or as configured
+    // Bits per quantized parameter for the block scales of NF4: these, and with fp32 scales.
     double scale_bits, plain_scale_bits;
 } td_planner_memory;
 

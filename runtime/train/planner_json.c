@@ -126,9 +126,8 @@ static void add_memory(builder *self, const td_planner *planner, cJSON *root) {
              memory->chosen < 0 ? NULL
                                 : td_recompute_name(memory->plans[memory->chosen].recompute));
     put_bool(self, object, "counts_workspace", memory->has_workspace);
-    int is_nf4 = planner->options.config->load_in_4bit;
-    put(self, object, "nf4_scale_bits", is_nf4 ? memory->scale_bits : NAN);
-    put(self, object, "nf4_fp32_scale_bits", is_nf4 ? memory->plain_scale_bits : NAN);
+    put(self, object, "nf4_scale_bits", memory->is_nf4 ? memory->scale_bits : NAN);
+    put(self, object, "nf4_fp32_scale_bits", memory->is_nf4 ? memory->plain_scale_bits : NAN);
     cJSON *plans = put_array(self, object, "plans");
     for (int i = 0; i < memory->n_plans; i++)
         add_plan(self, &memory->plans[i], memory->fits[i], plans);

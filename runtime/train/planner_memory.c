@@ -117,9 +117,12 @@ static void find_scale_bits(const td_planner *planner, td_planner_memory *memory
         nested += (double)td_nf4_nested_count(size);
     }
     memory->plain_scale_bits = 32 * blocks / elements;
-    memory->scale_bits = planner->options.config->bnb_4bit_use_double_quant
-                             ? (8 * blocks + 32 * nested) / elements
-                             : memory->plain_scale_bits;
+    int is_whole = model->stored == TD_STORED_WHOLE;
+    int is_nested = is_whole ? planner->options.config->bnb_4bit_use_double_quant
+                             : model->stored == TD_STORED_NF4_NESTED;
+    memory->is_nf4 = !is_whole || planner->options.config->load_in_4bit;
+    memory->scale_bits =
+        is_nested ? (8 * blocks + 32 * nested) / elements : memory->plain_scale_bits;
 }
 
 // The same part of a GPU stays out of the plan as in a run.

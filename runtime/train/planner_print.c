@@ -117,7 +117,6 @@ static void print_verdict(const td_planner_memory *memory, FILE *out) {
 
 static void print_memory(const td_planner *planner, FILE *out) {
     const td_planner_memory *memory = &planner->memory;
-    const td_config *config = planner->options.config;
     fprintf(out, "\nmemory per rank, %s, %d rank%s, micro-batches of %lld tokens\n",
             memory->is_gpu ? "GPU" : "CPU", planner->options.n_ranks,
             planner->options.n_ranks == 1 ? "" : "s", (long long)planner->steps.micro_batch_tokens);
@@ -134,7 +133,7 @@ static void print_memory(const td_planner *planner, FILE *out) {
                      "can tell\n");
     if (memory->is_gpu)
         fprintf(out, "  left out: what the driver, NCCL and MPI take for themselves\n");
-    if (config->load_in_4bit)
+    if (memory->is_nf4)
         fprintf(out, "  NF4 block scales: %.3f bits per parameter (%.3f with fp32 scales)\n",
                 memory->scale_bits, memory->plain_scale_bits);
 }

@@ -21,3 +21,4 @@ endif()
 tandem_script(cli_signals 300 "cli;faults" ${cli}/signals.sh $<TARGET_FILE:tandem>
               $<TARGET_FILE:quickstart_chats> ${CMAKE_SOURCE_DIR})
 tandem_script(cli_answers 120 cli ${cli}/answers.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
+tandem_script(cli_plan 300 cli ${cli}/plan.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})

@@ -177,6 +177,11 @@ static void scales_of_nf4(void) {
         (double)self.planner.memory.plans[0].total_bytes[TD_POOL_DEVICE] - (double)nested;
     double elements = 1409.286144e6; // linear layers
     CHECK_NEAR(saved * 8 / elements, 0.373, 0.01);
+    // What the folder holds counts, not what the config says.
+    td_planner_fini(&self.planner);
+    self.model.stored = TD_STORED_NF4_NESTED;
+    make(&self);
+    check_text("0.127", "%.3f", self.planner.memory.scale_bits);
     drop(&self);
 }
 
