@@ -156,7 +156,7 @@ __device__ __forceinline__ void td_f32_scores(const float *left, const float *ri
             for (int c = 0; c < R; c++)
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    sum[r][c] += x[r].at[e] * y[c].at[e];
+                    sum[r][c] = fmaf(x[r].at[e], y[c].at[e], sum[r][c]);
     }
 }
 
@@ -183,7 +183,7 @@ __device__ __forceinline__ void td_f32_accumulate(const float *weights, const fl
                 for (int r = 0; r < R; r++)
 #pragma unroll
                     for (int f = 0; f < 4; f++)
-                        sum[r][4 * j + f] += w[r].at[e] * x.at[f];
+                        sum[r][4 * j + f] = fmaf(w[r].at[e], x.at[f], sum[r][4 * j + f]);
             }
     }
 }
