@@ -211,6 +211,13 @@ td_status make_plan(gemm_device *device, const plan_key &key, const char *op, pl
     return TD_OK;
 }
 
+// cuBLASLt's part of the workspace, of which TD_CUDA_GEMM_WORKSPACE_BYTES remain.
+void *aligned_part(const td_op_context *context) {
+    uintptr_t begin = reinterpret_cast<uintptr_t>(context->workspace);
+    size_t skipped = (TD_CUDA_GEMM_ALIGN - begin % TD_CUDA_GEMM_ALIGN) % TD_CUDA_GEMM_ALIGN;
+    return static_cast<char *>(context->workspace) + skipped;
+}
+
 td_status find_plan(gemm_device *device, const plan_key &key, const char *op, const plan **out) {
     plan *set = device->plans[hash_of(key) % SETS], *found = nullptr, *oldest = set;
     for (plan *each = set; each < set + WAYS && !found; each++) {
@@ -237,7 +244,7 @@ td_status td_cuda_gemm(const td_op_context *context, const char *op,
                        const td_cuda_gemm_args *args) {
     gemm_device *device;
     const plan *found;
-    TD_TRY(td_cuda_need_workspace(context, op, TD_CUDA_GEMM_WORKSPACE_BYTES));
+    TD_TRY(td_cuda_need_workspace(context, op, TD_CUDA_GEMM_PART_BYTES));
     TD_TRY(device_of(context, op, &device));
     std::lock_guard<std::mutex> guard(device->lock);
     TD_TRY(find_plan(device, key_of(args), op, &found));
@@ -247,7 +254,7 @@ td_status td_cuda_gemm(const td_op_context *context, const char *op,
     auto *product = const_cast<cublasLtMatmulDescOpaque_t *>(&found->product);
     return check(cublasLtMatmul(device->handle, product, &args->alpha, args->b, b, args->a, a,
                                 &args->beta, args->c, c, args->c, c, &found->algorithm,
-                                context->workspace, TD_CUDA_GEMM_WORKSPACE_BYTES,
+                                aligned_part(context), TD_CUDA_GEMM_WORKSPACE_BYTES,
                                 td_cuda_stream(context)),
                  op, "cublasLtMatmul");
 }

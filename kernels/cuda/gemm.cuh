@@ -26,7 +26,7 @@ typedef struct td_cuda_gemm_args {
     td_dtype c_type;
 } td_cuda_gemm_args;
 
-// Queues the product on the context's stream. The first TD_CUDA_GEMM_WORKSPACE_BYTES of the
+// Queues the product on the context's stream. The first TD_CUDA_GEMM_PART_BYTES of the
 // context's workspace are overwritten. `op` is named in errors.
 td_status td_cuda_gemm(const td_op_context *context, const char *op, const td_cuda_gemm_args *args);
 

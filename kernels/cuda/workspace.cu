@@ -63,7 +63,7 @@ size_t workspace_bytes(const td_workspace_query *query, td_dtype activation) {
 
 td_cuda_linear_layout td_cuda_linear_layout_of(const td_cuda_linear_parts *parts,
                                                td_dtype activation) {
-    size_t end = TD_CUDA_GEMM_WORKSPACE_BYTES, bytes = td_dtype_bytes(activation);
+    size_t end = TD_CUDA_GEMM_PART_BYTES, bytes = td_dtype_bytes(activation);
     td_cuda_linear_layout layout = {};
     layout.weight = append(&end, parts->weight, bytes);
     layout.a = append(&end, parts->a, bytes);

@@ -33,6 +33,12 @@ enum : int64_t {
 };
 #endif
 
+// cuBLASLt wants its part on multiples of 256 bytes, wherever the workspace begins.
+enum : size_t {
+    TD_CUDA_GEMM_ALIGN = 256,
+    TD_CUDA_GEMM_PART_BYTES = TD_CUDA_GEMM_WORKSPACE_BYTES + TD_CUDA_GEMM_ALIGN,
+};
+
 // What linear_* keep beside cuBLASLt's part, in elements of the activation type; 0: not needed.
 typedef struct td_cuda_linear_parts {
     int64_t weight; // panel of the weight in the activation type

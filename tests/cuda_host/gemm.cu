@@ -13,7 +13,7 @@ namespace {
 
 // What a thread needs to queue products.
 struct queue {
-    device_array<unsigned char> workspace{TD_CUDA_GEMM_WORKSPACE_BYTES};
+    device_array<unsigned char> workspace{TD_CUDA_GEMM_PART_BYTES};
     td_op_context context = {};
 
     queue() {
@@ -244,7 +244,7 @@ void what_cannot_be_done_is_said() {
     args.c_type = TD_F32;
     q.context.workspace_bytes--;
     CHECK_INT(td_cuda_gemm(&q.context, "a test", &args), TD_ERR_INTERNAL);
-    CHECK(message_has("a test: needs a workspace of 1048576 bytes, has 1048575"));
+    CHECK(message_has("a test: needs a workspace of 1048832 bytes, has 1048831"));
     td_error_clear();
 }
 

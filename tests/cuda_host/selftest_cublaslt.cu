@@ -67,7 +67,7 @@ cublasStatus_t run_attempt(const attempt &each, const std::vector<float> &a_valu
                            const std::vector<float> &b_values, std::vector<float> *out,
                            std::vector<unsigned char> *out_workspace) {
     device_array<float> a(a_values), b(b_values), d(out->size());
-    device_array<unsigned char> workspace(workspace_bytes + 16);
+    device_array<unsigned char> workspace(workspace_bytes + 64);
     float alpha = 1.0f, beta = 0.0f;
     descriptors chosen, used;
     cublasLtMatmulHeuristicResult_t result;
@@ -214,7 +214,8 @@ void misuse_is_refused() {
     expect_refusal(changed([](attempt *each) { each->shift_a = 4; }), "multiples of 16");
     expect_refusal(changed([](attempt *each) { each->chosen_k = 5; }), "for another product");
     expect_refusal(changed([](attempt *each) { each->given_workspace = 0; }), "bytes of workspace");
-    expect_refusal(changed([](attempt *each) { each->shift_workspace = 8; }), "not aligned to 16");
+    expect_refusal(changed([](attempt *each) { each->shift_workspace = 64; }),
+                   "not aligned to 256");
     expect_refusal(changed([](attempt *each) { each->d_is_a = true; }), "is d");
     expect_refusal(changed([](attempt *each) { each->skip_layout = true; }), "not initialised");
     expect_refusal(changed([](attempt *each) { each->unknown_attribute = true; }), "not emulated");

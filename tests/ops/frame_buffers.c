@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "ops/frame_internal.h"
+#include "runtime/core/arena.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -173,14 +174,17 @@ void op_fetch(op_run *run, op_buffer *buffer) {
     free(elements);
 }
 
+// Aligned as in an arena, and no better.
 void op_workspace(op_run *run, const td_workspace_query *query) {
+    enum { SHIFT = TD_ARENA_ALIGN };
     const td_device *device = run->context.device;
     size_t bytes = run->ops->workspace_bytes(query);
     if (run->state->workspace)
         device->table->free(device, run->state->workspace);
-    if (device->table->alloc(device, bytes, "the workspace", &run->state->workspace) != TD_OK)
+    if (device->table->alloc(device, SHIFT + bytes, "the workspace", &run->state->workspace) !=
+        TD_OK)
         op_abort(run, td_error_message());
-    run->context.workspace = run->state->workspace;
+    run->context.workspace = (char *)run->state->workspace + SHIFT;
     run->context.workspace_bytes = bytes;
 }
 

@@ -68,8 +68,8 @@ void check_call(const product_call &call) {
         cuda_host_fail("cublasLtMatmul: the algorithm needs %llu bytes of workspace, has %zu",
                        static_cast<unsigned long long>(algorithm.workspace_bytes),
                        call.workspace_bytes);
-    if (reinterpret_cast<uintptr_t>(call.workspace) % 16 != 0)
-        cuda_host_fail("cublasLtMatmul: the workspace at %p is not aligned to 16 bytes",
+    if (reinterpret_cast<uintptr_t>(call.workspace) % 256 != 0)
+        cuda_host_fail("cublasLtMatmul: the workspace at %p is not aligned to 256 bytes",
                        call.workspace);
     cuda_host_check_range(call.workspace, call.workspace_bytes, "workspace");
     check_operand("a", call.a, call.problem.a, algorithm.align[0]);
