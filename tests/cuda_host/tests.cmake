@@ -117,6 +117,10 @@ foreach(case none library_missing library_other init_fails init_blocks never_arr
     LABELS "cuda_host;comm;faults" ENVIRONMENT "${nccl_host_environment}")
 endforeach()
 
+# What the emulation cannot see is kept out of the sources.
+add_test(NAME cuda_rules COMMAND bash ${CMAKE_SOURCE_DIR}/tests/cuda_rules.sh ${CMAKE_SOURCE_DIR})
+set_tests_properties(cuda_rules PROPERTIES TIMEOUT 60 LABELS cuda_host)
+
 # The emulation against CUDA's documentation, and against planted faults.
 foreach(name primitives runtime ptx cublaslt faults)
   set(source ${cuda_host}/selftest_${name}.cu)
