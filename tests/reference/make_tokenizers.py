@@ -1,14 +1,17 @@
-"""Small byte-level BPE tokenizers in the configurations of the real families, and what the
-tokenizers library makes of difficult texts: tests/fixtures/tokenizers/<style>/.
+"""Small tokenizers in the configurations of the real families, and what the tokenizers library
+makes of difficult texts: byte-level BPE in tests/fixtures/tokenizers/<style>/, SentencePiece-style
+BPE and single parts in tests/fixtures/tokenizers/spm/.
 
 The vocabularies are trained on the files of --text: tinyshakespeare.txt and seed_tasks.jsonl (the
 seed tasks of Self-Instruct), both public."""
 
 import argparse
 import json
+import random
 import sys
 from pathlib import Path
 
+import spm_tokenizers as spm
 from common import FIXTURES, fresh_folder, start
 from tokenizer_texts import MULTILINGUAL, fixed_texts, mixed_texts, special_texts
 
@@ -213,6 +216,49 @@ def write_style(name, texts, seed):
           f"{sum(len(case['ids']) for case in cases)} tokens")
 
 
+# --- SentencePiece-style: one set of pieces, many files around it ------------------------------
+
+
+def spm_case(tokenizer, text):
+    whole = tokenizer.encode(text, add_special_tokens=True).ids
+    return {"text": text, "ids_special": whole,
+            "decoded": tokenizer.decode(whole, skip_special_tokens=True)}
+
+
+def spm_line(name, made, tokens, count, seed, pieces):
+    tokenizer = Tokenizer.from_str(json.dumps(made))
+    generator = random.Random(seed)
+    pool = [*fixed_texts(), *special_texts(tokens), *mixed_texts(40, tokens, seed)]
+    texts = generator.sample([text for text in pool if len(text) < 40], count)
+    model = dict(made["model"])
+    rest = [*(spm.BYTES if model["byte_fallback"] else []), *pieces[0]]
+    names = list(model.pop("vocab"))
+    first = next(names[:n] for n in range(len(names))
+                 if list(dict.fromkeys(names[:n] + rest)) == names)
+    del model["merges"]
+    made = {key: value for key, value in made.items() if value is not None}
+    return {"name": name, "first": first, "file": made | {"model": model},
+            "cases": [spm_case(tokenizer, text) for text in texts]}
+
+
+def write_spm(texts):
+    folder = fresh_folder(FIXTURES / "tokenizers" / "spm")
+    tokens, merges, _ = spm.trained_pieces(texts, 500, alphabet=150)
+    pieces = spm.space_runs(tokens, merges, longest=4)
+    lines = [spm_line(name, *make(pieces), 20, seed, pieces)
+             for seed, (name, make) in enumerate(spm.STYLES.items()) if name != "whole_words"]
+    lines += [spm_line(name, made, spm.LLAMA, 5, seed, pieces)
+              for seed, (name, made) in enumerate(spm.part_styles(pieces).items())
+              if " comma_" not in name]
+    content = {"pieces.json": [{"tokens": pieces[0], "merges": pieces[1]}], "styles.jsonl": lines}
+    for name, rows in content.items():
+        text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+                       for row in rows)
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    print(f"spm     {len(pieces[0])} pieces, {len(lines)} files, "
+          f"{sum(len(line['cases']) for line in lines)} cases")
+
+
 def training_texts(folder):
     tasks = (folder / "seed_tasks.jsonl").read_text(encoding="utf-8").splitlines()
     instructions = [json.loads(line)["instruction"] for line in tasks]
@@ -223,9 +269,13 @@ def training_texts(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, required=True, help="folder with the training texts")
+    parser.add_argument("--spm-only", action="store_true", help="leave the other folders alone")
     arguments = parser.parse_args()
     start()
     texts = training_texts(arguments.text)
+    write_spm(texts)
+    if arguments.spm_only:
+        return
     for seed, name in enumerate(STYLES):
         write_style(name, texts, seed)
 

@@ -10,11 +10,11 @@ SPACE = "\u2581"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def trained_pieces(texts, size):
+def trained_pieces(texts, size, alphabet=300):
     """Tokens and merges, as SentencePieceBPETokenizer trains them."""
     trainer = SentencePieceBPETokenizer(fuse_unk=True)
     trainer.train_from_iterator(texts, vocab_size=size, min_frequency=2, show_progress=False,
-                                limit_alphabet=300)
+                                limit_alphabet=alphabet)
     model = json.loads(trainer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     return [token for token in tokens if token != "<unk>"], model["merges"], trainer
