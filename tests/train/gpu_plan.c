@@ -104,6 +104,29 @@ static void the_hosts_part_is_planned(void) {
     small_close(&self);
 }
 
+// A GPU with room for everything does not help a host without.
+static void hosts_limit_counts(void) {
+    small_run self;
+    td_memory_plan plan;
+    small_open(&self, on_gpu);
+    small_require(small_plan(&self), "plan");
+    td_plan_needs needs = {
+        .max_tokens = 64,
+        .max_sequences = 1,
+        .max_positions = 64,
+        .n_loaders = 1,
+        .embedding_dtype = TD_BF16,
+        .pager = td_run_pager_options(&self.session, &self.run.parameters.map),
+        .limit_bytes = {[TD_POOL_DEVICE] = (size_t)1 << 40, [TD_POOL_HOST] = (size_t)1 << 40},
+    };
+    CHECK_INT(td_memory_plan_make(&self.session, &needs, &plan), TD_OK);
+    needs.limit_bytes[TD_POOL_HOST] = plan.total_bytes[TD_POOL_HOST] / 2;
+    CHECK_INT(td_memory_plan_make(&self.session, &needs, &plan), TD_ERR_MEMORY);
+    CHECK(strstr(td_error_message(), "MiB of host memory per rank") != NULL);
+    td_error_clear();
+    small_close(&self);
+}
+
 // What the rest leaves goes to optimizer pages, up to all of them.
 static void pages_take_what_is_left(void) {
     small_run self;
@@ -123,12 +146,31 @@ static void pages_take_what_is_left(void) {
     small_close(&self);
 }
 
+// The pager has the cache that was planned: with room for all pages each is fetched once.
+static void pages_are_cached_as_planned(void) {
+    small_run self;
+    small_start(&self, on_gpu);
+    int rank = td_comm_rank(small_comm), size = td_comm_size(small_comm);
+    int64_t owned = td_page_map_owned_count(&self.run.parameters.map, rank);
+    for (int64_t i = 0; i < 2 * owned; i++) {
+        td_stream *stream = self.session.context.stream;
+        int64_t page = rank + i % owned * size;
+        void *state;
+        small_require(td_pager_acquire(self.run.pager, page, stream, &state), "acquire");
+        small_require(td_pager_release(self.run.pager, page, stream, 0), "release");
+    }
+    CHECK_INT((int64_t)td_pager_read_counters(self.run.pager).misses, owned);
+    small_close(&self);
+}
+
 int main(void) {
     small_begin();
     TEST(what_is_planned_is_taken);
     TEST(policy_follows_the_gpu);
     TEST(limit_is_this_ranks_part);
     TEST(the_hosts_part_is_planned);
+    TEST(hosts_limit_counts);
     TEST(pages_take_what_is_left);
+    TEST(pages_are_cached_as_planned);
     return small_finish();
 }
