@@ -101,9 +101,11 @@ ends "mixed models" 2 'rank 0 .*H200 .* rank 1 .*A100' env CUDA_HOST_GPUS=2 CUDA
 ends "one rank without a GPU" 2 'rank 1 on .* has no GPU \(the driver sees no GPU.*rank 0 on .* has one' timeout 60 \
     mpirun --quiet --oversubscribe --bind-to none --allow-run-as-root -n 1 "$tandem" "${settings[@]}" : \
     -n 1 env CUDA_HOST_GPUS=0 "$tandem" "${settings[@]}"
-ends "ranks disagree on the device" 2 'not the same on ranks 0 and 1' timeout 60 \
-    mpirun --quiet --oversubscribe --bind-to none --allow-run-as-root -n 1 "$tandem" "${settings[@]}" : \
-    -n 1 "$tandem" "${settings[@]}" --set device=cpu
+for setting in device=cpu transport=mpi share_gpus=true; do
+    ends "ranks disagree on $setting" 2 'not the same on ranks 0 and 1' timeout 60 \
+        mpirun --quiet --oversubscribe --bind-to none --allow-run-as-root -n 1 "$tandem" "${settings[@]}" : \
+        -n 1 "$tandem" "${settings[@]}" --set "$setting"
+done
 ends "NCCL is missing" 2 'transport "nccl" cannot be used: no NCCL on rank 0' env CUDA_HOST_GPUS=2 \
     TANDEM_NCCL_LIBRARY="$folder/nowhere" "$source/launch/mpirun.sh" 2 "$tandem" "${settings[@]}" --set transport=nccl
 runs "NCCL is missing, auto" 'gradients by MPI \(no NCCL on rank 0' env CUDA_HOST_GPUS=2 \
