@@ -1,12 +1,12 @@
 // BPE from tokenizer.json (the Hugging Face tokenizers format): byte-level (GPT-2, Llama-3,
 // Qwen2/3, SmolLM, Phi) and SentencePiece-style (Llama-2, TinyLlama, Mistral, Gemma, Phi-3).
 //
-// Ids and decoded text are those of the tokenizers library for the file, exactly. Whether text
-// begins with U+2581, and whether it does so again after an added token, is what the file's Prepend
-// normalizer or Metaspace scheme says: "legacy" and "add_prefix_space" of tokenizer_config.json are
-// not read, as the fast tokenizers of transformers do not read them for a file that exists.
-// "add_bos_token" and "add_eos_token" of tokenizer_config.json replace the file's post-processor
-// when either is given, as there. Unlike the library, text that is not UTF-8 is refused.
+// Ids and decoded text are those of the tokenizers library for the file, exactly. The file alone
+// decides: whether text begins with U+2581, and whether it does so again after an added token
+// (Prepend or the Metaspace scheme), and which special tokens are added (post-processor).
+// "add_bos_token", "add_eos_token", "add_prefix_space" and "legacy" of tokenizer_config.json are
+// not read; transformers 5 does not apply them either where it loads a tokenizer.json as it is
+// (PreTrainedTokenizerFast). Unlike the library, text that is not UTF-8 is refused.
 //
 // Read-only after loading: any number of threads may encode and decode at once.
 #ifndef TANDEM_MODEL_TOKENIZER_H

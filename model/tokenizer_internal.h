@@ -399,8 +399,6 @@ td_cached_word *td_scratch_word_slot(td_scratch *scratch, uint64_t hash);
 td_status td_load_vocabulary(td_tokenizer *tokenizer, const char *where, const cJSON *model);
 td_status td_load_added_tokens(td_tokenizer *tokenizer, const char *where, const cJSON *list);
 td_status td_load_post_processor(td_tokenizer *tokenizer, const char *where, const cJSON *config);
-// Replaces what the post-processor adds by the ids given, -1: none.
-void td_set_specials(td_tokenizer *tokenizer, int32_t first, int32_t last);
 
 // Templates of chats and the special tokens that they name (tokenizer_templates.c).
 td_status td_load_templates(td_tokenizer *tokenizer, const char *folder, const cJSON *config);

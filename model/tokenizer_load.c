@@ -100,23 +100,6 @@ static int32_t named_id(const td_tokenizer *tokenizer, td_hasher *hasher, const 
     return content ? td_tokenizer_token_id(tokenizer, content) : -1;
 }
 
-// When the file says whether bos and eos are added, that stands in for the post-processor, as in
-// transformers; what it leaves out counts as false.
-static td_status apply_specials(td_tokenizer *tokenizer, td_hasher *hasher, const char *path,
-                                const cJSON *config) {
-    int adds_bos = -1, adds_eos = -1;
-    if (config) {
-        TD_TRY(td_json_bool(path, config, "add_bos_token", &adds_bos));
-        TD_TRY(td_json_bool(path, config, "add_eos_token", &adds_eos));
-    }
-    const signed char said[2] = {(signed char)adds_bos, (signed char)adds_eos};
-    td_hasher_add(hasher, said, sizeof said);
-    if (adds_bos >= 0 || adds_eos >= 0)
-        td_set_specials(tokenizer, adds_bos == 1 ? tokenizer->bos_id : -1,
-                        adds_eos == 1 ? tokenizer->eos_id : -1);
-    return TD_OK;
-}
-
 // tokenizer_config.json is optional: it names tokens and holds the chat template.
 static td_status load_config(td_tokenizer *tokenizer, td_hasher *hasher, const char *folder) {
     char path[TD_PATH_MAX];
@@ -126,9 +109,7 @@ static td_status load_config(td_tokenizer *tokenizer, td_hasher *hasher, const c
         TD_TRY(td_json_read(path, MAX_CONFIG_BYTES, &config));
     tokenizer->eos_id = named_id(tokenizer, hasher, config, "eos_token");
     tokenizer->bos_id = named_id(tokenizer, hasher, config, "bos_token");
-    td_status status = apply_specials(tokenizer, hasher, path, config);
-    if (status == TD_OK)
-        status = td_load_templates(tokenizer, folder, config);
+    td_status status = td_load_templates(tokenizer, folder, config);
     cJSON_Delete(config);
     td_hasher_add_string(hasher, tokenizer->chat_template ? tokenizer->chat_template : "");
     if (tokenizer->tool_template)

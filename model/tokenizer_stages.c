@@ -226,10 +226,3 @@ td_status td_load_post_processor(td_tokenizer *tokenizer, const char *where, con
         TD_TRY(td_load_post_processor(tokenizer, where, item));
     return TD_OK;
 }
-
-void td_set_specials(td_tokenizer *tokenizer, int32_t first, int32_t last) {
-    tokenizer->n_prefix = first >= 0;
-    tokenizer->prefix[0] = first;
-    tokenizer->n_suffix = last >= 0;
-    tokenizer->suffix[0] = last;
-}
