@@ -108,11 +108,17 @@ static void print_pool(const td_planner_memory *memory, td_memory_pool pool, con
 }
 
 static void print_verdict(const td_planner_memory *memory, FILE *out) {
-    if (memory->limit_bytes > 0 && memory->chosen >= 0)
-        fprintf(out, "  fits into %.1f MiB with recompute %s\n", (double)memory->limit_bytes / mib,
-                td_recompute_name(memory->plans[memory->chosen].recompute));
-    else if (memory->limit_bytes > 0)
-        fprintf(out, "  does not fit into %.1f MiB\n", (double)memory->limit_bytes / mib);
+    double limit = (double)memory->limit_bytes / mib;
+    if (memory->limit_bytes == 0)
+        return;
+    if (memory->chosen < 0) {
+        fprintf(out, "  does not fit into %.1f MiB\n", limit);
+        return;
+    }
+    const td_memory_plan *plan = &memory->plans[memory->chosen];
+    fprintf(out, "  fits into %.1f MiB with recompute %s and leaves %.1f MiB\n", limit,
+            td_recompute_name(plan->recompute),
+            limit - (double)plan->total_bytes[TD_POOL_DEVICE] / mib);
 }
 
 static void print_memory(const td_planner *planner, FILE *out) {
