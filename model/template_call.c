@@ -215,6 +215,7 @@ static td_value slice_range(td_render *self, const td_range *range, int64_t begi
     td_range *out = td_take(self, sizeof *out);
     int64_t span = step > 0 ? end - begin : begin - end, size = step > 0 ? step : -step;
     *out = (td_range){.begin = range->begin + begin * range->step,
+                      .end = range->begin + end * range->step,
                       .step = range->step * step,
                       .count = span > 0 ? (span - 1) / size + 1 : 0};
     return (td_value){.kind = TD_RANGE, .range = out};

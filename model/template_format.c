@@ -106,7 +106,7 @@ static void build_dict(td_render *self, td_builder *out, const td_dict *dict) {
 
 static void build_range(td_render *self, td_builder *out, const td_range *range) {
     char text[100];
-    long long end = (long long)(range->begin + range->count * range->step);
+    long long end = (long long)range->end;
     int bytes = range->step == 1
                     ? snprintf(text, sizeof text, "range(%lld, %lld)", (long long)range->begin, end)
                     : snprintf(text, sizeof text, "range(%lld, %lld, %lld)",

@@ -116,7 +116,7 @@ struct td_dict {
 };
 
 struct td_range {
-    int64_t begin, step, count;
+    int64_t begin, end, step, count; // end: as it was given, for repr
 };
 
 // What an undefined value was looked for as.

@@ -229,6 +229,8 @@ void td_build(td_render *self, td_builder *out, const char *text, size_t bytes, 
         td_raise(self, "the template writes more than %d MiB", TD_TEMPLATE_MAX_OUTPUT_BYTES >> 20);
     if (out->capacity - out->bytes < bytes) {
         size_t capacity = out->capacity ? 2 * out->capacity : 64;
+        capacity =
+            capacity < TD_TEMPLATE_MAX_OUTPUT_BYTES ? capacity : TD_TEMPLATE_MAX_OUTPUT_BYTES;
         capacity = capacity > out->bytes + bytes ? capacity : out->bytes + bytes;
         out->text = grow(self, out->text, out->bytes, capacity);
         out->capacity = capacity;

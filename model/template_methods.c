@@ -53,11 +53,8 @@ static size_t skip_back_while(const td_string *text, size_t end, bool space) {
 
 static void split_words(td_render *self, const td_string *text, int64_t limit, td_list *out) {
     for (size_t at = skip_while(text, 0, true); at < text->bytes; limit--) {
-        size_t end =
-            limit == 0 ? skip_back_while(text, text->bytes, true) : skip_while(text, at, false);
+        size_t end = limit == 0 ? text->bytes : skip_while(text, at, false);
         add_cut(self, out, text, at, end);
-        if (limit == 0)
-            return;
         at = skip_while(text, end, true);
     }
 }
@@ -82,10 +79,8 @@ static void reverse(td_list *list) {
 
 static void split_words_back(td_render *self, const td_string *text, int64_t limit, td_list *out) {
     for (size_t end = skip_back_while(text, text->bytes, true); end > 0; limit--) {
-        size_t begin = limit == 0 ? skip_while(text, 0, true) : skip_back_while(text, end, false);
+        size_t begin = limit == 0 ? 0 : skip_back_while(text, end, false);
         add_cut(self, out, text, begin, end);
-        if (limit == 0)
-            return;
         end = skip_back_while(text, begin, true);
     }
 }
@@ -715,7 +710,7 @@ static td_value global_range(td_render *self, td_value base, const td_arguments 
     if (count > MAX_RANGE)
         td_raise(self, "Range too big. The sandbox blocks ranges larger than %d.", MAX_RANGE);
     td_range *range = td_take(self, sizeof *range);
-    *range = (td_range){.begin = bounds[0], .step = bounds[2], .count = count};
+    *range = (td_range){.begin = bounds[0], .end = bounds[1], .step = bounds[2], .count = count};
     return (td_value){.kind = TD_RANGE, .range = range};
 }
 

@@ -279,7 +279,11 @@ static td_node *parse_with(td_parser *self) {
 
 static td_node *parse_print(td_parser *self) {
     td_node *node = td_node_make(self, TD_NODE_PRINT);
-    node->a = td_parse_expression(self, true);
+    td_node *items = td_node_make(self, TD_NODE_CONCAT);
+    do
+        td_nodes_add(self, &items->list, td_parse_expression(self, true));
+    while (td_skip(self, TD_TOKEN_COMMA));
+    node->a = items;
     return node;
 }
 

@@ -1,4 +1,4 @@
-foreach(name tokenizer tokenizer_spm tokenizer_refusals bpe chat)
+foreach(name tokenizer tokenizer_spm tokenizer_refusals bpe chat templates)
   tandem_test(${name} data/${name}.c LIBS tandem_model LABELS data)
 endforeach()
 foreach(name packing sampler store lines rows prepare)
