@@ -72,21 +72,13 @@ done
 
 plan --model "$qwen" --tokens 140.42M --epochs 2 --entropy 6.4 --gpu-memory 80G --json
 report $? "JSON"
-python3 - "$folder/out" <<'END'
-import json, sys
-plan = json.load(open(sys.argv[1]))
-rows = {row["rank"]: row for row in plan["capacity"]["ranks"]}
-assert plan["parameters"]["without_embeddings"] == 1409410048 and plan["parameters"]["lm_head_is_tied"] is True
-assert rows[4]["parameters"] == 4358144 and round(rows[4]["capacity_ratio"], 2) == 114.56
-assert plan["capacity"]["recommended_rank"] == 256 and rows[256]["status"] == "Optimal"
-memory = plan["memory"]
-assert memory["device"] == "gpu" and memory["limit_bytes"] == (80 << 30) // 32 * 31 and memory["recompute"] == "none"
-for one in memory["plans"]:
-    for pool in "device", "host":
-        assert sum(part["bytes"] for part in one["parts"] if part["pool"] == pool) == one[pool + "_bytes"]
-assert plan["run"]["tokens"] == 280840000 and plan["run"]["cost"] is None
-END
-report $? "JSON has the same numbers"
+flat=$(tr -d ' \t\n' <"$folder/out")
+for part in '"without_embeddings":1409410048}' '"lm_head_is_tied":true' '"recommended_rank":256' \
+    '{"rank":4,"parameters":4358144,"tokens_per_parameter":64.4402' '"limit_bytes":83214991360,"recompute":"none"' \
+    '"device":"gpu","ranks":1,' '"dataset_tokens":140420000,"dataset_rows":null,"epochs":2,"tokens":280840000,' '"cost":null}}'; do
+    [[ "$flat" == *"$part"* ]]
+    report $? "JSON has $part"
+done
 
 # A config of a run, with data that is not there yet and a model that has its weights.
 sed "s|launch/quickstart/base|$source/&|" "$source/configs/quickstart.json" >"$folder/run.json"
