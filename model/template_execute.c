@@ -290,7 +290,8 @@ static void bind_parameters(td_render *self, const td_node *node, td_arguments *
                                                 (int)parameter->name->bytes, parameter->name->text);
         td_scope_set(self, self->scope, parameter->name, value);
     }
-    rest->items += n_given;
+    if (n_given > 0)
+        rest->items += n_given;
     rest->count -= n_given;
 }
 

@@ -331,7 +331,8 @@ static td_value filter_attr(td_render *self, td_value base, const td_arguments *
 
 static td_arguments without_first(const td_arguments *arguments, size_t count) {
     td_arguments rest = *arguments;
-    rest.items += count;
+    if (count > 0)
+        rest.items += count;
     rest.count -= count;
     return rest;
 }

@@ -171,7 +171,8 @@ static td_list *characters(td_render *self, const td_string *text) {
 // What is left of an iterator; it has none after this.
 static td_list *rest_of(td_render *self, td_list *iterator) {
     td_list *list = td_list_make(self, TD_LIST, 0).list;
-    list->items = iterator->items + iterator->next;
+    if (iterator->count > 0)
+        list->items = iterator->items + iterator->next;
     list->count = list->capacity = iterator->count - iterator->next;
     iterator->next = iterator->count;
     return list;
