@@ -7,3 +7,6 @@ endforeach()
 # Answers tests/reference/check_tokenizers.py.
 add_executable(tokenizer_probe data/tokenizer_probe.c)
 target_link_libraries(tokenizer_probe PRIVATE tandem_model)
+# Answers tests/reference/check_templates.py.
+add_executable(chat_probe data/chat_probe.c)
+target_link_libraries(chat_probe PRIVATE tandem_model)
