@@ -22,3 +22,4 @@ tandem_script(cli_signals 300 "cli;faults" ${cli}/signals.sh $<TARGET_FILE:tande
               $<TARGET_FILE:quickstart_chats> ${CMAKE_SOURCE_DIR})
 tandem_script(cli_answers 120 cli ${cli}/answers.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
 tandem_script(cli_plan 300 cli ${cli}/plan.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
+tandem_script(cli_merge 300 cli ${cli}/merge.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
