@@ -61,6 +61,9 @@ int td_export_source_skips(const td_export_source *source, const char *name);
 // Elements [begin, begin + count) of a tensor as fp32; at most slice_elements.
 void td_export_source_read(const td_export_source *source, const td_tensor *view, int64_t begin,
                            int64_t count, float *out);
+// A whole tensor as it is, in slices.
+td_status td_export_source_copy(const td_export_source *source, const td_tensor *view,
+                                td_export_folder *to);
 // The layer in NF4, quantized or as the folder holds it; valid until the next call.
 td_status td_export_source_nf4(td_export_source *source, const td_base_item *item,
                                int double_quantize, td_matrix *out);

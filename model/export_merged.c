@@ -142,12 +142,8 @@ static td_status append(merge *self, const char *name, int64_t count, td_dtype d
 static td_status write_plain(merge *self, const char *name, const td_tensor *view, td_dtype dtype) {
     int64_t elements, step = self->source.slice_elements;
     TD_TRY(td_tensor_elements(view, &elements));
-    if (dtype == view->dtype || elements == 0) {
-        TD_TRY(td_export_folder_append(self->folder, view->data,
-                                       (size_t)elements * td_dtype_bytes(dtype)));
-        td_safetensors_forget(self->source.files, view);
-        return TD_OK;
-    }
+    if (dtype == view->dtype || elements == 0)
+        return td_export_source_copy(&self->source, view, self->folder);
     for (int64_t begin = 0; begin < elements; begin += step) {
         int64_t left = elements - begin, count = left < step ? left : step;
         td_export_source_read(&self->source, view, begin, count, self->source.slice);

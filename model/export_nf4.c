@@ -71,12 +71,10 @@ static td_status write_all(nf4_export *self) {
         const char *name = td_safetensors_name(source->files, i);
         const td_base_item *item = td_export_source_linear(source, name);
         td_tensor view = td_safetensors_view(source->files, i);
-        if (item) {
+        if (item)
             TD_TRY(write_linear(self, item, view.dtype));
-        } else if (!td_export_source_skips(source, name)) {
-            TD_TRY(append(self, &view));
-            td_safetensors_forget(source->files, &view);
-        }
+        else if (!td_export_source_skips(source, name))
+            TD_TRY(td_export_source_copy(source, &view, self->folder));
     }
     return TD_OK;
 }

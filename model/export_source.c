@@ -108,6 +108,26 @@ void td_export_source_read(const td_export_source *source, const td_tensor *view
     td_safetensors_forget(source->files, &piece);
 }
 
+td_status td_export_source_copy(const td_export_source *source, const td_tensor *view,
+                                td_export_folder *to) {
+    int64_t elements, done = 0;
+    size_t item_bytes = td_dtype_bytes(view->dtype);
+    TD_TRY(td_tensor_elements(view, &elements));
+    // A tensor without elements has its place too.
+    do {
+        int64_t left = elements - done;
+        td_tensor piece = {
+            .data = (unsigned char *)view->data + (size_t)done * item_bytes,
+            .dtype = view->dtype,
+            .n_dims = 1,
+            .shape = {left < TD_EXPORT_SLICE_ELEMENTS ? left : TD_EXPORT_SLICE_ELEMENTS}};
+        TD_TRY(td_export_folder_append(to, piece.data, (size_t)piece.shape[0] * item_bytes));
+        td_safetensors_forget(source->files, &piece);
+        done += piece.shape[0];
+    } while (done < elements);
+    return TD_OK;
+}
+
 static void copy_part(const td_export_source *source, const td_tensor *view, void *out) {
     memcpy(out, view->data, (size_t)view->shape[0] * td_dtype_bytes(view->dtype));
     td_safetensors_forget(source->files, view);
