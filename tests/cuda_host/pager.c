@@ -313,6 +313,26 @@ static void work_that_does_not_wait_for_other_work_is_noticed(void) {
     notice(WORK_BEFORE_WORK);
 }
 
+// What a device promises of memory, and CUDA does not.
+static void new_memory_is_zero(void) {
+    enum { BYTES = 1003 };
+    const td_device_table *table = real_device->table;
+    void *memory, *pinned;
+    td_stream *stream;
+    REQUIRE(table->alloc(real_device, BYTES, "a test", &memory) == TD_OK);
+    REQUIRE(table->alloc_pinned(real_device, 2 * BYTES, "a test", &pinned) == TD_OK);
+    REQUIRE(table->stream_create(real_device, &stream) == TD_OK);
+    REQUIRE(table->copy(stream, pinned, memory, BYTES) == TD_OK);
+    REQUIRE(table->stream_synchronize(stream) == TD_OK);
+    int set = 0;
+    for (int i = 0; i < 2 * BYTES; i++)
+        set += ((const unsigned char *)pinned)[i] != 0;
+    CHECK_INT(set, 0);
+    table->stream_destroy(stream);
+    table->free_pinned(real_device, pinned);
+    table->free(real_device, memory);
+}
+
 static void open_device(void) {
     const td_gpu_module *module = NULL;
     char reason[256] = "";
@@ -331,6 +351,7 @@ int main(int argc, char **argv) {
         TEST(work_that_does_not_wait_for_the_fetch_is_noticed);
         TEST(work_that_does_not_wait_for_other_work_is_noticed);
     } else {
+        TEST(new_memory_is_zero);
         TEST(every_change_arrives_whenever_streams_run);
     }
     return test_report();
