@@ -201,8 +201,29 @@ def speeds(comparison, arguments):
     comparison.speed("1 MB without a space", ["".join(play.split())[:1000000]])
 
 
-def styles_of(arguments):
-    texts = make_tokenizers.training_texts(arguments.text)
+def check_characters(pieces, arguments):
+    """Every character through every part that has tables of its own: beside a mark for the
+    normalizers; between unknown letters, which fuse where nothing splits them, for the others."""
+    wrong = 0
+    plain = spm.file_of(spm.model_of(spm.LLAMA, ([], [])), spm.llama_specials())
+    codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    for name, made in spm.part_styles(pieces).items():
+        kind, part = name.split(" ")
+        if kind == "decoder" or part in ("replace", "replace_empty", "chain") or "comma_" in part:
+            continue
+        if kind == "pre_tokenizer":
+            made = plain | {"pre_tokenizer": made["pre_tokenizer"]}
+        form = "a{0}\u0301 \u1112{0}\u1161 " if kind == "normalizer" else "\u00f1{0}\u00f1"
+        comparison = Comparison(f"all characters, {name}", made, [], arguments)
+        for start in range(0, len(codes), 512):
+            text = "".join(form.format(chr(code)) for code in codes[start : start + 512])
+            comparison.same("ids", text, comparison.probe.encode(text.encode(), False),
+                            comparison.peer.encode(text, add_special_tokens=False).ids)
+        wrong += comparison.report()
+    return wrong
+
+
+def styles_of(texts):
     for name, (make, rewrite, _) in make_tokenizers.STYLES.items():
         made, tokens = make(texts)
         yield name, rewrite(made.to_str()), tokens
@@ -224,16 +245,19 @@ def main():
     parser.add_argument("--only", help="only tokenizers whose name contains this")
     arguments = parser.parse_args()
     wrong = 0
+    texts = make_tokenizers.training_texts(arguments.text)
     for path in sorted(arguments.vocab.glob("*.gguf")) if arguments.vocab else []:
         if not arguments.only or arguments.only in path.name:
             wrong += check_vectors(path, arguments)
-    for seed, (name, made, tokens) in enumerate(styles_of(arguments)):
+    for seed, (name, made, tokens) in enumerate(styles_of(texts)):
         if arguments.only and arguments.only not in name:
             continue
         comparison = Comparison(name, made, tokens, arguments)
         extra = make_tokenizers.ADDED_TEXTS if name == "added" else []
         comparison.all(arguments.count, seed, extra)
         wrong += comparison.report()
+    if not arguments.only or arguments.only in "all characters":
+        wrong += check_characters(spm.trained_pieces(texts, 500)[:2], arguments)
     return 1 if wrong else 0
 
 
