@@ -130,6 +130,8 @@ td_value td_attribute(td_render *self, td_value base, const td_string *name) {
 
 static bool item_at(td_render *self, td_value base, int64_t index, td_value *out) {
     int64_t length = td_length(self, base);
+    if (base.kind == TD_STRING)
+        td_steps(self, base.string->bytes / 256);
     index += index < 0 ? length : 0;
     if (index < 0 || index >= length)
         return false;
@@ -232,6 +234,8 @@ td_value td_slice(td_render *self, td_value base, td_value begin, td_value end, 
     if (by == 0)
         td_raise(self, "slice step cannot be zero");
     int64_t length = td_length(self, base);
+    if (base.kind == TD_STRING)
+        td_steps(self, base.string->bytes / 256);
     by = by > length + 1 ? length + 1 : by < -length - 1 ? -length - 1 : by;
     slice_bounds(self, length, begin, end, by, &first, &last);
     if (base.kind == TD_STRING)

@@ -184,8 +184,7 @@ static _Noreturn void refuse_operands(td_render *self, const char *sign, td_valu
 static td_value repeated(td_render *self, td_value what, int64_t count) {
     td_builder text = {0};
     if (what.kind == TD_STRING) {
-        for (; count > 0 && what.string->bytes > 0; count--)
-            td_build_string(self, &text, what.string);
+        td_build_repeated(self, &text, what.string, count);
         return td_text(td_built(self, &text));
     }
     td_value list = td_list_make(self, what.kind, 0);

@@ -78,8 +78,7 @@ static td_value filter_replace(td_render *self, td_value base, const td_argument
 
 static const td_string *spaces(td_render *self, int64_t count) {
     td_builder out = {0};
-    for (; count > 0; count--)
-        td_build(self, &out, " ", 1, 0);
+    td_build_repeated(self, &out, td_string_literal(self, " "), count);
     return td_built(self, &out);
 }
 
@@ -148,6 +147,7 @@ static td_value filter_escape(td_render *self, td_value base, const td_arguments
     const td_string *text = td_str(self, base);
     td_builder out = {0};
     no_arguments(self, "escape", arguments);
+    td_steps(self, text->bytes / 4);
     for (size_t at = 0; at < text->bytes; at++) {
         const char *spelled = text->text[at] == '&'    ? "&amp;"
                               : text->text[at] == '<'  ? "&lt;"
@@ -170,6 +170,7 @@ static td_value filter_safe(td_render *self, td_value base, const td_arguments *
 }
 
 static void build_quoted(td_render *self, td_builder *out, const td_string *text, bool for_query) {
+    td_steps(self, text->bytes / 4);
     for (size_t i = 0; i < text->bytes; i++) {
         unsigned char byte = (unsigned char)text->text[i];
         char spelled[8];

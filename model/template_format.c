@@ -67,6 +67,7 @@ static void build_quoted(td_render *self, td_builder *out, const td_string *text
     bool has_single = memchr(text->text, '\'', text->bytes) != NULL;
     char quote = has_single && !memchr(text->text, '"', text->bytes) ? '"' : '\'';
     size_t bytes, run_end;
+    td_steps(self, text->bytes / 4);
     td_build(self, out, &quote, 1, 0);
     for (size_t at = 0; at < text->bytes; at += bytes) {
         uint32_t tag = td_tag_at(text, at, &run_end);
@@ -198,8 +199,7 @@ typedef struct conversion {
 enum { MAX_WIDTH = 1 << 16 };
 
 static void build_padding(td_render *self, td_builder *out, int64_t count, char fill) {
-    for (; count > 0; count--)
-        td_build(self, out, &fill, 1, 0);
+    td_build_repeated(self, out, td_string_make(self, &fill, 1, 0), count);
 }
 
 static void build_padded(td_render *self, td_builder *out, const conversion *how,
@@ -517,6 +517,7 @@ td_value td_brace_format(td_render *self, td_value base, const td_arguments *arg
     const td_string *format = base.string;
     td_builder out = {0};
     size_t automatic = 0;
+    td_steps(self, format->bytes / 4);
     for (size_t at = 0; at < format->bytes;) {
         char byte = format->text[at];
         if (byte != '{' && byte != '}') {

@@ -288,6 +288,7 @@ void td_build_string(td_render *self, td_builder *out, const td_string *string);
 void td_build_cut(td_render *self, td_builder *out, const td_string *string, size_t begin,
                   size_t end);
 void td_build_code(td_render *self, td_builder *out, uint32_t code, uint32_t tag);
+void td_build_repeated(td_render *self, td_builder *out, const td_string *text, int64_t count);
 const td_string *td_built(td_render *self, const td_builder *builder);
 
 // ---- values

@@ -324,8 +324,7 @@ static void new_line(writer *self) {
     if (!self->indent)
         return;
     td_build(self->render, self->out, "\n", 1, 0);
-    for (size_t i = 0; i < self->level; i++)
-        td_build_string(self->render, self->out, self->indent);
+    td_build_repeated(self->render, self->out, self->indent, (int64_t)self->level);
 }
 
 static void write_value(writer *self, td_value value);
@@ -441,8 +440,7 @@ static const td_string *indent_of(td_render *self, td_value value) {
         return value.string;
     int64_t count = td_as_int(self, "tojson", value);
     td_builder out = {0};
-    for (int64_t i = 0; i < count; i++)
-        td_build(self, &out, " ", 1, 0);
+    td_build_repeated(self, &out, td_string_literal(self, " "), count);
     return td_built(self, &out);
 }
 

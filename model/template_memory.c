@@ -100,6 +100,7 @@ static td_string *string_of(td_render *self, const char *text, size_t bytes) {
     td_string *string = td_take(self, sizeof *string);
     if (bytes > UINT32_MAX / 2)
         td_raise(self, "a string of %zu bytes", bytes);
+    td_steps(self, bytes / BYTES_PER_STEP);
     *string =
         (td_string){.text = text, .bytes = (uint32_t)bytes, .chars = td_count_chars(text, bytes)};
     return string;
@@ -194,10 +195,13 @@ size_t td_string_find(td_render *self, const td_string *text, const td_string *p
 }
 
 size_t td_string_find_last(td_render *self, const td_string *text, const td_string *part) {
-    td_steps(self, text->bytes / BYTES_PER_STEP);
-    for (size_t at = text->bytes + 1; at-- > 0;)
-        if (part->bytes <= text->bytes - at &&
-            memcmp(text->text + at, part->text, part->bytes) == 0)
+    if (part->bytes > text->bytes)
+        return SIZE_MAX;
+    // Every place may have to be compared in full.
+    size_t places = text->bytes - part->bytes + 1;
+    td_steps(self, places * (part->bytes / 16 + 1) / 16);
+    for (size_t at = places; at-- > 0;)
+        if (memcmp(text->text + at, part->text, part->bytes) == 0)
             return at;
     return SIZE_MAX;
 }
@@ -261,6 +265,16 @@ void td_build_string(td_render *self, td_builder *out, const td_string *string) 
 void td_build_code(td_render *self, td_builder *out, uint32_t code, uint32_t tag) {
     char text[4];
     td_build(self, out, text, td_utf8_encode(code, text), tag);
+}
+
+void td_build_repeated(td_render *self, td_builder *out, const td_string *text, int64_t count) {
+    if (count <= 0 || text->bytes == 0)
+        return;
+    if (count > TD_TEMPLATE_MAX_OUTPUT_BYTES)
+        td_raise(self, "the template writes more than %d MiB", TD_TEMPLATE_MAX_OUTPUT_BYTES >> 20);
+    td_steps(self, (size_t)count / 4);
+    for (; count > 0; count--)
+        td_build_string(self, out, text);
 }
 
 const td_string *td_built(td_render *self, const td_builder *builder) {

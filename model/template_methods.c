@@ -135,6 +135,7 @@ static td_value str_splitlines(td_render *self, td_value base, const td_argument
 static const td_string *within(td_render *self, const td_string *text, td_value start, td_value end,
                                size_t *out_offset) {
     int64_t bounds[2] = {0, text->chars};
+    td_steps(self, text->bytes / 256);
     td_value given[2] = {start, end};
     for (int i = 0; i < 2; i++) {
         if (given[i].kind == TD_NONE)
@@ -443,11 +444,9 @@ static td_value justify(td_render *self, td_value base, const td_arguments *argu
     int64_t before = missing <= 0 || side == '<' ? 0
                      : side == '>'               ? missing
                                                  : missing / 2 + (missing & width & 1);
-    for (int64_t i = 0; i < before; i++)
-        td_build_string(self, &out, fill);
+    td_build_repeated(self, &out, fill, before);
     td_build_string(self, &out, base.string);
-    for (int64_t i = before; i < missing; i++)
-        td_build_string(self, &out, fill);
+    td_build_repeated(self, &out, fill, missing - before);
     return td_text(td_built(self, &out));
 }
 
@@ -472,8 +471,7 @@ static td_value str_zfill(td_render *self, td_value base, const td_arguments *ar
     size_t sign = text->bytes > 0 && (text->text[0] == '-' || text->text[0] == '+');
     int64_t missing = td_as_int(self, "zfill", width) - text->chars;
     td_build_cut(self, &out, text, 0, sign);
-    for (; missing > 0; missing--)
-        td_build(self, &out, "0", 1, 0);
+    td_build_repeated(self, &out, td_string_literal(self, "0"), missing);
     td_build_cut(self, &out, text, sign, text->bytes);
     return td_text(td_built(self, &out));
 }

@@ -46,6 +46,7 @@ static void build_case(td_render *self, td_builder *out, const td_string *text, 
                        size_t end, bool upper) {
     size_t bytes, run_end = 0;
     uint32_t tag = 0;
+    td_steps(self, (end - begin) / 4);
     for (size_t at = begin; at < end; at += bytes) {
         if (at >= run_end)
             tag = td_tag_at(text, at, &run_end);
@@ -72,6 +73,7 @@ static const td_string *replace_nothing(td_render *self, const td_string *text, 
                                         int64_t limit) {
     td_builder out = {0};
     size_t at = 0;
+    td_steps(self, text->bytes / 4);
     for (size_t i = 0; i <= text->chars && (limit < 0 || (int64_t)i < limit); i++) {
         size_t next = i < text->chars ? at + 1 : at;
         while (next < text->bytes && ((unsigned char)text->text[next] & 0xC0) == 0x80)
@@ -115,6 +117,7 @@ static size_t line_end(const td_string *text, size_t at) {
 td_list *td_split_lines(td_render *self, const td_string *text, bool keep_ends) {
     td_list *lines = td_list_make(self, TD_LIST, 0).list;
     size_t begin = 0, bytes;
+    td_steps(self, text->bytes / 16);
     for (size_t at = 0; at < text->bytes;) {
         size_t end = line_end(text, at);
         if (end > 0) {

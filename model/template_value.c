@@ -65,7 +65,8 @@ const td_value *td_dict_find(td_render *self, const td_dict *dict, td_value key)
     td_steps(self, dict->count / 8);
     for (size_t i = 0; i < dict->count; i++) {
         td_value other = dict->entries[i].key;
-        bool is_same = key.kind == TD_STRING && other.kind == TD_STRING
+        bool is_short = key.kind == TD_STRING && key.string->bytes < 256;
+        bool is_same = is_short && other.kind == TD_STRING
                            ? td_string_equal(key.string, other.string)
                            : td_equal(self, key, other);
         if (is_same)
@@ -310,7 +311,7 @@ bool td_equal(td_render *self, td_value a, td_value b) {
         return equal_numbers(a, b);
     if (a.kind != b.kind)
         return false;
-    td_steps(self, 1);
+    td_steps(self, a.kind == TD_STRING ? 1 + a.string->bytes / 256 : 1);
     td_deeper(self);
     bool equal = equal_of_kind(self, a, b);
     td_shallower(self);
@@ -332,8 +333,10 @@ int td_order(td_render *self, td_value a, td_value b, const char *operation) {
             return (whole(a) > whole(b)) - (whole(a) < whole(b));
         return (td_real(a) > td_real(b)) - (td_real(a) < td_real(b));
     }
-    if (a.kind == TD_STRING && b.kind == TD_STRING)
+    if (a.kind == TD_STRING && b.kind == TD_STRING) {
+        td_steps(self, a.string->bytes / 256);
         return td_string_compare(a.string, b.string);
+    }
     if (a.kind == b.kind && (a.kind == TD_LIST || a.kind == TD_TUPLE)) {
         td_deeper(self);
         int order = order_lists(self, a.list, b.list, operation);
