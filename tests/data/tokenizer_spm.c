@@ -279,6 +279,24 @@ static void without_a_decoder_tokens_are_joined_with_spaces(void) {
     check_parts(sections, parts, 5, "");
 }
 
+// Unicode as the library has it: U+0130 keeps its dot as a mark, U+1C89 has a lower case since
+// Unicode 16, U+0898 is a mark that its StripAccents does not know.
+static void parts_have_the_librarys_unicode(void) {
+    static const int32_t lower[] = {0, 1, 2}, marks[] = {3, 4};
+    tokenizer_sections sections = llama;
+    sections.added_tokens = "[]";
+    sections.model = "{\"type\":\"BPE\",\"vocab\":{\"i\":0,\"\xcc\x87\":1,\"\xe1\xb2\x8a\":2,"
+                     "\"e\":3,\"\xe0\xa2\x98\":4},\"merges\":[]}";
+    sections.normalizer = "{\"type\":\"Lowercase\"}";
+    td_tokenizer *tokenizer = open_sections(sections);
+    check_ids(tokenizer, "\xc4\xb0\xe1\xb2\x89", 3, lower);
+    td_tokenizer_close(tokenizer);
+    sections.normalizer = "{\"type\":\"StripAccents\"}";
+    tokenizer = open_sections(sections);
+    check_ids(tokenizer, "e\xcc\x87\xe0\xa2\x98", 2, marks);
+    td_tokenizer_close(tokenizer);
+}
+
 // Would take many minutes if any part were quadratic.
 static void long_words_are_encoded(void) {
     static const char *const units[] = {"a", "b", "ab", " ", "a ", "z", "\xc3\xa9", "aab b  "};
@@ -312,6 +330,7 @@ int main(void) {
     TEST(a_stream_waits_for_whole_characters);
     TEST(ends_are_stripped_from_what_is_fused);
     TEST(without_a_decoder_tokens_are_joined_with_spaces);
+    TEST(parts_have_the_librarys_unicode);
     TEST(long_words_are_encoded);
     return test_report();
 }
