@@ -152,6 +152,32 @@ static void chat_completions_train_all_of_the_completion_on_request(void) {
     check_row(&options, chat_completion, &e);
 }
 
+// The same chat in every form that data comes in.
+static void forms_of_a_chat_are_the_same_row(void) {
+    static const char *const lines[] = {
+        "{\"messages\":[{\"role\":\"system\",\"content\":\"Be.\"},{\"role\":\"user\",\"content\":"
+        "\"Hi\"},{\"role\":\"assistant\",\"content\":\"Ho\"}]}",
+        "{\"conversations\":[{\"from\":\"system\",\"value\":\"Be.\"},{\"from\":\"human\",\"value\":"
+        "\"Hi\"},{\"from\":\"gpt\",\"value\":\"Ho\"}]}",
+        "{\"system\":\"Be.\",\"conversations\":[{\"from\":\"user\",\"value\":\"Hi\"},{\"from\":"
+        "\"assistant\",\"value\":\"Ho\"}],\"tools\":\"\"}",
+        "{\"messages\":[{\"role\":\"system\",\"content\":[{\"type\":\"text\",\"text\":\"B\"},{"
+        "\"type\":"
+        "\"text\",\"text\":\"e.\"}]},{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":"
+        "\"assistant\","
+        "\"content\":[{\"type\":\"text\",\"text\":\"Ho\"}],\"tool_calls\":null}],\"tools\":null}",
+    };
+    td_prepare_options options = defaults();
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        expectation e = {0};
+        expect(&e, "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n", 0);
+        expect(&e, "<|im_start|>assistant\n", 0);
+        expect(&e, "Ho<|im_end|>", 1);
+        expect(&e, "\n", 0);
+        check_row(&options, lines[i], &e);
+    }
+}
+
 static void texts_are_trained_whole(void) {
     td_prepare_options options = defaults();
     expectation e = {0};
@@ -216,6 +242,19 @@ static void bad_rows_are_named(void) {
         {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"\",\"content\":\"a\"}]}",
          "messages[1]"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":null}]}", "messages[0]"},
+        {"{\"messages\":[7]}", "messages[0]"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image\"}]}]}",
+         "content other than text"},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":\"x\"}]}",
+         "must be a list"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"tools\":7}",
+         "\"tools\" must be a list"},
+        {"{\"conversations\":[]}", "must be a list with messages"},
+        {"{\"conversations\":[{\"from\":\"bird\",\"value\":\"a\"}]}", "is from \"bird\""},
+        {"{\"conversations\":[{\"from\":\"human\"}]}", "conversations[0]"},
+        {"{\"prompt\":[{\"role\":\"user\"}],\"completion\":[{\"role\":\"assistant\",\"content\":"
+         "\"b\"}]}",
+         "prompt[0]"},
         {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{}]}]}",
          "tool_calls"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"tools\":[{}]}", "\"tools\""},
@@ -270,6 +309,7 @@ int main(void) {
     TEST(a_token_across_the_border_is_trained);
     TEST(chat_completions_train_what_the_assistant_says_in_them);
     TEST(chat_completions_train_all_of_the_completion_on_request);
+    TEST(forms_of_a_chat_are_the_same_row);
     TEST(texts_are_trained_whole);
     TEST(texts_get_the_tokenizers_own_special_tokens);
     TEST(ids_and_labels_are_taken_as_they_are);
