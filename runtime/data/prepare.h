@@ -1,17 +1,18 @@
 // From JSONL files to token stores: parse, render, tokenize, mask, drop what cannot be trained on,
 // account for it.
 //
-// Row formats: {"messages": [{"role", "content"}, ...]}, {"prompt", "completion"} (strings, or
-// lists of messages), {"text"}, and {"input_ids", "labels"} (labels unshifted; -100 where not
-// trained, else equal to input_ids). Trained tokens: of messages, those that came from assistant
-// content and its <|im_end|> (assistant_only_loss), else all; of prompt/completion, the completion
-// and its end (completion_only_loss), else all; of text, all. The end-of-sequence token is appended
-// to text and completion rows only when missing. A token is trained when any byte of it is to be
-// produced: one that spans the border of prompt and completion is, as in TRL, where training begins
-// at the first token that the completion changes. Of a completion that is a list of messages, what
-// follows the opening of the assistant's turn is trained up to and with its last
-// <|im_end|>; with assistant_only_loss, of that what the assistant says. A row's first token is
-// never trained. Rows with "tools" or "tool_calls" are malformed: ChatML does not define them.
+// Row formats: {"messages": [{"role", "content"}, ...]}, {"conversations": [{"from", "value"}, ...]},
+// {"prompt", "completion"} (strings, or lists of messages), {"text"}, and {"input_ids", "labels"}
+// (labels unshifted; -100 where not trained, else equal to input_ids). Chats are written by the
+// model's chat template (model/chat.h), with "tools" and "tool_calls" when it knows them. Trained
+// tokens: of chats, what the assistant is to produce (assistant_only_loss), else all; of
+// prompt/completion, the completion and its end (completion_only_loss), else all; of text, all. The
+// end-of-sequence token is appended to text and completion rows only when missing. A token is
+// trained when any byte of it is to be produced: one that spans the border of prompt and completion
+// is, as in TRL, where training begins at the first token that the completion changes. Of a
+// completion that is a list of messages, what follows the opening of the assistant's turn is
+// trained; with assistant_only_loss, of that what the assistant says. A row's first token is never
+// trained.
 #ifndef TANDEM_DATA_PREPARE_H
 #define TANDEM_DATA_PREPARE_H
 
