@@ -81,6 +81,8 @@ typedef struct finder {
 
 static void add_range(finder *self, size_t begin, size_t end) {
     td_rendered *out = self->out;
+    if (out->n_trained > 0 && begin < out->trained[out->n_trained - 1].end)
+        begin = out->trained[out->n_trained - 1].end;
     if (begin >= end)
         return;
     if (out->n_trained > 0 && out->trained[out->n_trained - 1].end == begin)
@@ -247,8 +249,26 @@ static size_t with_next_token(const td_string *text, size_t end) {
     return is_template_text && stop < run_end && text->text[stop] == '>' ? stop + 1 : end;
 }
 
+static size_t after_blanks(const td_string *text, size_t at) {
+    while (at < text->bytes && is_blank(text->text + at, 1))
+        at++;
+    return at;
+}
+
+// Of a template that writes its text elsewhere than where it goes through the messages, only what
+// came from the message is known: its turn ends with the token that follows.
+static size_t end_of_bare(const td_string *text, size_t end) {
+    size_t run_end;
+    if (end < text->bytes && message_of(td_tag_at(text, end, &run_end)) >= 0)
+        return end;
+    size_t begin = after_blanks(text, end), stop = with_next_token(text, begin);
+    return stop > begin ? after_blanks(text, stop) : end;
+}
+
 static size_t turn_end(finder *self, const segment *turn) {
     size_t end = end_without_answer(self, turn);
+    if (!turn->has_template_text)
+        return end_of_bare(self->text, end);
     if (self->request->variant->ends_with_next)
         return with_next_token(self->text, end);
     // Spaces behind the end of a turn belong to what comes next.
@@ -266,6 +286,7 @@ static bool is_quoted(const segment *turn, int before, int after) {
 
 static void take_turns(finder *self) {
     int last = -1, before = -1;
+    size_t last_end = 0;
     segment turn, next;
     size_t at = 0;
     bool has_next = next_segment(self->text, &at, &next);
@@ -275,9 +296,14 @@ static void take_turns(finder *self) {
         if (turn.message < 0 || !td_chat_is_assistant(self->request->row, (size_t)turn.message) ||
             is_quoted(&turn, before, has_next ? next.message : -1))
             continue;
-        size_t begin = turn.message != last ? after_opening(self, &turn) : turn.begin;
+        size_t begin = turn.begin;
+        if (turn.message == last && !turn.has_template_text && before < 0)
+            begin = last_end;
+        else if (turn.message != last)
+            begin = after_opening(self, &turn);
         last = turn.message;
-        add_range(self, begin, turn_end(self, &turn));
+        last_end = turn_end(self, &turn);
+        add_range(self, begin, last_end);
     }
 }
 

@@ -57,6 +57,18 @@ void td_emit(td_render *self, const td_string *text) {
     }
 }
 
+// A namespace gathers what is said of all messages, to be written behind the loop: text of the
+// template between that of messages belongs to the message that it is put beside.
+static const td_string *owned_string(td_render *self, const td_string *text) {
+    td_builder out = {0};
+    size_t run_end;
+    for (size_t at = 0; at < text->bytes; at = run_end) {
+        uint32_t tag = td_tag_at(text, at, &run_end);
+        td_build(self, &out, text->text + at, run_end - at, tag == 0 ? self->turn : tag);
+    }
+    return td_built(self, &out);
+}
+
 // What the statements write, instead of into the output.
 static const td_string *capture(td_render *self, const td_nodes *body) {
     td_builder *outer = self->out, held = {0};
@@ -84,6 +96,8 @@ static void assign_attribute(td_render *self, const td_node *target, td_value va
         td_raise(self, "cannot assign attribute on non-namespace object");
     if (target->value.string->text[0] == '_')
         td_raise(self, "an attribute of a namespace cannot begin with an underscore");
+    if (value.kind == TD_STRING && value.string->n_runs > 0 && self->turn != 0)
+        value = td_text(owned_string(self, value.string));
     td_dict_set(self, found->dict, target->value, value);
 }
 

@@ -222,6 +222,18 @@ MACROS = (
     "{% if add_generation_prompt %}<start>model\n{% endif %}"
 )
 TEMPLATES = {"chatml": CHATML, "strict": STRICT, "thinking": THINKING, "macros": MACROS}
+# Templates that write elsewhere than where they go through the messages, where marks cannot stand: what is trained is said here.
+GATHERED = (
+    "{% set ns = namespace(out='') %}{% for m in messages %}"
+    "{% set ns.out = ns.out ~ '<|' ~ m.role ~ '|>' ~ m.content ~ '<|end|>' %}{% endfor %}{{ ns.out }}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+REBUILT = (
+    "{% set ns = namespace(list=[]) %}{% for m in messages %}"
+    "{% set ns.list = ns.list + [dict(role=m.role, text=m.content)] %}{% endfor %}"
+    "{% for x in ns.list %}<|{{ x.role }}|>{{ x.text }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 def user(text):
@@ -261,8 +273,9 @@ def plain(source):
 def chat_case(name, source, chat, messages):
     case = {"name": f"{name}: {chat}", "plain": plain(source), "tokens": json.dumps(TOKENS),
             "row": json.dumps({"messages": messages}, ensure_ascii=False)}
-    if marked(source) != plain(source):
-        case["marked"] = marked(source)
+    if marked(source) == plain(source):
+        return {**case, "text": _compile_jinja_template(source).render(messages=messages, **TOKENS)}
+    case["marked"] = marked(source)
     try:
         text, spans = _render_with_assistant_indices(
             _compile_jinja_template(marked(source)), _alias_reasoning_fields(messages), None, None, False, **TOKENS)
@@ -270,6 +283,19 @@ def chat_case(name, source, chat, messages):
         return {**case, "error": str(error)}
     ranges = [[len(text[:a].encode()), len(text[:b].encode())] for a, b in spans]
     return {**case, "text": text, "trained": ranges}
+
+
+def plain_case(name, source, end):
+    """The answers in a chat of several turns, each with its end."""
+    text = _compile_jinja_template(source).render(messages=CHATS["several"], **TOKENS)
+    ranges, at = [], 0
+    for message in CHATS["several"]:
+        begin = text.index(message["content"], at)
+        at = begin + len(message["content"] + end)
+        if message["role"] == "assistant":
+            ranges.append([len(text[:begin].encode()), len(text[:at].encode())])
+    return {"name": name, "plain": source, "tokens": json.dumps(TOKENS), "text": text, "trained": ranges,
+            "row": json.dumps({"messages": CHATS["several"]}, ensure_ascii=False)}
 
 
 def main():
@@ -290,6 +316,7 @@ def main():
             errors.append({"name": name, "template": source, "error": f"{type(error).__name__}: {error}"})
     chats = [chat_case(name, source, chat, messages) for name, source in TEMPLATES.items()
              for chat, messages in CHATS.items()]
+    chats += [plain_case("gathered", GATHERED, "<|end|>"), plain_case("rebuilt", REBUILT, "<|end|>\n")]
     data = {"variables": json.dumps(VARIABLES, ensure_ascii=False), "language": language, "errors": errors, "chats": chats}
     (OUT / "cases.json").write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
     print(len(language), "templates,", len(errors), "errors,", len(chats), "chats")
