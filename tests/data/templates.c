@@ -117,6 +117,8 @@ static void check_bound(const char *source, const char *part) {
 static void endless_and_exploding_templates_end(void) {
     check_bound("{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
                 "the template ");
+    check_bound("{% for a in range(99) %}{% set b = range(99999) | sort %}{% endfor %}",
+                "does not end");
     check_bound("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "deep");
     check_bound("{% set s = 'aaaaaaaaaa' * 1000000 %}{% for i in range(99) %}{{ s }}{% endfor %}",
                 "writes more than");
