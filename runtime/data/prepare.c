@@ -15,7 +15,7 @@
 #include "runtime/data/store.h"
 
 enum {
-    PREPARE_VERSION = 1, // of what rows become; part of the fingerprint
+    PREPARE_VERSION = 2, // of what rows become; part of the fingerprint
     BATCH_LINES = 1024,
     BATCH_BYTES = 32 << 20, // a batch ends with the line that reaches this
     MAX_LINE_BYTES = 64 << 20,
