@@ -19,6 +19,7 @@ typedef struct answerer {
     td_kv_cache *cache;
     const td_exact_match_options *options;
     td_generate_options generate;
+    const td_chat *chat; // the tokenizer's
     int32_t stop_ids[TD_MAX_EOS + 2];
     int32_t *ids; // (max_new_tokens)
     int shown;
@@ -79,7 +80,7 @@ static td_status compare_chat(answerer *self, const char *where, const td_messag
     td_rendered prompt = {0};
     td_tokens tokens = {0};
     char *text = NULL;
-    td_status status = td_chat_render(messages, count - 1, 1, &prompt);
+    td_status status = td_chat_render_prompt(self->chat, messages, count - 1, &prompt);
     if (status == TD_OK)
         status =
             td_tokenizer_encode(self->session->tokenizer, prompt.text, prompt.bytes, 0, &tokens);
@@ -153,7 +154,7 @@ static td_status compare_mine(answerer *self, const char *path, td_exact_match *
     if (!session->tokenizer)
         return td_fail(TD_ERR_DATA, "%s: exact match needs a tokenizer.json",
                        session->config->model_name_or_path);
-    TD_TRY(td_chat_require_tokens(session->tokenizer));
+    TD_TRY(td_tokenizer_chat(session->tokenizer, &self->chat));
     self->generate = (td_generate_options){
         .max_new_tokens = self->options->max_new_tokens,
         .top_p = 1,
