@@ -2,8 +2,8 @@
 // step.
 //
 // All operands are a flat token stream of T tokens without padding. "act" is the activation type of
-// the table: fp32 on the CPU, bf16 or fp32 on a GPU. Everything is row-major and contiguous unless a
-// stride is given. Pointers are device memory and owned by the caller. Work is queued on
+// the table: fp32 on the CPU, bf16 or fp32 on a GPU. Everything is row-major and contiguous unless
+// a stride is given. Pointers are device memory and owned by the caller. Work is queued on
 // context->stream and may still run when the function returns; buffers may be reused by later work
 // on the same stream. Every operation is deterministic: the same inputs give the same bits on the
 // same hardware and thread count. Preconditions on shapes are checked by ops.c and are programmer
@@ -92,8 +92,8 @@ typedef struct td_nf4_quantize_args {
     float *absmax;       // (ceil(n / 64)) fp32, out
 } td_nf4_quantize_args;
 
-// Double quantization of absmax: offset = mean, summed in the order of kernels/absmax_mean.h; signed
-// dynamic 8-bit map in blocks of 256.
+// Double quantization of absmax: offset = mean, summed in the order of kernels/absmax_mean.h;
+// signed dynamic 8-bit map in blocks of 256.
 typedef struct td_absmax_quantize_args {
     int64_t n_blocks;
     const float *absmax;  // (n_blocks)

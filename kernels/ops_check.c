@@ -49,8 +49,7 @@ td_status td_check_linear_backward(const td_linear_backward_args *args) {
     REQUIRE(op, is_extent(args->n_tokens));
     REQUIRE(op, args->dy);
     REQUIRE(op, args->dx || args->lora);
-    REQUIRE(op, !args->lora ||
-                    (args->x && args->xa && args->da && args->db && !args->dy_is_f32));
+    REQUIRE(op, !args->lora || (args->x && args->xa && args->da && args->db && !args->dy_is_f32));
     TD_TRY(check_matrix(op, args->weight));
     return check_lora(op, args->lora);
 }

@@ -1,5 +1,5 @@
-// Entries of the CUDA backend, one per operation of kernels/ops.h; each works in the activation type
-// of the context's table. Internal to the module.
+// Entries of the CUDA backend, one per operation of kernels/ops.h; each works in the activation
+// type of the context's table. Internal to the module.
 #ifndef TANDEM_KERNELS_CUDA_CUDA_OPS_H
 #define TANDEM_KERNELS_CUDA_CUDA_OPS_H
 

@@ -18,11 +18,11 @@ struct td_ops;              // kernels/ops.h
 struct td_device_transport; // comm/device_comm.h
 
 typedef struct td_gpu_info {
-    char name[64];      // "NVIDIA H200"
-    char uuid[40];      // "GPU-...": tells two ranks with the same GPU
-    int major, minor;   // compute capability
-    int processors;     // streaming multiprocessors
-    size_t total_bytes; // of device memory
+    char name[64];       // "NVIDIA H200"
+    char uuid[40];       // "GPU-...": tells two ranks with the same GPU
+    int major, minor;    // compute capability
+    int processors;      // streaming multiprocessors
+    size_t total_bytes;  // of device memory
     int driver, runtime; // versions as CUDA numbers them: 13000
 } td_gpu_info;
 
@@ -36,7 +36,8 @@ typedef struct td_gpu_module {
     // One object per device, alive for ever.
     td_status (*device_open)(int index, const td_device **out);
     const struct td_ops *ops_bf16, *ops_fp32; // by type of the activations
-    const struct td_device_transport *nccl;   // never NULL; its probe() says whether the library is there
+    const struct td_device_transport
+        *nccl; // never NULL; its probe() says whether the library is there
 } td_gpu_module;
 
 // What the module exports, under the name "td_gpu_module_get".

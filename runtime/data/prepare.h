@@ -1,7 +1,8 @@
 // From JSONL files to token stores: parse, render, tokenize, mask, drop what cannot be trained on,
 // account for it.
 //
-// Row formats: {"messages": [{"role", "content"}, ...]}, {"conversations": [{"from", "value"}, ...]},
+// Row formats: {"messages": [{"role", "content"}, ...]}, {"conversations": [{"from", "value"},
+// ...]},
 // {"prompt", "completion"} (strings, or lists of messages), {"text"}, and {"input_ids", "labels"}
 // (labels unshifted; -100 where not trained, else equal to input_ids). Chats are written by the
 // model's chat template (model/chat.h), with "tools" and "tool_calls" when it knows them. Trained

@@ -239,7 +239,8 @@ static void large_matrices_are_quantized_in_slices(void) {
     REQUIRE(td_base_create_random(&config, &nf4_single, 3, &context, &once) == TD_OK);
     REQUIRE(td_base_create_random(&config, &nf4, 3, &context, &twice) == TD_OK);
     td_base_plan(&config, &nf4_single, TD_F32, &sizes);
-    CHECK(sizes.slice_bytes + sizes.absmax_bytes < (size_t)(config.hidden * config.intermediate) * sizeof(float));
+    CHECK(sizes.slice_bytes + sizes.absmax_bytes <
+          (size_t)(config.hidden * config.intermediate) * sizeof(float));
     check_single(&once->layers[0].linear[TD_PROJ_GATE], exact->layers[0].linear[TD_PROJ_GATE].data);
     check_double(&twice->layers[0].linear[TD_PROJ_DOWN],
                  exact->layers[0].linear[TD_PROJ_DOWN].data);
