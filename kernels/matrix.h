@@ -19,6 +19,13 @@ enum {
     TD_NF4_NESTED_BLOCK = 256, // absmax values that share one nested absmax
 };
 
+// What the 16 codes stand for (CONTRACT.md, "NF4"), as an initializer.
+#define TD_NF4_CODES                                                                               \
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,                      \
+        -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,                 \
+        0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,    \
+        0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f
+
 // Blocks and nested blocks of n elements.
 TD_INLINE int64_t td_nf4_block_count(int64_t n_elements) {
     return (n_elements + TD_NF4_BLOCK - 1) / TD_NF4_BLOCK;
