@@ -34,8 +34,8 @@ static void add_vocabulary(cJSON *model, const cJSON *first, const cJSON *pieces
         add_token(vocabulary, item->valuestring, &next);
     int bytes = cJSON_IsTrue(cJSON_GetObjectItem(model, "byte_fallback")) ? 256 : 0;
     for (int byte = 0; byte < bytes; byte++) {
-        char name[8];
-        snprintf(name, sizeof name, "<0x%02X>", byte);
+        char name[16];
+        snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
         add_token(vocabulary, name, &next);
     }
     const cJSON *tokens = cJSON_GetObjectItem(pieces, "tokens");
