@@ -221,16 +221,6 @@ static td_status bench(td_run *run, td_session *session, td_store *store,
     return measure_gemm_peak(session, out);
 }
 
-static int64_t count_parameters(const td_session *session) {
-    const td_model_config *model = &session->model;
-    int64_t per_layer = 2 * model->hidden;
-    for (int projection = 0; projection < TD_PROJ_COUNT; projection++)
-        per_layer += td_projection_out(model, (td_projection)projection) *
-                     td_projection_in(model, (td_projection)projection);
-    int64_t tables = model->vocabulary * model->hidden * (model->tie_word_embeddings ? 1 : 2);
-    return model->n_layers * per_layer + tables + model->hidden;
-}
-
 static td_status with_store(td_session *session, const td_bench_step_options *options,
                             td_bench_step_result *out) {
     char path[TD_PATH_MAX];
@@ -260,7 +250,9 @@ td_status td_bench_step(const td_config *config, td_comm *comm,
     if (status == TD_OK) {
         out->gemm_flops = gemm_flops(&session, options);
         out->trainable = session.lora.n_parameters;
-        out->total_parameters = count_parameters(&session);
+        td_base_counts counts;
+        td_base_count(&session.model, &counts);
+        out->total_parameters = counts.total;
         out->n_threads = session.n_threads;
         out->is_gpu = !session.context.device->unified;
         out->is_bf16 = session.context.ops->activation == TD_BF16;

@@ -114,27 +114,8 @@ CUDA_HOST_BF16_OPERATOR(*, __hmul)
 CUDA_HOST_BF16_OPERATOR(/, __hdiv)
 #undef CUDA_HOST_BF16_OPERATOR
 
-#define CUDA_HOST_BF16_SHUFFLES(T)                                                                 \
-    inline T __shfl_sync(unsigned mask, T value, int from, int width = 32, CUDA_HOST_PLACE) {      \
-        return cuda_host_shuffle<T>(CUDA_HOST_SITE("__shfl_sync"), mask, value,                    \
-                                    cuda_host_shuffle_index(from, width), width);                  \
-    }                                                                                              \
-    inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,                \
-                            CUDA_HOST_PLACE) {                                                     \
-        return cuda_host_shuffle<T>(CUDA_HOST_SITE("__shfl_up_sync"), mask, value,                 \
-                                    cuda_host_shuffle_up(delta, width), width);                    \
-    }                                                                                              \
-    inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,              \
-                              CUDA_HOST_PLACE) {                                                   \
-        return cuda_host_shuffle<T>(CUDA_HOST_SITE("__shfl_down_sync"), mask, value,               \
-                                    cuda_host_shuffle_down(delta, width), width);                  \
-    }                                                                                              \
-    inline T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, CUDA_HOST_PLACE) { \
-        return cuda_host_shuffle<T>(CUDA_HOST_SITE("__shfl_xor_sync"), mask, value,                \
-                                    cuda_host_shuffle_xor(lanes, width), width);                   \
-    }
-CUDA_HOST_BF16_SHUFFLES(__nv_bfloat16)
-CUDA_HOST_BF16_SHUFFLES(__nv_bfloat162)
-#undef CUDA_HOST_BF16_SHUFFLES
+CUDA_HOST_SHUFFLES(__nv_bfloat16)
+CUDA_HOST_SHUFFLES(__nv_bfloat162)
+#undef CUDA_HOST_SHUFFLES
 
 #endif

@@ -204,7 +204,6 @@ inline void __nanosleep(unsigned) {
     cuda_host_yield();
 }
 
-#undef CUDA_HOST_SHUFFLES
 #undef CUDA_HOST_REDUCE
 #undef CUDA_HOST_ATOMIC
 #undef CUDA_HOST_ATOMIC_INTEGERS
