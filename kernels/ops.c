@@ -36,8 +36,8 @@ CHECKED(rmsnorm_backward, td_rmsnorm_backward_args)
 CHECKED(rope, td_rope_args)
 CHECKED(attention_forward, td_attention_forward_args)
 CHECKED(attention_backward, td_attention_backward_args)
-CHECKED(swiglu_forward, td_swiglu_forward_args)
-CHECKED(swiglu_backward, td_swiglu_backward_args)
+CHECKED(glu_forward, td_glu_forward_args)
+CHECKED(glu_backward, td_glu_backward_args)
 CHECKED(add, td_add_args)
 CHECKED(gather_rows, td_rows_args)
 CHECKED(scatter_rows, td_rows_args)
@@ -61,8 +61,8 @@ static const td_ops checked = {
     .rope = checked_rope,
     .attention_forward = checked_attention_forward,
     .attention_backward = checked_attention_backward,
-    .swiglu_forward = checked_swiglu_forward,
-    .swiglu_backward = checked_swiglu_backward,
+    .glu_forward = checked_glu_forward,
+    .glu_backward = checked_glu_backward,
     .add = checked_add,
     .gather_rows = checked_gather_rows,
     .scatter_rows = checked_scatter_rows,
@@ -97,8 +97,8 @@ static const op_slot slots[] = {
     SLOT(rope),
     SLOT(attention_forward),
     SLOT(attention_backward),
-    SLOT(swiglu_forward),
-    SLOT(swiglu_backward),
+    SLOT(glu_forward),
+    SLOT(glu_backward),
     SLOT(add),
     SLOT(gather_rows),
     SLOT(scatter_rows),

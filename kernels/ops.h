@@ -109,9 +109,10 @@ typedef struct td_dequantize_args {
     float *out; // (row_count, cols) fp32, out
 } td_dequantize_args;
 
-// y[t] = table[ids[t]]. The table is frozen: there is no backward.
+// y[t] = scale * table[ids[t]], rounded once. The table is frozen: there is no backward.
 typedef struct td_embedding_args {
     int64_t n_tokens;
+    float scale;            // 1: the row as it is
     const int32_t *ids;     // (T), each in [0, table->rows)
     const td_matrix *table; // (vocabulary, hidden) F32 or BF16
     void *y;                // (T, hidden) act, out
@@ -145,6 +146,7 @@ typedef struct td_rmsnorm_backward_args {
 typedef struct td_rope_args {
     int64_t n_tokens, n_heads, head_dim;
     void *x;                  // (T, n_heads, head_dim) act, in place
+    int64_t x_stride;         // elements from token to token, at least n_heads * head_dim
     const int32_t *positions; // (T), each in [0, n_positions)
     int64_t n_positions;
     const float *cos, *sin; // (n_positions, head_dim / 2) fp32
@@ -155,13 +157,17 @@ typedef struct td_rope_args {
 // Sequence s has queries [cu_q[s], cu_q[s+1]) and keys [cu_k[s], cu_k[s+1]), at least as many keys
 // as queries; the last query is aligned with the last key (queries that follow a cache of keys).
 // Query i of n_q sees key j of n_k when j <= i + n_k - n_q, and with window > 0 only when also j >
-// i + n_k - n_q - window. Query head h reads key head h / (n_heads / n_kv_heads).
+// i + n_k - n_q - window. Query head h reads key head h / (n_heads / n_kv_heads). A score is scale
+// * q.k, or with softcap > 0 softcap * tanh(scale * q.k / softcap) (Gemma 2). q, k and v (and their
+// gradients, which have the same strides) may be columns of a wider matrix.
 typedef struct td_attention_shape {
     int64_t n_sequences;
     const int32_t *cu_q, *cu_k; // (n_sequences + 1) host memory, read before the call returns
     int64_t n_heads, n_kv_heads, head_dim;
     float scale;
-    int64_t window; // 0: none
+    float softcap;                        // 0: none
+    int64_t window;                       // 0: none
+    int64_t q_stride, k_stride, v_stride; // elements from token to token, at least heads * head_dim
 } td_attention_shape;
 
 typedef struct td_attention_forward_args {
@@ -182,18 +188,30 @@ typedef struct td_attention_backward_args {
     void *dq, *dk, *dv; // like q, k, v; overwritten
 } td_attention_backward_args;
 
-// y = silu(gate) * up
-typedef struct td_swiglu_forward_args {
-    int64_t n_elements;
-    const void *gate, *up; // (n) act
-    void *y;               // (n) act, out; may be gate or up
-} td_swiglu_forward_args;
+// What a gated linear unit applies to its gate.
+typedef enum td_gate {
+    TD_GATE_SILU,      // x / (1 + exp(-x)): SwiGLU
+    TD_GATE_GELU_TANH, // x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))): GeGLU
+} td_gate;
 
-typedef struct td_swiglu_backward_args {
-    int64_t n_elements;
-    const void *dy, *gate, *up; // (n) act
-    void *dgate, *dup;          // (n) act, out; may be gate and up
-} td_swiglu_backward_args;
+// y = activation(gate) * up (Shazeer, 2020). gate and up, and their gradients, may be columns of a
+// wider matrix.
+typedef struct td_glu_forward_args {
+    td_gate activation;
+    int64_t n_rows, n_cols;
+    const void *gate, *up;          // (rows, cols) act
+    int64_t gate_stride, up_stride; // elements from row to row, at least n_cols
+    void *y; // (rows, cols) act, out, contiguous; may be gate or up when that is contiguous
+} td_glu_forward_args;
+
+typedef struct td_glu_backward_args {
+    td_gate activation;
+    int64_t n_rows, n_cols;
+    const void *dy;                 // (rows, cols) act, contiguous
+    const void *gate, *up;          // (rows, cols) act
+    void *dgate, *dup;              // with the strides of gate and up, out; may be gate and up
+    int64_t gate_stride, up_stride; // elements from row to row, at least n_cols
+} td_glu_backward_args;
 
 // y += x
 typedef struct td_add_args {
@@ -212,12 +230,15 @@ typedef struct td_rows_args {
     int64_t y_rows;         // scatter: rows of y
 } td_rows_args;
 
-// loss[i] = logsumexp(logits[i]) - logits[i][target[i]]; then, when gradient is set, in place
-// logits[i] = (softmax(logits[i]) - onehot(target[i])) * gradient_scale. Softmax in fp32.
+// loss[i] = logsumexp(z[i]) - z[i][target[i]], z = logits, or softcap * tanh(logits / softcap) with
+// softcap > 0; then, when gradient is set, in place logits[i] = the gradient of gradient_scale *
+// loss[i] by the logits: (softmax(z[i]) - onehot(target[i])) * gradient_scale, times 1 - (z /
+// softcap)^2 with softcap. Softmax in fp32.
 typedef struct td_cross_entropy_args {
     int64_t n_rows, n_vocabulary;
     float *logits;          // (n, V) fp32, in place
     const int32_t *targets; // (n), each in [0, V)
+    float softcap;          // 0: none (Gemma 2)
     float gradient_scale;   // 1 / trained tokens of the whole step
     int gradient;
     float *loss; // (n) fp32, out
@@ -297,8 +318,8 @@ struct td_ops {
     td_status (*rope)(const td_op_context *, const td_rope_args *);
     td_status (*attention_forward)(const td_op_context *, const td_attention_forward_args *);
     td_status (*attention_backward)(const td_op_context *, const td_attention_backward_args *);
-    td_status (*swiglu_forward)(const td_op_context *, const td_swiglu_forward_args *);
-    td_status (*swiglu_backward)(const td_op_context *, const td_swiglu_backward_args *);
+    td_status (*glu_forward)(const td_op_context *, const td_glu_forward_args *);
+    td_status (*glu_backward)(const td_op_context *, const td_glu_backward_args *);
     td_status (*add)(const td_op_context *, const td_add_args *);           // exact
     td_status (*gather_rows)(const td_op_context *, const td_rows_args *);  // exact
     td_status (*scatter_rows)(const td_op_context *, const td_rows_args *); // exact

@@ -106,7 +106,7 @@ td_status td_check_rope(const td_rope_args *args) {
     static const char op[] = "rope";
     REQUIRE(op, is_count(args->n_tokens) && is_extent(args->n_heads));
     REQUIRE(op, is_extent(args->head_dim) && args->head_dim % 2 == 0);
-    REQUIRE(op, is_extent(args->n_positions));
+    REQUIRE(op, is_extent(args->n_positions) && args->x_stride >= args->n_heads * args->head_dim);
     REQUIRE(op, args->x && args->positions && args->cos && args->sin);
     return TD_OK;
 }
@@ -117,7 +117,10 @@ static td_status check_attention(const char *op, const td_attention_shape *shape
     REQUIRE(op, shape->cu_q && shape->cu_k && shape->cu_q[0] == 0 && shape->cu_k[0] == 0);
     REQUIRE(op, is_extent(shape->n_heads) && is_extent(shape->n_kv_heads));
     REQUIRE(op, shape->n_heads % shape->n_kv_heads == 0);
-    REQUIRE(op, is_extent(shape->head_dim) && shape->window >= 0);
+    REQUIRE(op, is_extent(shape->head_dim) && shape->window >= 0 && shape->softcap >= 0.0f);
+    REQUIRE(op, shape->q_stride >= shape->n_heads * shape->head_dim);
+    REQUIRE(op, shape->k_stride >= shape->n_kv_heads * shape->head_dim);
+    REQUIRE(op, shape->v_stride >= shape->n_kv_heads * shape->head_dim);
     for (int64_t s = 0; s < shape->n_sequences; s++) {
         int64_t queries = (int64_t)shape->cu_q[s + 1] - shape->cu_q[s];
         int64_t keys = (int64_t)shape->cu_k[s + 1] - shape->cu_k[s];
@@ -139,16 +142,18 @@ td_status td_check_attention_backward(const td_attention_backward_args *args) {
     return check_attention(op, &args->shape);
 }
 
-td_status td_check_swiglu_forward(const td_swiglu_forward_args *args) {
-    static const char op[] = "swiglu_forward";
-    REQUIRE(op, args->n_elements >= 0);
+td_status td_check_glu_forward(const td_glu_forward_args *args) {
+    static const char op[] = "glu_forward";
+    REQUIRE(op, is_count(args->n_rows) && is_extent(args->n_cols));
+    REQUIRE(op, args->gate_stride >= args->n_cols && args->up_stride >= args->n_cols);
     REQUIRE(op, args->gate && args->up && args->y);
     return TD_OK;
 }
 
-td_status td_check_swiglu_backward(const td_swiglu_backward_args *args) {
-    static const char op[] = "swiglu_backward";
-    REQUIRE(op, args->n_elements >= 0);
+td_status td_check_glu_backward(const td_glu_backward_args *args) {
+    static const char op[] = "glu_backward";
+    REQUIRE(op, is_count(args->n_rows) && is_extent(args->n_cols));
+    REQUIRE(op, args->gate_stride >= args->n_cols && args->up_stride >= args->n_cols);
     REQUIRE(op, args->dy && args->gate && args->up && args->dgate && args->dup);
     return TD_OK;
 }

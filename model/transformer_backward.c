@@ -51,9 +51,13 @@ static td_status mlp_half_back(td_transformer *transformer, int64_t layer) {
     td_layer_state *state = &transformer->layers[layer];
     TD_TRY(project_back(transformer, layer, TD_PROJ_DOWN, transformer->d_x, state->product,
                         transformer->d_wide, 0));
-    OP(transformer, swiglu_backward,
-       (&(td_swiglu_backward_args){
-           .n_elements = transformer->n_tokens * transformer->config->intermediate,
+    OP(transformer, glu_backward,
+       (&(td_glu_backward_args){
+           .activation = TD_GATE_SILU,
+           .n_rows = transformer->n_tokens,
+           .n_cols = transformer->config->intermediate,
+           .gate_stride = transformer->config->intermediate,
+           .up_stride = transformer->config->intermediate,
            .dy = transformer->d_wide,
            .gate = state->gate,
            .up = state->up,

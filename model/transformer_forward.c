@@ -75,6 +75,7 @@ td_status td_transformer_rotate(td_transformer *transformer, int64_t n_heads, vo
            .n_heads = n_heads,
            .head_dim = transformer->config->head_dim,
            .x = x,
+           .x_stride = n_heads * transformer->config->head_dim,
            .positions = transformer->positions,
            .n_positions = transformer->options.max_positions,
            .cos = transformer->cos,
@@ -166,9 +167,13 @@ static td_status mlp_half(td_transformer *transformer, int64_t layer) {
                 state->rstd2));
     TD_TRY(project(transformer, layer, TD_PROJ_GATE, state->norm2, state->gate));
     TD_TRY(project(transformer, layer, TD_PROJ_UP, state->norm2, state->up));
-    OP(transformer, swiglu_forward,
-       (&(td_swiglu_forward_args){
-           .n_elements = transformer->n_tokens * transformer->config->intermediate,
+    OP(transformer, glu_forward,
+       (&(td_glu_forward_args){
+           .activation = TD_GATE_SILU,
+           .n_rows = transformer->n_tokens,
+           .n_cols = transformer->config->intermediate,
+           .gate_stride = transformer->config->intermediate,
+           .up_stride = transformer->config->intermediate,
            .gate = state->gate,
            .up = state->up,
            .y = state->product,
@@ -194,6 +199,7 @@ td_status td_transformer_blocks(td_transformer *transformer) {
     OP(transformer, embedding,
        (&(td_embedding_args){
            .n_tokens = transformer->n_tokens,
+           .scale = 1.0f,
            .ids = transformer->ids,
            .table = &transformer->base->embedding,
            .y = transformer->layers[0].x_in,

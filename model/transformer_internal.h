@@ -138,6 +138,9 @@ static inline td_attention_shape td_transformer_attention(const td_transformer *
         .head_dim = config->head_dim,
         .scale = 1.0f / __builtin_sqrtf((float)config->head_dim),
         .window = config->window[layer],
+        .q_stride = config->n_heads * config->head_dim,
+        .k_stride = config->n_kv_heads * config->head_dim,
+        .v_stride = config->n_kv_heads * config->head_dim,
     };
 }
 

@@ -87,8 +87,8 @@ td_status td_cpu_attention_forward(const td_op_context *context,
                                    const td_attention_forward_args *args);
 td_status td_cpu_attention_backward(const td_op_context *context,
                                     const td_attention_backward_args *args);
-td_status td_cpu_swiglu_forward(const td_op_context *context, const td_swiglu_forward_args *args);
-td_status td_cpu_swiglu_backward(const td_op_context *context, const td_swiglu_backward_args *args);
+td_status td_cpu_glu_forward(const td_op_context *context, const td_glu_forward_args *args);
+td_status td_cpu_glu_backward(const td_op_context *context, const td_glu_backward_args *args);
 td_status td_cpu_add(const td_op_context *context, const td_add_args *args);
 td_status td_cpu_gather_rows(const td_op_context *context, const td_rows_args *args);
 td_status td_cpu_scatter_rows(const td_op_context *context, const td_rows_args *args);

@@ -24,8 +24,8 @@ td_status td_cuda_rmsnorm_backward(const td_op_context *, const td_rmsnorm_backw
 td_status td_cuda_rope(const td_op_context *, const td_rope_args *);
 td_status td_cuda_attention_forward(const td_op_context *, const td_attention_forward_args *);
 td_status td_cuda_attention_backward(const td_op_context *, const td_attention_backward_args *);
-td_status td_cuda_swiglu_forward(const td_op_context *, const td_swiglu_forward_args *);
-td_status td_cuda_swiglu_backward(const td_op_context *, const td_swiglu_backward_args *);
+td_status td_cuda_glu_forward(const td_op_context *, const td_glu_forward_args *);
+td_status td_cuda_glu_backward(const td_op_context *, const td_glu_backward_args *);
 td_status td_cuda_add(const td_op_context *, const td_add_args *);
 td_status td_cuda_gather_rows(const td_op_context *, const td_rows_args *);
 td_status td_cuda_scatter_rows(const td_op_context *, const td_rows_args *);

@@ -14,8 +14,8 @@
     .rope = td_cuda_rope,                                                                          \
     .attention_forward = td_cuda_attention_forward,                                                \
     .attention_backward = td_cuda_attention_backward,                                              \
-    .swiglu_forward = td_cuda_swiglu_forward,                                                      \
-    .swiglu_backward = td_cuda_swiglu_backward,                                                    \
+    .glu_forward = td_cuda_glu_forward,                                                      \
+    .glu_backward = td_cuda_glu_backward,                                                    \
     .add = td_cuda_add,                                                                            \
     .gather_rows = td_cuda_gather_rows,                                                            \
     .scatter_rows = td_cuda_scatter_rows,                                                          \

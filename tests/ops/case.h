@@ -136,7 +136,7 @@ int op_main(int argc, char **argv, const op_backend *backend);
 
 void cases_linear(op_run *run);
 void cases_quantize(op_run *run);
-void cases_elementwise(op_run *run); // embedding, add, swiglu, rope
+void cases_elementwise(op_run *run); // embedding, add, glu, rope
 void cases_rmsnorm(op_run *run);
 void cases_attention(op_run *run);
 void cases_loss(op_run *run);      // gather, scatter, cross entropy

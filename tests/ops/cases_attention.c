@@ -83,8 +83,17 @@ static int32_t keys_of(const attention_case *c, int s) {
 
 static td_attention_shape shape_of(const attention_data *data) {
     const attention_case *c = data->shape;
-    return (td_attention_shape){n_sequences(c), data->cu_q,  data->cu_k,  c->n_heads,
-                                c->n_kv_heads,  c->head_dim, data->scale, c->window};
+    return (td_attention_shape){.n_sequences = n_sequences(c),
+                                .cu_q = data->cu_q,
+                                .cu_k = data->cu_k,
+                                .n_heads = c->n_heads,
+                                .n_kv_heads = c->n_kv_heads,
+                                .head_dim = c->head_dim,
+                                .scale = data->scale,
+                                .window = c->window,
+                                .q_stride = c->n_heads * c->head_dim,
+                                .k_stride = c->n_kv_heads * c->head_dim,
+                                .v_stride = c->n_kv_heads * c->head_dim};
 }
 
 static int64_t q_tokens(const attention_data *data) {

@@ -1,4 +1,4 @@
-// embedding, add, rope, swiglu.
+// embedding, add, rope, glu.
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
@@ -26,7 +26,7 @@ static void check_embedding(op_run *run, op_matrix_kind kind, int64_t n_tokens, 
     op_matrix table = op_matrix_random(run, kind, rows, cols);
     op_buffer *ids = op_indices(run, TD_I32, n_tokens, rows);
     op_buffer *y = op_output(run, run->ops->activation, n_tokens * cols);
-    td_embedding_args args = {n_tokens, ids->memory, &table.view, y->memory};
+    td_embedding_args args = {n_tokens, 1.0f, ids->memory, &table.view, y->memory};
     OP_CALL(run, embedding, &args, 0,
             (act_bytes(run) + (kind == OP_F32 ? 4.0 : 2.0)) * (double)(n_tokens * cols));
     double *expected = op_doubles(run, n_tokens * cols);
@@ -55,7 +55,7 @@ static void check_embedding_outside(op_run *run, int64_t cols) {
     op_matrix table = op_matrix_random(run, OP_F32, ROWS, cols);
     op_buffer *id = op_given(run, TD_I32, N, ids);
     op_buffer *y = op_output(run, run->ops->activation, N * cols);
-    td_embedding_args args = {N, id->memory, &table.view, y->memory};
+    td_embedding_args args = {N, 1.0f, id->memory, &table.view, y->memory};
     td_status status = run->ops->embedding(&run->context, &args);
     op_fetch(run, y);
     td_error_clear();
@@ -114,6 +114,7 @@ static void check_rope(op_run *run, const rope_shape *shape) {
                          .n_heads = shape->n_heads,
                          .head_dim = shape->head_dim,
                          .x = x->memory,
+                         .x_stride = shape->n_heads * shape->head_dim,
                          .positions = positions->memory,
                          .n_positions = shape->n_positions,
                          .cos = cosine->memory,
@@ -127,9 +128,8 @@ static void check_rope(op_run *run, const rope_shape *shape) {
 // Where outputs go: beside the inputs, or over one of them.
 typedef enum overlap { APART, OVER_GATE, OVER_UP } overlap;
 
-static void check_swiglu_forward(op_run *run, int64_t n, double scale, overlap where) {
-    if (!op_case_begin(run, "swiglu_forward", "n=%d scale=%g overlap=%d", (int)n, scale,
-                       (int)where))
+static void check_glu_forward(op_run *run, int64_t n, double scale, overlap where) {
+    if (!op_case_begin(run, "glu_forward", "n=%d scale=%g overlap=%d", (int)n, scale, (int)where))
         return;
     td_dtype act = run->ops->activation;
     op_buffer *gate = op_random(run, act, n, scale), *up = op_random(run, act, n, 1.0);
@@ -137,20 +137,26 @@ static void check_swiglu_forward(op_run *run, int64_t n, double scale, overlap w
     double *expected = op_doubles(run, n);
     for (int64_t i = 0; i < n; i++)
         expected[i] = ref_silu(gate->values[i]) * up->values[i];
-    td_swiglu_forward_args args = {n, gate->memory, up->memory, y->memory};
-    OP_CALL(run, swiglu_forward, &args, 0, 3.0 * act_bytes(run) * (double)n);
+    td_glu_forward_args args = {.n_rows = 1,
+                                .n_cols = n,
+                                .gate = gate->memory,
+                                .up = up->memory,
+                                .gate_stride = n,
+                                .up_stride = n,
+                                .y = y->memory};
+    OP_CALL(run, glu_forward, &args, 0, 3.0 * act_bytes(run) * (double)n);
     op_expect(run, "y", y, expected, op_tolerance(run));
     op_case_end(run);
 }
 
-typedef struct swiglu_case {
+typedef struct glu_case {
     int64_t n;
     const double *dy;
     double *gate, *up;
-} swiglu_case;
+} glu_case;
 
 static double weighted_output(void *closure) {
-    const swiglu_case *inputs = closure;
+    const glu_case *inputs = closure;
     double sum = 0.0;
     for (int64_t i = 0; i < inputs->n; i++)
         sum += inputs->dy[i] * ref_silu(inputs->gate[i]) * inputs->up[i];
@@ -163,8 +169,8 @@ static double *copy_values(op_run *run, const op_buffer *buffer) {
     return copy;
 }
 
-static void check_swiglu_backward(op_run *run, int64_t n, double scale, int in_place) {
-    if (!op_case_begin(run, "swiglu_backward", "n=%d scale=%g%s", (int)n, scale,
+static void check_glu_backward(op_run *run, int64_t n, double scale, int in_place) {
+    if (!op_case_begin(run, "glu_backward", "n=%d scale=%g%s", (int)n, scale,
                        in_place ? " in place" : ""))
         return;
     td_dtype act = run->ops->activation;
@@ -172,14 +178,17 @@ static void check_swiglu_backward(op_run *run, int64_t n, double scale, int in_p
     op_buffer *dy = op_random(run, act, n, 1.0);
     op_buffer *dgate = in_place ? gate : op_output(run, act, n);
     op_buffer *dup = in_place ? up : op_output(run, act, n);
-    swiglu_case inputs = {n, copy_values(run, dy), copy_values(run, gate), copy_values(run, up)};
-    td_swiglu_backward_args args = {.n_elements = n,
-                                    .dy = dy->memory,
-                                    .gate = gate->memory,
-                                    .up = up->memory,
-                                    .dgate = dgate->memory,
-                                    .dup = dup->memory};
-    OP_CALL(run, swiglu_backward, &args, 0, 5.0 * act_bytes(run) * (double)n);
+    glu_case inputs = {n, copy_values(run, dy), copy_values(run, gate), copy_values(run, up)};
+    td_glu_backward_args args = {.n_rows = 1,
+                                 .n_cols = n,
+                                 .gate_stride = n,
+                                 .up_stride = n,
+                                 .dy = dy->memory,
+                                 .gate = gate->memory,
+                                 .up = up->memory,
+                                 .dgate = dgate->memory,
+                                 .dup = dup->memory};
+    OP_CALL(run, glu_backward, &args, 0, 5.0 * act_bytes(run) * (double)n);
     op_expect_gradient(run, "dgate", dgate, inputs.gate, weighted_output, &inputs,
                        op_tolerance(run));
     op_expect_gradient(run, "dup", dup, inputs.up, weighted_output, &inputs, op_tolerance(run));
@@ -204,15 +213,15 @@ static void checked_shapes(op_run *run) {
         check_rope(run, &ropes[i]);
     for (size_t i = 0; i < COUNT(counts); i++) {
         check_add(run, counts[i]);
-        check_swiglu_forward(run, counts[i], 4.0, (overlap)(i % 3));
-        check_swiglu_backward(run, counts[i], 4.0, i % 2 == 1);
+        check_glu_forward(run, counts[i], 4.0, (overlap)(i % 3));
+        check_glu_backward(run, counts[i], 4.0, i % 2 == 1);
     }
     for (int64_t n = 96; n < 102; n++) { // as many as operands that may lie elsewhere
-        check_swiglu_forward(run, n, 1.0, APART);
-        check_swiglu_backward(run, n, 1.0, 0);
+        check_glu_forward(run, n, 1.0, APART);
+        check_glu_backward(run, n, 1.0, 0);
     }
-    check_swiglu_forward(run, 500, 200.0, APART); // where exp() overflows
-    check_swiglu_backward(run, 500, 200.0, 0);
+    check_glu_forward(run, 500, 200.0, APART); // where exp() overflows
+    check_glu_backward(run, 500, 200.0, 0);
 }
 
 static void timed_shapes(op_run *run) {
@@ -220,8 +229,8 @@ static void timed_shapes(op_run *run) {
     check_add(run, 512 * 2048);
     check_rope(run, &(rope_shape){512, 9, 64, 2048, 0});
     check_rope(run, &(rope_shape){512, 32, 128, 2048, 0});
-    check_swiglu_forward(run, 512 * 1536, 4.0, APART);
-    check_swiglu_backward(run, 512 * 1536, 4.0, 0);
+    check_glu_forward(run, 512 * 1536, 4.0, APART);
+    check_glu_backward(run, 512 * 1536, 4.0, 0);
 }
 
 void cases_elementwise(op_run *run) {

@@ -137,8 +137,13 @@ static double *case_logits(op_run *run, const loss_case *c, const double *target
 
 static void call_loss(op_run *run, const loss_case *c, op_buffer *logits, const op_buffer *targets,
                       int gradient, op_buffer *loss) {
-    td_cross_entropy_args args = {c->n_rows, c->n_vocabulary, logits->memory, targets->memory,
-                                  SCALE,     gradient,        loss->memory};
+    td_cross_entropy_args args = {.n_rows = c->n_rows,
+                                  .n_vocabulary = c->n_vocabulary,
+                                  .logits = logits->memory,
+                                  .targets = targets->memory,
+                                  .gradient_scale = SCALE,
+                                  .gradient = gradient,
+                                  .loss = loss->memory};
     op_workspace(
         run, &(td_workspace_query){.max_head_rows = c->n_vocabulary, .max_head_tokens = c->n_rows});
     OP_CALL(run, cross_entropy, &args, 0, (gradient ? 8.0 : 4.0) * (double)logits->n);

@@ -51,6 +51,7 @@ static void wrong_shapes_are_refused(void) {
                          .n_heads = 1,
                          .head_dim = 7,
                          .x = x,
+                         .x_stride = 7,
                          .positions = positions,
                          .n_positions = 1,
                          .cos = cosine,
@@ -70,7 +71,7 @@ static void an_id_outside_the_table_is_refused(void) {
     float table[6] = {1, 2, 3, 4, 5, 6}, y[4] = {0};
     td_matrix matrix = {.format = TD_MATRIX_F32, .rows = 3, .cols = 2, .data = table};
     int32_t ids[2] = {2, 3};
-    td_embedding_args args = {2, ids, &matrix, y};
+    td_embedding_args args = {2, 1.0f, ids, &matrix, y};
     expect_refusal(ops->embedding(&context, &args), "id 3");
     ids[1] = -1;
     expect_refusal(ops->embedding(&context, &args), "id -1");

@@ -52,26 +52,27 @@ __global__ void backward_kernel(int64_t n, const T *dy, const T *gate, const T *
 
 } // namespace
 
-td_status td_cuda_swiglu_forward(const td_op_context *context, const td_swiglu_forward_args *args) {
+td_status td_cuda_glu_forward(const td_op_context *context, const td_glu_forward_args *args) {
     bool wide = td_cuda_aligned(args->gate, args->up, args->y);
     return td_cuda_by_activation(context, [&](auto type) {
         using T = decltype(type);
-        return td_cuda_launch(context, "swiglu_forward", forward_kernel<T>,
-                              td_flat_grid<EACH>(td_cuda_chunks(args->n_elements)), TD_FLAT_THREADS,
-                              0, args->n_elements, static_cast<const T *>(args->gate),
-                              static_cast<const T *>(args->up), static_cast<T *>(args->y), wide);
+        return td_cuda_launch(context, "glu_forward", forward_kernel<T>,
+                              td_flat_grid<EACH>(td_cuda_chunks((args->n_rows * args->n_cols))),
+                              TD_FLAT_THREADS, 0, (args->n_rows * args->n_cols),
+                              static_cast<const T *>(args->gate), static_cast<const T *>(args->up),
+                              static_cast<T *>(args->y), wide);
     });
 }
 
-td_status td_cuda_swiglu_backward(const td_op_context *context,
-                                  const td_swiglu_backward_args *args) {
+td_status td_cuda_glu_backward(const td_op_context *context, const td_glu_backward_args *args) {
     bool wide = td_cuda_aligned(args->dy, args->gate, args->up, args->dgate, args->dup);
     return td_cuda_by_activation(context, [&](auto type) {
         using T = decltype(type);
-        return td_cuda_launch(context, "swiglu_backward", backward_kernel<T>,
-                              td_flat_grid<1>(td_cuda_chunks(args->n_elements)), TD_FLAT_THREADS, 0,
-                              args->n_elements, static_cast<const T *>(args->dy),
-                              static_cast<const T *>(args->gate), static_cast<const T *>(args->up),
-                              static_cast<T *>(args->dgate), static_cast<T *>(args->dup), wide);
+        return td_cuda_launch(context, "glu_backward", backward_kernel<T>,
+                              td_flat_grid<1>(td_cuda_chunks((args->n_rows * args->n_cols))),
+                              TD_FLAT_THREADS, 0, (args->n_rows * args->n_cols),
+                              static_cast<const T *>(args->dy), static_cast<const T *>(args->gate),
+                              static_cast<const T *>(args->up), static_cast<T *>(args->dgate),
+                              static_cast<T *>(args->dup), wide);
     });
 }

@@ -37,7 +37,7 @@ TD_TARGET_AVX512 static int64_t forward_avx512(const float *gate, const float *u
     return i;
 }
 
-static void forward_range(const td_swiglu_forward_args *args, td_cpu_range range) {
+static void forward_range(const td_glu_forward_args *args, td_cpu_range range) {
     const float *gate = args->gate, *up = args->up;
     float *y = args->y;
     int64_t i = range.begin;
@@ -50,7 +50,7 @@ static void forward_range(const td_swiglu_forward_args *args, td_cpu_range range
 }
 
 // With s = sigmoid(g): dup = dy g s; dgate = dy up s (1 + g (1 - s)).
-TD_TARGET_AVX2 static int64_t backward_avx2(const td_swiglu_backward_args *args, int64_t i,
+TD_TARGET_AVX2 static int64_t backward_avx2(const td_glu_backward_args *args, int64_t i,
                                             int64_t end) {
     const __m256 one = _mm256_set1_ps(1.0f);
     for (; i + 8 <= end; i += 8) {
@@ -65,7 +65,7 @@ TD_TARGET_AVX2 static int64_t backward_avx2(const td_swiglu_backward_args *args,
     return i;
 }
 
-TD_TARGET_AVX512 static int64_t backward_avx512(const td_swiglu_backward_args *args, int64_t i,
+TD_TARGET_AVX512 static int64_t backward_avx512(const td_glu_backward_args *args, int64_t i,
                                                 int64_t end) {
     const __m512 one = _mm512_set1_ps(1.0f);
     for (; i + 16 <= end; i += 16) {
@@ -80,14 +80,14 @@ TD_TARGET_AVX512 static int64_t backward_avx512(const td_swiglu_backward_args *a
     return i;
 }
 
-static void backward_scalar(const td_swiglu_backward_args *args, int64_t i) {
+static void backward_scalar(const td_glu_backward_args *args, int64_t i) {
     float dy = ((const float *)args->dy)[i], g = ((const float *)args->gate)[i];
     float u = ((const float *)args->up)[i], s = sigmoid_scalar(g);
     ((float *)args->dgate)[i] = dy * u * s * (1.0f + g * (1.0f - s));
     ((float *)args->dup)[i] = dy * (g * s);
 }
 
-static void backward_range(const td_swiglu_backward_args *args, td_cpu_range range) {
+static void backward_range(const td_glu_backward_args *args, td_cpu_range range) {
     int64_t i = range.begin;
     if (td_cpu_simd() == TD_CPU_AVX512)
         i = backward_avx512(args, i, range.end);
@@ -97,21 +97,20 @@ static void backward_range(const td_swiglu_backward_args *args, td_cpu_range ran
         backward_scalar(args, i);
 }
 
-td_status td_cpu_swiglu_forward(const td_op_context *context, const td_swiglu_forward_args *args) {
+td_status td_cpu_glu_forward(const td_op_context *context, const td_glu_forward_args *args) {
     (void)context;
-    int parts = args->n_elements > TD_CPU_PARALLEL_ELEMENTS ? td_cpu_threads() : 1;
+    int parts = (args->n_rows * args->n_cols) > TD_CPU_PARALLEL_ELEMENTS ? td_cpu_threads() : 1;
 #pragma omp parallel for schedule(static) num_threads(parts)
     for (int part = 0; part < parts; part++)
-        forward_range(args, td_cpu_split(args->n_elements, 16, parts, part));
+        forward_range(args, td_cpu_split((args->n_rows * args->n_cols), 16, parts, part));
     return TD_OK;
 }
 
-td_status td_cpu_swiglu_backward(const td_op_context *context,
-                                 const td_swiglu_backward_args *args) {
+td_status td_cpu_glu_backward(const td_op_context *context, const td_glu_backward_args *args) {
     (void)context;
-    int parts = args->n_elements > TD_CPU_PARALLEL_ELEMENTS ? td_cpu_threads() : 1;
+    int parts = (args->n_rows * args->n_cols) > TD_CPU_PARALLEL_ELEMENTS ? td_cpu_threads() : 1;
 #pragma omp parallel for schedule(static) num_threads(parts)
     for (int part = 0; part < parts; part++)
-        backward_range(args, td_cpu_split(args->n_elements, 16, parts, part));
+        backward_range(args, td_cpu_split((args->n_rows * args->n_cols), 16, parts, part));
     return TD_OK;
 }
