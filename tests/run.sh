@@ -17,7 +17,7 @@ run_build() {
     shift
     launch/build.sh "$preset" || { echo "the $preset build failed" >&2; exit 1; }
     local log="build/$preset/ctest.log"
-    ctest --test-dir "build/$preset" --output-on-failure --no-tests=error "$@" 2>&1 | tee "$log"
+    ctest --test-dir "build/$preset" --output-on-failure --no-tests=error -j 2 "$@" 2>&1 | tee "$log"
     local summary
     summary=$(grep -E 'tests passed, [0-9]+ tests? failed out of [0-9]+' "$log" | tail -n 1)
     local total bad
