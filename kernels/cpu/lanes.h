@@ -75,6 +75,8 @@ TD_LANES_INLINE_scalar td_lanes_scalar td_lanes_set_scalar(float value) {
 TD_LANES_SCALAR(add, _mm_add_ps)
 TD_LANES_SCALAR(sub, _mm_sub_ps)
 TD_LANES_SCALAR(mul, _mm_mul_ps)
+TD_LANES_SCALAR(div, _mm_div_ps)
+TD_LANES_SCALAR(min, _mm_min_ps) // of two, one of them NaN: the second; max likewise
 TD_LANES_SCALAR(max, _mm_max_ps)
 #undef TD_LANES_SCALAR
 
@@ -88,6 +90,14 @@ TD_LANES_INLINE_scalar td_lanes_scalar td_lanes_exp_scalar(td_lanes_scalar x) {
     td_lanes_store_scalar(lane, x);
     for (int i = 0; i < TD_LANES; i++)
         lane[i] = td_exp_scalar(lane[i]);
+    return td_lanes_load_scalar(lane);
+}
+
+TD_LANES_INLINE_scalar td_lanes_scalar td_lanes_tanh_scalar(td_lanes_scalar x) {
+    float lane[TD_LANES];
+    td_lanes_store_scalar(lane, x);
+    for (int i = 0; i < TD_LANES; i++)
+        lane[i] = td_tanh_scalar(lane[i]);
     return td_lanes_load_scalar(lane);
 }
 
@@ -127,6 +137,8 @@ TD_LANES_INLINE_avx2 td_lanes_avx2 td_lanes_set_avx2(float value) {
 TD_LANES_AVX2(add)
 TD_LANES_AVX2(sub)
 TD_LANES_AVX2(mul)
+TD_LANES_AVX2(div)
+TD_LANES_AVX2(min)
 TD_LANES_AVX2(max)
 #undef TD_LANES_AVX2
 
@@ -138,6 +150,10 @@ TD_LANES_INLINE_avx2 td_lanes_avx2 td_lanes_fma_avx2(td_lanes_avx2 x, td_lanes_a
 
 TD_LANES_INLINE_avx2 td_lanes_avx2 td_lanes_exp_avx2(td_lanes_avx2 x) {
     return (td_lanes_avx2){td_exp_avx2(x.low), td_exp_avx2(x.high)};
+}
+
+TD_LANES_INLINE_avx2 td_lanes_avx2 td_lanes_tanh_avx2(td_lanes_avx2 x) {
+    return (td_lanes_avx2){td_tanh_avx2(x.low), td_tanh_avx2(x.high)};
 }
 
 TD_LANES_INLINE_avx2 float td_lanes_sum8_avx2(__m256 x) {
@@ -182,6 +198,8 @@ TD_LANES_INLINE_avx512 td_lanes_avx512 td_lanes_set_avx512(float value) {
 TD_LANES_AVX512(add)
 TD_LANES_AVX512(sub)
 TD_LANES_AVX512(mul)
+TD_LANES_AVX512(div)
+TD_LANES_AVX512(min)
 TD_LANES_AVX512(max)
 #undef TD_LANES_AVX512
 
@@ -192,6 +210,10 @@ TD_LANES_INLINE_avx512 td_lanes_avx512 td_lanes_fma_avx512(td_lanes_avx512 x, td
 
 TD_LANES_INLINE_avx512 td_lanes_avx512 td_lanes_exp_avx512(td_lanes_avx512 x) {
     return (td_lanes_avx512){td_exp_avx512(x.all)};
+}
+
+TD_LANES_INLINE_avx512 td_lanes_avx512 td_lanes_tanh_avx512(td_lanes_avx512 x) {
+    return (td_lanes_avx512){td_tanh_avx512(x.all)};
 }
 
 TD_LANES_INLINE_avx512 float td_lanes_sum_avx512(td_lanes_avx512 x) {
