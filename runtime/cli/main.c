@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "runtime/cli/cli.h"
+#include "runtime/core/fault.h"
 #include "runtime/core/log.h"
 
 static const td_command *const commands[] = {
@@ -57,7 +58,9 @@ static int run_alone(const td_command *command, int argc, char **argv) {
 
 static int run_together(const td_command *command, int argc, char **argv) {
     td_comm *comm;
-    td_status status = td_comm_bootstrap(&comm);
+    td_status status = TD_FAULT("start");
+    if (status == TD_OK)
+        status = td_comm_bootstrap(&comm);
     if (status != TD_OK)
         td_comm_abort(NULL, status, NULL);
     td_log_init(TD_LOG_INFO, td_comm_rank(comm), td_comm_size(comm));

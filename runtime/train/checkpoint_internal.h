@@ -4,6 +4,7 @@
 
 #include <stdatomic.h>
 
+#include "runtime/core/fault.h"
 #include "runtime/train/checkpoint.h"
 
 enum {
@@ -30,7 +31,19 @@ typedef enum td_checkpoint_phase {
 // NULL outside tests. Called by whichever thread passes the point.
 extern td_status (*td_checkpoint_test_hook)(td_checkpoint_phase phase);
 
+static inline const char *td_checkpoint_phase_name(td_checkpoint_phase phase) {
+    static const char *const names[TD_CHECKPOINT_PHASE_COUNT] = {
+        [TD_CHECKPOINT_CREATE] = "create", [TD_CHECKPOINT_WRITE] = "write",
+        [TD_CHECKPOINT_FLUSH] = "flush",   [TD_CHECKPOINT_CLOSE] = "close",
+        [TD_CHECKPOINT_VERIFY] = "verify", [TD_CHECKPOINT_MANIFEST] = "manifest",
+        [TD_CHECKPOINT_RENAME] = "rename", [TD_CHECKPOINT_LATEST] = "latest",
+        [TD_CHECKPOINT_PURGE] = "purge",
+    };
+    return names[phase];
+}
+
 static inline td_status td_checkpoint_reach(td_checkpoint_phase phase) {
+    TD_TRY(TD_FAULT_DETAIL("checkpoint", td_checkpoint_phase_name(phase)));
     return td_checkpoint_test_hook ? td_checkpoint_test_hook(phase) : TD_OK;
 }
 

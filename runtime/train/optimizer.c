@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "runtime/core/fault.h"
 #include "runtime/core/progress.h"
 #include "runtime/train/exact_sum.h"
 
@@ -149,6 +150,7 @@ td_status td_optimizer_update(td_optimizer *optimizer, double norm, double learn
     const td_comm *comm = optimizer->device_comm->comm;
     int rank = td_comm_rank(comm), size = td_comm_size(comm);
     td_progress_phase(TD_PHASE_UPDATE);
+    TD_TRY(TD_FAULT("update"));
     // Back and forth: the pages that an update ends with are still in the cache when the next
     // begins.
     int64_t owned = td_page_map_owned_count(map, rank), step = update % 2 ? size : -size;
@@ -165,6 +167,7 @@ td_status td_optimizer_gather(td_optimizer *optimizer) {
     td_device_comm *device_comm = optimizer->device_comm;
     td_stream *stream = optimizer->context.stream;
     td_progress_phase(TD_PHASE_GATHER);
+    TD_TRY(TD_FAULT("gather"));
     for (int64_t page = 0; page < map->n_pages; page++) {
         td_page_span span = td_page_map_span(map, page);
         float *values = optimizer->parameters->values + span.begin;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/core/fault.h"
 #include "runtime/core/progress.h"
 #include "runtime/train/exact_sum.h"
 
@@ -32,6 +33,7 @@ static td_status add_module(void *self, int64_t offset, int64_t count, const flo
     td_step *step = self;
     td_parameters *parameters = step->parameters;
     const td_op_context *context = &step->optimizer->context;
+    TD_TRY(TD_FAULT_DATA("gradient", (void *)values, (size_t)count * sizeof *values));
     if (step->config->reduce == TD_REDUCE_FP32)
         return context->ops->f32_add(context, &(td_f32_add_args){
                                                   .n_elements = count,
@@ -53,6 +55,7 @@ static td_status add_module(void *self, int64_t offset, int64_t count, const flo
 // Gradient sink: while the last micro-batch goes back, finished layers are reduced.
 static td_status layer_done(void *self, int64_t layer) {
     td_step *step = self;
+    TD_TRY(TD_FAULT("backward"));
     if (!step->last_of_mine)
         return TD_OK;
     return td_buckets_advance(step->buckets, td_lora_layer_begin(step->lora, layer),
@@ -82,6 +85,7 @@ static td_status run_micro_batch(td_step *step, int64_t index, const td_batch *b
     double loss;
     td_progress_micro_batch((uint32_t)i);
     td_progress_phase(TD_PHASE_FORWARD);
+    TD_TRY(TD_FAULT("forward"));
     TD_TRY(td_token_loader_read(step->loader, &batch->micro_batches[i], &tokens));
     TD_TRY(td_transformer_train(step->transformer, step->parameters->values, &tokens, &dropout,
                                 1.0f / (float)batch->n_trained, &sink, &loss));
@@ -156,6 +160,7 @@ static td_status apply(td_step *step, int64_t index, td_step_result *out) {
 td_status td_step_run(td_step *step, int64_t index, td_step_result *out) {
     td_batch batch;
     td_progress_step((uint32_t)index + 1);
+    TD_TRY(TD_FAULT("step"));
     TD_TRY(td_sampler_batch(step->sampler, index, &batch));
     td_assign(&batch, td_comm_size(step->comm), step->owners);
     memset(step->slots, 0, (size_t)step->slot_count * sizeof *step->slots);

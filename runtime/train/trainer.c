@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/core/fault.h"
 #include "runtime/core/log.h"
 #include "runtime/core/progress.h"
 #include "runtime/train/trainer_internal.h"
@@ -18,6 +19,7 @@ static td_status open_inputs(td_trainer *trainer) {
     td_info("%s: %lld layers; %lld modules with LoRA, %lld trainable parameters",
             session->model.family->name, (long long)session->model.n_layers,
             (long long)session->lora.n_modules, (long long)session->lora.n_parameters);
+    TD_TRY(TD_FAULT("data"));
     TD_TRY(td_run_data_open(&trainer->data, session, config->output_dir));
     if (!trainer->data.eval)
         return TD_OK;
@@ -111,6 +113,7 @@ static int evaluates_again(const td_trainer *trainer) {
 
 static td_status open_machinery(td_trainer *trainer) {
     TD_TRY(plan_run(trainer));
+    TD_TRY(TD_FAULT("base"));
     TD_TRY(td_session_load_base(&trainer->session));
     TD_TRY(td_run_allocate(&trainer->run, trainer->data.train, &td_stop_requested));
     fill_checkpoint_options(trainer);
@@ -128,6 +131,7 @@ static td_status open_machinery(td_trainer *trainer) {
 
 static td_status evaluate(td_trainer *trainer, int64_t index, td_train_summary *out) {
     double loss;
+    TD_TRY(TD_FAULT("evaluate"));
     TD_TRY(td_evaluation_loss(&trainer->evaluation, trainer->run.transformer,
                               trainer->run.parameters.values, &loss));
     td_checkpoint_meta *meta = &trainer->meta;
@@ -163,6 +167,7 @@ static td_status forgive(td_trainer *trainer, td_status status) {
 static td_status save(td_trainer *trainer) {
     const td_op_context *context = &trainer->session.context;
     td_progress_phase(TD_PHASE_CHECKPOINT);
+    TD_TRY(TD_FAULT("snapshot"));
     // The checkpoint copies on a stream of its own, which does not wait for the step's.
     TD_TRY(context->device->table->stream_synchronize(context->stream));
     return td_checkpoint_save(trainer->checkpoints, &trainer->meta, trainer->run.parameters.values,
@@ -194,6 +199,7 @@ static td_status after_step(td_trainer *trainer, int64_t index, const td_step_re
 static td_status finish(td_trainer *trainer, int stopped) {
     const td_config *config = trainer->config;
     td_progress_phase(TD_PHASE_FINISH);
+    TD_TRY(TD_FAULT("finish"));
     td_status saved = td_checkpoint_finish(trainer->checkpoints, NULL), status = TD_OK;
     if (stopped) {
         TD_TRY(saved);

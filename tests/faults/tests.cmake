@@ -1,0 +1,15 @@
+# The program with the fault points of runtime/core/fault.h: the layers that have some, compiled once more. The released
+# program has none of them.
+foreach(layer tandem_core tandem_comm tandem_data tandem_train tandem)
+  get_target_property(sources ${layer} SOURCES)
+  list(APPEND faulty ${sources})
+endforeach()
+add_executable(tandem_faulty ${faulty})
+target_include_directories(tandem_faulty PRIVATE ${CMAKE_SOURCE_DIR})
+target_compile_definitions(tandem_faulty PRIVATE TANDEM_FAULTS)
+target_link_libraries(tandem_faulty PRIVATE tandem_model tandem_kernels MPI::MPI_C PkgConfig::HDF5)
+set_target_properties(tandem_faulty PROPERTIES ENABLE_EXPORTS ON)
+
+add_test(NAME faults_released
+         COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/released.sh $<TARGET_FILE:tandem> $<TARGET_FILE:tandem_faulty>)
+set_tests_properties(faults_released PROPERTIES TIMEOUT 60 LABELS faults)
