@@ -58,6 +58,39 @@ td_status td_chat_render_row(const td_chat *chat, const char *where, const char 
 td_status td_chat_render_prompt(const td_chat *chat, const td_message *messages, size_t count,
                                 td_rendered *out);
 
+// Another row of the same kind, as an example of how to answer.
+typedef struct td_chat_example {
+    const char *row;
+    size_t bytes;
+} td_chat_example;
+
+// A row as td_chat_render_row() takes it, or {"prompt"} alone as a list of messages. Examples
+// become earlier turns, after the row's own system messages and without theirs.
+typedef struct td_chat_source {
+    const char *row;
+    size_t bytes;
+    const td_chat_example *examples;
+    size_t n_examples;
+} td_chat_source;
+
+// Texts are NUL-terminated. Owned by the caller.
+typedef struct td_chat_question {
+    char *prompt; // what is to be answered, with the opening of the assistant's turn
+    size_t prompt_bytes;
+    // The assistant's last message (of prompt and completion, the completion): its content; where
+    // it has more, tool calls or reasoning, what the template writes after the prompt, with the
+    // end of the turn (answer_is_rendered). NULL: the row has no such message.
+    char *answer;
+    size_t answer_bytes;
+    int answer_is_rendered;
+    char *text; // prompt and answer, as training sees them; NULL when the row has only a prompt
+    size_t text_bytes;
+} td_chat_question;
+void td_chat_question_fini(td_chat_question *question);
+// TD_ERR_DATA: not such a row, refused by the template, or nothing is asked.
+td_status td_chat_ask(const td_chat *chat, const char *where, const td_chat_source *source,
+                      td_chat_question *out);
+
 // ChatML. generation_prompt: append "<|im_start|>assistant\n". TD_ERR_DATA for an empty role.
 td_status td_chat_render(const td_message *messages, size_t count, int generation_prompt,
                          td_rendered *out);

@@ -163,6 +163,9 @@ td_chat_row td_chat_read_row(td_render *self, const char *text, size_t bytes) {
         take_messages(self, "prompt", *prompt, out.messages);
         out.n_prompt = out.messages.list->count;
         take_messages(self, "completion", read_list(self, row.dict, "completion"), out.messages);
+    } else if (get(row.dict, "prompt") && !get(row.dict, "messages") && !conversations) {
+        take_messages(self, "prompt", read_list(self, row.dict, "prompt"), out.messages);
+        out.n_prompt = out.messages.list->count;
     } else if (get(row.dict, "messages") || !conversations) {
         take_messages(self, "messages", read_list(self, row.dict, "messages"), out.messages);
     } else {
