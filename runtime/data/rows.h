@@ -13,11 +13,28 @@ typedef struct td_row {
     int is_setup_error;
 } td_row;
 
+// What is asked and what is answered in a row, for filters and for finding duplicates. Of a chat:
+// what users say and tools give back, and what assistants say, with the tools they call as JSON;
+// messages joined by line ends, system messages left out. Of instruction rows: the instruction with
+// its input, and the output. Of a text, all is response. Of token ids, what their text is: trained
+// tokens are response, the others prompt.
+typedef struct td_row_texts {
+    char *prompt, *response; // UTF-8, NUL-terminated, owned
+    size_t prompt_bytes, response_bytes;
+    int has_prompt;   // 0: the row's format has none
+    int has_response; // 0: token ids without a tokenizer; then there is no text at all
+} td_row_texts;
+
+void td_row_texts_fini(td_row_texts *texts);
+
 // `where` is "file:line" and begins every message. Neither max_length nor the number of trained
 // tokens is looked at. TD_ERR_DATA for whatever the row format does not allow. Zero-initialise
 // `row`; free with td_row_fini(), not needed after a failure.
 td_status td_row_read(const td_prepare_options *options, const char *where, const char *line,
                       size_t bytes, td_row *row);
+// With its texts as well. Zero-initialise them; they hold nothing after a failure.
+td_status td_row_read_with_texts(const td_prepare_options *options, const char *where,
+                                 const char *line, size_t bytes, td_row *row, td_row_texts *texts);
 void td_row_fini(td_row *row);
 // Trained tokens after the shift: the first token never counts.
 int64_t td_row_trained_count(const td_row *row);
