@@ -13,3 +13,12 @@ set_target_properties(tandem_faulty PROPERTIES ENABLE_EXPORTS ON)
 add_test(NAME faults_released
          COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/released.sh $<TARGET_FILE:tandem> $<TARGET_FILE:tandem_faulty>)
 set_tests_properties(faults_released PROPERTIES TIMEOUT 60 LABELS faults)
+
+# Every case once; tests/faults/run.sh repeats them.
+file(GLOB cases CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/case_*.sh)
+foreach(case ${cases})
+  get_filename_component(name ${case} NAME_WE)
+  add_test(NAME faults_${name} COMMAND bash ${case} 1)
+  set_tests_properties(faults_${name} PROPERTIES TIMEOUT 180 SKIP_RETURN_CODE 77 LABELS "faults;slow"
+    ENVIRONMENT "FAULTS_PROGRAM=$<TARGET_FILE:tandem_faulty>;FAULTS_CHATS=$<TARGET_FILE:quickstart_chats>;FAULTS_SOURCE=${CMAKE_SOURCE_DIR};FAULTS_CACHE=${CMAKE_CURRENT_BINARY_DIR}/faults_cache")
+endforeach()
