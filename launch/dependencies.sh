@@ -7,7 +7,7 @@ packages=(
     build-essential cmake ninja-build pkg-config
     libopenmpi-dev openmpi-bin
     libhdf5-dev libopenblas-openmp-dev
-    libcjson-dev libpcre2-dev libutf8proc-dev libxxhash-dev
+    libcjson-dev libpcre2-dev libutf8proc-dev libxxhash-dev zlib1g-dev libzstd-dev
     procps # pgrep and pkill, for the tests that kill ranks
 )
 
