@@ -2,11 +2,11 @@
 // the scores and lse.
 //
 // With p = exp(s - lse), delta = sum(dout * out):  dv = p^T dout,  ds = p (dout v^T - delta),  dq =
-// scale ds k, dk = scale ds^T q. A task owns the dk and dv of one block of keys and walks over the
-// queries that see it. dq is the sum over the blocks of keys: each block of queries takes the
-// contributions in ascending order, a turn counter per block says whose is next. Tasks are handed
-// out in that order too, so the lowest unfinished task never waits and the rest follow it; the sums
-// are the same for any number of threads.
+// scale ds k, dk = scale ds^T q; a soft cap multiplies ds by its slope. A task owns the dk and dv
+// of one block of keys and walks over the queries that see it. dq is the sum over the blocks of
+// keys: each block of queries takes the contributions in ascending order, a turn counter per block
+// says whose is next. Tasks are handed out in that order too, so the lowest unfinished task never
+// waits and the rest follow it; the sums are the same for any number of threads.
 #include <sched.h>
 
 #include "kernels/cpu/attention_internal.h"
@@ -99,10 +99,11 @@ size_t td_cpu_attention_workspace_bytes(const td_workspace_query *query) {
 
 static void keys_begin(const backward_job *job, const key_block *block, backward_scratch *scratch) {
     const td_attention_plan *plan = &job->plan;
-    int64_t offset = td_attention_offset(block->task->sequence.k_begin + block->first_key,
-                                         plan->n_kv_heads, block->task->key_head, plan->head_dim);
-    const float *keys = (const float *)job->args->k + offset;
-    const float *values = (const float *)job->args->v + offset;
+    int64_t token = block->task->sequence.k_begin + block->first_key;
+    td_attention_tensor keys =
+        td_attention_keys_at(plan, job->args->k, plan->k_stride, token, block->task->key_head);
+    td_attention_tensor values =
+        td_attention_keys_at(plan, job->args->v, plan->v_stride, token, block->task->key_head);
     td_attention_pack_transposed(plan, keys, block->n_keys, scratch->keys_across);
     td_attention_pack_transposed(plan, values, block->n_keys, scratch->values_across);
     td_attention_pack_keys(plan, keys, block->n_keys, scratch->keys);
@@ -115,12 +116,14 @@ static void keys_store(const backward_job *job, const key_block *block,
                        const backward_scratch *scratch) {
     const td_attention_plan *plan = &job->plan;
     size_t row_bytes = (size_t)plan->head_dim * sizeof(float);
+    int64_t token = block->task->sequence.k_begin + block->first_key;
+    int64_t head = block->task->key_head;
+    float *dk = (float *)job->args->dk + td_attention_offset(plan, token, plan->k_stride, head);
+    float *dv = (float *)job->args->dv + td_attention_offset(plan, token, plan->v_stride, head);
     for (int64_t key = 0; key < block->n_keys; key++) {
-        int64_t to = td_attention_offset(block->task->sequence.k_begin + block->first_key + key,
-                                         plan->n_kv_heads, block->task->key_head, plan->head_dim);
-        memcpy((float *)job->args->dk + to, scratch->dkeys + key * plan->packed_stride, row_bytes);
-        memcpy((float *)job->args->dv + to, scratch->dvalues + key * plan->packed_stride,
-               row_bytes);
+        int64_t from = key * plan->packed_stride;
+        memcpy(dk + key * plan->k_stride, scratch->dkeys + from, row_bytes);
+        memcpy(dv + key * plan->v_stride, scratch->dvalues + from, row_bytes);
     }
 }
 
@@ -130,10 +133,12 @@ static void queries_load(const backward_job *job, const td_attention_task *task,
     const td_attention_sequence *sequence = &task->sequence;
     td_attention_queries_fill(plan, sequence, number, &scratch->queries);
     td_cpu_range tokens = scratch->queries.tokens;
-    td_attention_pack_queries(plan, job->args->q, sequence->q_begin, task->key_head, tokens,
-                              plan->scale, scratch->q);
-    td_attention_pack_queries(plan, job->args->dout, sequence->q_begin, task->key_head, tokens,
-                              1.0f, scratch->dout);
+    td_attention_tensor q = {job->args->q, plan->q_stride};
+    td_attention_tensor dout = {job->args->dout, plan->out_stride};
+    td_attention_pack_queries(plan, q, sequence->q_begin, task->key_head, tokens, plan->scale,
+                              scratch->q);
+    td_attention_pack_queries(plan, dout, sequence->q_begin, task->key_head, tokens, 1.0f,
+                              scratch->dout);
     int64_t heads = plan->heads_per_key;
     for (int64_t row = 0; row < scratch->queries.n_rows; row++) {
         int64_t token = sequence->q_begin + tokens.begin + row / heads;
@@ -167,6 +172,7 @@ static void strip_gradient(const backward_job *job, const backward_scratch *scra
         .visible = scratch->queries.visible + rows.begin,
         .first_key = block->first_key,
         .columns = td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys),
+        .softcap = job->plan.softcap,
         .scores = scratch->probabilities + rows.begin * TD_ATTENTION_SCORES,
     };
     td_attention_gradient gradient = {
@@ -250,9 +256,8 @@ static float *dq_row(const backward_job *job, const backward_scratch *scratch,
                      const td_attention_task *task, int64_t row) {
     int64_t heads = job->plan.heads_per_key;
     int64_t token = task->sequence.q_begin + scratch->queries.tokens.begin + row / heads;
-    return (float *)job->args->dq + td_attention_offset(token, job->plan.n_heads,
-                                                        task->key_head * heads + row % heads,
-                                                        job->plan.head_dim);
+    return (float *)job->args->dq + td_attention_offset(&job->plan, token, job->plan.q_stride,
+                                                        task->key_head * heads + row % heads);
 }
 
 static void dq_load(const backward_job *job, const backward_scratch *scratch,

@@ -5,6 +5,7 @@
 
 td_attention_plan td_attention_plan_make(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim) {
     td_attention_plan plan = {.n_heads = n_heads, .n_kv_heads = n_kv_heads, .head_dim = head_dim};
+    plan.out_stride = n_heads * head_dim;
     plan.heads_per_key = n_heads / n_kv_heads;
     plan.block_tokens = TD_ATTENTION_ROWS / plan.heads_per_key;
     plan.block_tokens = plan.block_tokens > 0 ? plan.block_tokens : 1;
@@ -19,6 +20,10 @@ td_attention_plan td_attention_plan_of(const td_attention_shape *shape) {
         td_attention_plan_make(shape->n_heads, shape->n_kv_heads, shape->head_dim);
     plan.window = shape->window;
     plan.scale = shape->scale;
+    plan.softcap = shape->softcap;
+    plan.q_stride = shape->q_stride;
+    plan.k_stride = shape->k_stride;
+    plan.v_stride = shape->v_stride;
     return plan;
 }
 
@@ -62,23 +67,22 @@ static void pack_row(const float *row, int64_t n, int64_t padded, float factor, 
         packed[i] = 0.0f;
 }
 
-void td_attention_pack_queries(const td_attention_plan *plan, const float *tensor, int64_t q_begin,
-                               int64_t key_head, td_cpu_range tokens, float factor, float *packed) {
+void td_attention_pack_queries(const td_attention_plan *plan, td_attention_tensor tensor,
+                               int64_t q_begin, int64_t key_head, td_cpu_range tokens, float factor,
+                               float *packed) {
     for (int64_t token = tokens.begin; token < tokens.end; token++) {
-        const float *rows =
-            tensor + td_attention_offset(q_begin + token, plan->n_heads,
-                                         key_head * plan->heads_per_key, plan->head_dim);
+        const float *rows = tensor.base + td_attention_offset(plan, q_begin + token, tensor.stride,
+                                                              key_head * plan->heads_per_key);
         for (int64_t head = 0; head < plan->heads_per_key; head++, packed += plan->packed_stride)
             pack_row(rows + head * plan->head_dim, plan->head_dim, plan->packed_cols, factor,
                      packed);
     }
 }
 
-void td_attention_pack_keys(const td_attention_plan *plan, const float *keys, int64_t n_keys,
+void td_attention_pack_keys(const td_attention_plan *plan, td_attention_tensor keys, int64_t n_keys,
                             float *packed) {
-    int64_t stride = plan->n_kv_heads * plan->head_dim;
     for (int64_t key = 0; key < n_keys; key++)
-        pack_row(keys + key * stride, plan->head_dim, plan->packed_cols, 1.0f,
+        pack_row(keys.base + key * keys.stride, plan->head_dim, plan->packed_cols, 1.0f,
                  packed + key * plan->packed_stride);
 }
 
@@ -105,10 +109,9 @@ static void transpose(const float *rows, int64_t n_rows, int64_t n_cols, int64_t
             out[col * out_stride + row] = rows[row * stride + col];
 }
 
-void td_attention_pack_transposed(const td_attention_plan *plan, const float *keys, int64_t n_keys,
-                                  float *packed) {
-    int64_t stride = plan->n_kv_heads * plan->head_dim;
-    transpose(keys, n_keys, plan->head_dim, stride, packed, TD_ATTENTION_SCORES);
+void td_attention_pack_transposed(const td_attention_plan *plan, td_attention_tensor keys,
+                                  int64_t n_keys, float *packed) {
+    transpose(keys.base, n_keys, plan->head_dim, keys.stride, packed, TD_ATTENTION_SCORES);
     int64_t padding = td_lanes_round_up(n_keys) - n_keys;
     for (int64_t col = 0; col < plan->head_dim && padding > 0; col++)
         memset(packed + col * TD_ATTENTION_SCORES + n_keys, 0, (size_t)padding * sizeof *packed);

@@ -55,8 +55,9 @@ static void block_begin(const forward_job *job, const td_attention_task *task,
     // at the end.
     td_attention_queries_fill(plan, &task->sequence, task->n_blocks - 1 - task->block,
                               &scratch->queries);
-    td_attention_pack_queries(plan, job->args->q, task->sequence.q_begin, task->key_head,
-                              scratch->queries.tokens, plan->scale, scratch->q);
+    td_attention_pack_queries(plan, (td_attention_tensor){job->args->q, plan->q_stride},
+                              task->sequence.q_begin, task->key_head, scratch->queries.tokens,
+                              plan->scale, scratch->q);
     for (int64_t row = 0; row < scratch->queries.n_rows; row++) {
         scratch->largest[row] = -INFINITY;
         scratch->sum[row] = 0.0f;
@@ -78,17 +79,18 @@ static key_block keys_load(const forward_job *job, const td_attention_task *task
     int64_t left = scratch->queries.keys.end - first_key;
     key_block block = {.first_key = first_key,
                        .n_keys = left < TD_ATTENTION_KEYS ? left : TD_ATTENTION_KEYS};
-    int64_t offset = td_attention_offset(task->sequence.k_begin + first_key, plan->n_kv_heads,
-                                         task->key_head, plan->head_dim);
-    const float *keys = (const float *)job->args->k + offset;
-    const float *values = (const float *)job->args->v + offset;
+    int64_t token = task->sequence.k_begin + first_key;
+    td_attention_tensor keys =
+        td_attention_keys_at(plan, job->args->k, plan->k_stride, token, task->key_head);
+    td_attention_tensor values =
+        td_attention_keys_at(plan, job->args->v, plan->v_stride, token, task->key_head);
     td_attention_pack_transposed(plan, keys, block.n_keys, scratch->keys);
     // Values that few rows will read are used where they are: decoding reads each just once.
     int in_place = scratch->queries.n_rows <= 8 && plan->head_dim == plan->packed_cols;
     if (!in_place)
         td_attention_pack_keys(plan, values, block.n_keys, scratch->values);
-    block.values = in_place ? values : scratch->values;
-    block.values_stride = in_place ? plan->n_kv_heads * plan->head_dim : plan->packed_stride;
+    block.values = in_place ? values.base : scratch->values;
+    block.values_stride = in_place ? values.stride : plan->packed_stride;
     return block;
 }
 
@@ -134,6 +136,7 @@ static void strip_process(const forward_job *job, forward_scratch *scratch, td_c
         .visible = scratch->queries.visible + rows.begin,
         .first_key = block->first_key,
         .columns = td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys),
+        .softcap = job->plan.softcap,
         .scores = scratch->scores,
     };
     if (strip.columns.begin == strip.columns.end)
@@ -154,8 +157,7 @@ static void row_store(const forward_job *job, const forward_scratch *scratch, in
                       int64_t token, int64_t head) {
     const td_attention_plan *plan = &job->plan;
     const float *from = scratch->out + row * plan->packed_stride;
-    float *to =
-        (float *)job->args->out + td_attention_offset(token, plan->n_heads, head, plan->head_dim);
+    float *to = (float *)job->args->out + td_attention_offset(plan, token, plan->out_stride, head);
     float factor = 1.0f / scratch->sum[row];
     for (int64_t i = 0; i < plan->head_dim; i++)
         to[i] = from[i] * factor;

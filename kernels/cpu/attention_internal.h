@@ -26,11 +26,13 @@ enum {
 // Sizes that follow from the shape.
 typedef struct td_attention_plan {
     int64_t n_heads, n_kv_heads, head_dim, window;
-    float scale;
-    int64_t heads_per_key; // query heads of one key head
-    int64_t block_tokens;  // of a query block
-    int64_t block_rows;    // block_tokens * heads_per_key
-    int64_t packed_cols;   // head_dim in whole lanes
+    float scale, softcap;
+    int64_t q_stride, k_stride, v_stride; // elements from token to token
+    int64_t out_stride;                   // n_heads * head_dim
+    int64_t heads_per_key;                // query heads of one key head
+    int64_t block_tokens;                 // of a query block
+    int64_t block_rows;                   // block_tokens * heads_per_key
+    int64_t packed_cols;                  // head_dim in whole lanes
     int64_t
         packed_stride; // an odd number of cache lines, so that columns spread over the cache sets
 } td_attention_plan;
@@ -81,22 +83,37 @@ td_cpu_range td_attention_columns(const td_attention_queries *queries, td_cpu_ra
 // Rows of the queries that see any of the keys [begin, end).
 td_cpu_range td_attention_rows_that_see(const td_attention_queries *queries, td_cpu_range keys);
 
-// Address of token, head of a (T, n_heads, head_dim) tensor.
-static inline int64_t td_attention_offset(int64_t token, int64_t n_heads, int64_t head,
-                                          int64_t head_dim) {
-    return (token * n_heads + head) * head_dim;
+// Heads of a tensor of the stream: `stride` elements from token to token.
+typedef struct td_attention_tensor {
+    const float *base;
+    int64_t stride;
+} td_attention_tensor;
+
+// Where head `head` of a token begins in a tensor with this stride.
+static inline int64_t td_attention_offset(const td_attention_plan *plan, int64_t token,
+                                          int64_t stride, int64_t head) {
+    return token * stride + head * plan->head_dim;
+}
+
+// One head of a tensor from a token on.
+static inline td_attention_tensor td_attention_keys_at(const td_attention_plan *plan,
+                                                       const void *tensor, int64_t stride,
+                                                       int64_t token, int64_t head) {
+    const float *base = (const float *)tensor + td_attention_offset(plan, token, stride, head);
+    return (td_attention_tensor){base, stride};
 }
 
 // Packed copies. `tensor` is q, dout, ... of the whole stream; key_head names the group of query
 // heads.
-void td_attention_pack_queries(const td_attention_plan *plan, const float *tensor, int64_t q_begin,
-                               int64_t key_head, td_cpu_range tokens, float factor, float *packed);
+void td_attention_pack_queries(const td_attention_plan *plan, td_attention_tensor tensor,
+                               int64_t q_begin, int64_t key_head, td_cpu_range tokens, float factor,
+                               float *packed);
 // n_keys rows of one head, and the same transposed: (head_dim, stride TD_ATTENTION_SCORES), columns
-// zero-padded to whole lanes.
-void td_attention_pack_keys(const td_attention_plan *plan, const float *keys, int64_t n_keys,
+// zero-padded to whole lanes. keys.base is the first of them.
+void td_attention_pack_keys(const td_attention_plan *plan, td_attention_tensor keys, int64_t n_keys,
                             float *packed);
-void td_attention_pack_transposed(const td_attention_plan *plan, const float *keys, int64_t n_keys,
-                                  float *packed);
+void td_attention_pack_transposed(const td_attention_plan *plan, td_attention_tensor keys,
+                                  int64_t n_keys, float *packed);
 
 // c (m, n) = a b, or += with accumulate. a (i, p) is a[i * a_row + p * a_step]. n is a multiple of
 // TD_LANES.
@@ -117,6 +134,7 @@ typedef struct td_attention_strip {
     const td_cpu_range *visible; // (n_rows), keys of the sequence
     int64_t first_key;           // key of column 0
     td_cpu_range columns;
+    float softcap; // 0: none
     float *scores; // (n_rows, stride TD_ATTENTION_SCORES); becomes the probabilities
 } td_attention_strip;
 
@@ -132,7 +150,8 @@ typedef struct td_attention_softmax {
 typedef struct td_attention_gradient {
     const float *lse;   // (n_rows)
     const float *delta; // (n_rows) sum of dout * out
-    float *dscores; // (n_rows, stride TD_ATTENTION_SCORES): dout V^T, becomes p (dout V^T - delta)
+    float *dscores; // (n_rows, stride TD_ATTENTION_SCORES): dout V^T, becomes p (dout V^T - delta),
+                    // with softcap times 1 - (score / softcap)^2
 } td_attention_gradient;
 
 typedef struct td_attention_kernels {

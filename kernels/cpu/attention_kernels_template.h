@@ -56,6 +56,19 @@ TD_LANES_TARGET static void KERNEL(multiply)(const td_attention_product *product
         KERNEL(columns)(&p, 1, col);
 }
 
+// Scores as they enter the softmax, before any is masked.
+TD_LANES_INLINE void KERNEL(cap)(float *x, td_cpu_range columns, float softcap) {
+    LANES cap = L(set)(softcap), inverse = L(set)(1.0f / softcap);
+    for (int64_t i = columns.begin; i < columns.end; i += TD_LANES)
+        L(store)(x + i, L(mul)(cap, L(tanh)(L(mul)(L(load)(x + i), inverse))));
+}
+
+// 1 - (score / softcap)^2, of a capped score. Not below 0: a masked one is -infinity.
+TD_LANES_INLINE LANES KERNEL(slope)(LANES score, LANES inverse) {
+    LANES share = L(mul)(score, inverse);
+    return L(max)(L(sub)(L(set)(1.0f), L(mul)(share, share)), L(set)(0.0f));
+}
+
 // Scores outside the visible keys become -infinity. Returns 0 when the row sees no column at all.
 TD_LANES_INLINE int KERNEL(mask)(const td_attention_strip *strip, int64_t row, float *scores) {
     int64_t begin = strip->visible[row].begin - strip->first_key;
@@ -101,6 +114,8 @@ TD_LANES_TARGET static void KERNEL(softmax)(const td_attention_strip *strip,
                                             const td_attention_softmax *state) {
     for (int64_t row = 0; row < strip->n_rows; row++) {
         float *scores = strip->scores + row * TD_ATTENTION_SCORES;
+        if (strip->softcap > 0.0f)
+            KERNEL(cap)(scores, strip->columns, strip->softcap);
         if (!KERNEL(mask)(strip, row, scores)) {
             KERNEL(clear)(scores, strip->columns);
             continue;
@@ -118,15 +133,21 @@ TD_LANES_TARGET static void KERNEL(softmax)(const td_attention_strip *strip,
 
 TD_LANES_TARGET static void KERNEL(gradient)(const td_attention_strip *strip,
                                              const td_attention_gradient *state) {
+    LANES inverse = L(set)(strip->softcap > 0.0f ? 1.0f / strip->softcap : 0.0f);
     for (int64_t row = 0; row < strip->n_rows; row++) {
         float *scores = strip->scores + row * TD_ATTENTION_SCORES;
         float *dscores = state->dscores + row * TD_ATTENTION_SCORES;
+        if (strip->softcap > 0.0f)
+            KERNEL(cap)(scores, strip->columns, strip->softcap);
         KERNEL(mask)(strip, row, scores);
         LANES lse = L(set)(state->lse[row]), delta = L(set)(state->delta[row]);
         for (int64_t i = strip->columns.begin; i < strip->columns.end; i += TD_LANES) {
-            LANES p = L(exp)(L(sub)(L(load)(scores + i), lse));
+            LANES score = L(load)(scores + i), p = L(exp)(L(sub)(score, lse));
+            LANES change = L(sub)(L(load)(dscores + i), delta);
+            if (strip->softcap > 0.0f)
+                change = L(mul)(change, KERNEL(slope)(score, inverse));
             L(store)(scores + i, p);
-            L(store)(dscores + i, L(mul)(p, L(sub)(L(load)(dscores + i), delta)));
+            L(store)(dscores + i, L(mul)(p, change));
         }
     }
 }
