@@ -26,19 +26,21 @@ static cJSON *sorted_list(const char *const *names, int count) {
 }
 
 // "all-linear" depends on the model it is applied to, so PEFT stores the names that it stood for.
-static cJSON *all_projections(void) {
+static cJSON *all_projections(const td_lora *lora) {
     const char *names[TD_PROJ_COUNT];
+    int count = 0;
     for (int i = 0; i < TD_PROJ_COUNT; i++)
-        names[i] = strchr(td_projection_name((td_projection)i), '.') + 1;
-    return sorted_list(names, TD_PROJ_COUNT);
+        if (lora->modules[i].out > 0)
+            names[count++] = strchr(td_projection_name((td_projection)i), '.') + 1;
+    return sorted_list(names, count);
 }
 
-static cJSON *targets(const td_lora_options *options) {
+static cJSON *targets(const td_lora *lora, const td_lora_options *options) {
     const td_string_list *names = options->target_modules;
     if (!options->target_modules_is_pattern)
         return sorted_list((const char *const *)names->items, names->count);
     if (strcasecmp(names->items[0], "all-linear") == 0)
-        return all_projections();
+        return all_projections(lora);
     return cJSON_CreateString(names->items[0]);
 }
 
@@ -66,7 +68,7 @@ static void add_items(cJSON *root, const td_lora *lora, const td_lora_options *o
     cJSON_AddNumberToObject(root, "r", (double)options->rank);
     cJSON_AddItemToObject(root, "rank_pattern", pattern(options->rank_pattern));
     cJSON_AddNullToObject(root, "revision");
-    cJSON_AddItemToObject(root, "target_modules", targets(options));
+    cJSON_AddItemToObject(root, "target_modules", targets(lora, options));
     cJSON_AddStringToObject(root, "task_type", "CAUSAL_LM");
     cJSON_AddFalseToObject(root, "use_dora");
     cJSON_AddBoolToObject(root, "use_rslora", options->use_rslora);

@@ -143,6 +143,9 @@ static td_status read_slice(void *self, const td_base_item *item, int64_t begin,
     td_tensor slice = slice_of(&view, begin, count);
     td_hasher_add(reader->hasher, slice.data, (size_t)count * td_dtype_bytes(slice.dtype));
     td_convert_to_f32(slice.data, slice.dtype, count, out);
+    if (reader->config->family->norm_adds_one && td_base_item_is_norm(item))
+        for (int64_t i = 0; i < count; i++)
+            out[i] += 1.0f;
     td_safetensors_forget(reader->files, &slice);
     return TD_OK;
 }

@@ -15,9 +15,11 @@
 typedef struct td_base_layer {
     td_matrix linear[TD_PROJ_COUNT];
     const float *bias[TD_PROJ_COUNT]; // (out) fp32 or NULL
-    const float *input_norm;          // (hidden) fp32
-    const float *post_attention_norm; // (hidden)
-    const float *q_norm, *k_norm;     // (head_dim) or NULL
+    const float *input_norm;          // (hidden) fp32, before attention
+    const float *mlp_norm;            // (hidden) before the MLP
+    // (hidden) behind attention and MLP, before the residual is added; or NULL
+    const float *attention_out_norm, *mlp_out_norm;
+    const float *q_norm, *k_norm; // (head_dim) or NULL
 } td_base_layer;
 
 typedef struct td_base {
@@ -26,6 +28,7 @@ typedef struct td_base {
     td_matrix embedding;     // (vocabulary, hidden) BF16 or F32
     td_matrix head;          // (vocabulary, hidden); the embedding's memory when tied
     const float *final_norm; // (hidden)
+    const float *nested_map; // (256) of nested NF4 codes, or NULL
     td_hash
         fingerprint; // over config.json's values that matter and the tensors read from the files
     td_arena arena;  // owns all of the above

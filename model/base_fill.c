@@ -229,7 +229,7 @@ static td_status share_offsets(base_filler *filler) {
     if (!td_base_is_shared(filler->share))
         return TD_OK;
     const td_model_config *config = &filler->base->config;
-    const float *map = filler->base->layers[0].linear[0].nested_map;
+    const float *map = filler->base->nested_map;
     if (map)
         TD_TRY(share_bytes(filler, map, 256 * sizeof *map, "base map"));
     TD_TRY(td_base_visit(config, collect_offset, filler));
@@ -240,7 +240,7 @@ static td_status share_offsets(base_filler *filler) {
 }
 
 static td_status put_nested_map(const base_filler *filler) {
-    const float *on_device = filler->base->layers[0].linear[0].nested_map;
+    const float *on_device = filler->base->nested_map;
     if (!on_device)
         return TD_OK;
     float map[256];

@@ -13,7 +13,9 @@ typedef enum td_base_kind {
     TD_BASE_LINEAR,
     TD_BASE_BIAS,
     TD_BASE_INPUT_NORM,
-    TD_BASE_POST_ATTENTION_NORM,
+    TD_BASE_MLP_NORM,
+    TD_BASE_ATTENTION_OUT_NORM,
+    TD_BASE_MLP_OUT_NORM,
     TD_BASE_Q_NORM,
     TD_BASE_K_NORM,
     TD_BASE_FINAL_NORM,
@@ -33,6 +35,10 @@ typedef struct td_base_item {
 
 static inline int td_base_item_is_matrix(const td_base_item *item) {
     return item->n_dims == 2;
+}
+
+static inline int td_base_item_is_norm(const td_base_item *item) {
+    return !td_base_item_is_matrix(item) && item->kind != TD_BASE_BIAS;
 }
 
 // Calls `visit` for every tensor in the order of the layers; stops at the first failure. A tied

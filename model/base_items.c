@@ -1,3 +1,4 @@
+#include <stdarg.h>
 #include <stdio.h>
 
 #include "model/base_internal.h"
@@ -29,6 +30,7 @@ static int has_bias(const td_model_config *config, td_projection projection) {
     case TD_PROJ_Q:
     case TD_PROJ_K:
     case TD_PROJ_V:
+    case TD_PROJ_QKV:
         return config->qkv_bias;
     case TD_PROJ_O:
         return config->o_bias;
@@ -50,20 +52,39 @@ static td_status visit_projection(const td_model_config *config, int64_t layer,
     return visit_in_layer(bias, layer, name, "bias", visit, self);
 }
 
+// "post_attention_layernorm" stands before the MLP in most families, and behind attention in those
+// that have four norms.
+static td_status visit_outer_norms(const td_model_config *config, int64_t layer,
+                                   td_base_visitor visit, void *self) {
+    static const struct {
+        td_base_kind kind;
+        const char *name;
+    } four[] = {{TD_BASE_ATTENTION_OUT_NORM, "post_attention_layernorm"},
+                {TD_BASE_MLP_NORM, "pre_feedforward_layernorm"},
+                {TD_BASE_MLP_OUT_NORM, "post_feedforward_layernorm"}};
+    if (!config->family->sandwich_norms)
+        return visit_in_layer(vector_item(TD_BASE_MLP_NORM, config->hidden), layer,
+                              "post_attention_layernorm", "weight", visit, self);
+    for (int i = 0; i < 3; i++)
+        TD_TRY(visit_in_layer(vector_item(four[i].kind, config->hidden), layer, four[i].name,
+                              "weight", visit, self));
+    return TD_OK;
+}
+
 static td_status visit_layer(const td_model_config *config, int64_t layer, td_base_visitor visit,
                              void *self) {
     TD_TRY(visit_in_layer(vector_item(TD_BASE_INPUT_NORM, config->hidden), layer, "input_layernorm",
                           "weight", visit, self));
     for (int projection = 0; projection < TD_PROJ_COUNT; projection++)
-        TD_TRY(visit_projection(config, layer, (td_projection)projection, visit, self));
+        if (td_projection_exists(config, (td_projection)projection))
+            TD_TRY(visit_projection(config, layer, (td_projection)projection, visit, self));
     if (config->qk_norm) {
         TD_TRY(visit_in_layer(vector_item(TD_BASE_Q_NORM, config->head_dim), layer,
                               "self_attn.q_norm", "weight", visit, self));
         TD_TRY(visit_in_layer(vector_item(TD_BASE_K_NORM, config->head_dim), layer,
                               "self_attn.k_norm", "weight", visit, self));
     }
-    return visit_in_layer(vector_item(TD_BASE_POST_ATTENTION_NORM, config->hidden), layer,
-                          "post_attention_layernorm", "weight", visit, self);
+    return visit_outer_norms(config, layer, visit, self);
 }
 
 td_status td_base_visit(const td_model_config *config, td_base_visitor visit, void *self) {
@@ -97,8 +118,12 @@ const float **td_base_vector(td_base *base, const td_base_item *item) {
     switch (item->kind) {
     case TD_BASE_INPUT_NORM:
         return &layer->input_norm;
-    case TD_BASE_POST_ATTENTION_NORM:
-        return &layer->post_attention_norm;
+    case TD_BASE_MLP_NORM:
+        return &layer->mlp_norm;
+    case TD_BASE_ATTENTION_OUT_NORM:
+        return &layer->attention_out_norm;
+    case TD_BASE_MLP_OUT_NORM:
+        return &layer->mlp_out_norm;
     case TD_BASE_Q_NORM:
         return &layer->q_norm;
     case TD_BASE_K_NORM:
@@ -109,10 +134,49 @@ const float **td_base_vector(td_base *base, const td_base_item *item) {
 }
 
 // Appends to `out`; what does not fit is cut off.
+__attribute__((format(printf, 4, 5))) static size_t append(char *out, size_t room, size_t used,
+                                                           const char *format, ...) {
+    if (used >= room)
+        return used;
+    va_list arguments;
+    va_start(arguments, format);
+    int chars = vsnprintf(out + used, room - used, format, arguments);
+    va_end(arguments);
+    return used + (size_t)chars;
+}
+
+static size_t append_long_rope(const td_model_config *config, char *out, size_t room, size_t used) {
+    const td_rope_config *rope = &config->rope;
+    used = append(out, room, used, " attention %a", rope->attention_factor);
+    for (int64_t i = 0; i < config->rotary_dim / 2; i++)
+        used = append(out, room, used, " %a %a", (double)rope->short_factor[i],
+                      (double)rope->long_factor[i]);
+    return used;
+}
+
+// What most families do not have, so that it adds nothing to their text.
+static size_t append_extras(const td_model_config *config, char *out, size_t room, size_t used) {
+    const td_rope_config *local = &config->rope_local;
+    if (config->activation != TD_GATE_SILU)
+        used = append(out, room, used, " activation %d", (int)config->activation);
+    if (config->family->soft_caps)
+        used = append(out, room, used, " scalar %a caps %a %a", config->attention_scalar,
+                      config->attention_softcap, config->final_softcap);
+    if (config->rotary_dim != config->head_dim)
+        used = append(out, room, used, " rotary %lld", (long long)config->rotary_dim);
+    if (config->rope.kind == TD_ROPE_LONG)
+        used = append_long_rope(config, out, room, used);
+    if (td_model_has_local_rope(config))
+        used = append(out, room, used, " local %d %a %a %a %a %lld", (int)local->kind, local->theta,
+                      local->factor, local->low_freq_factor, local->high_freq_factor,
+                      (long long)local->original_max_positions);
+    return used;
+}
+
 static size_t append_layers(const td_model_config *config, char *out, size_t room, size_t used) {
-    for (int64_t i = 0; i < config->n_layers && used < room; i++)
-        used += (size_t)snprintf(out + used, room - used, " %d:%lld", config->uses_rope[i],
-                                 (long long)config->window[i]);
+    for (int64_t i = 0; i < config->n_layers; i++)
+        used =
+            append(out, room, used, " %d:%lld", config->uses_rope[i], (long long)config->window[i]);
     return used;
 }
 
@@ -128,5 +192,6 @@ void td_base_describe(const td_model_config *config, char *out, size_t room) {
         config->tie_word_embeddings, config->qkv_bias, config->o_bias, config->mlp_bias,
         config->qk_norm, (int)rope->kind, rope->theta, rope->factor, rope->low_freq_factor,
         rope->high_freq_factor, (long long)rope->original_max_positions);
-    append_layers(config, out, room, used);
+    used = append_layers(config, out, room, used);
+    append_extras(config, out, room, used);
 }

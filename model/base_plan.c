@@ -68,6 +68,7 @@ void td_base_lay_out(td_base *base, const td_base_options *options, td_dtype mat
     base_layout layout = {.base = base, .options = options, .matrix_dtype = matrix_dtype};
     if (options->quantize && options->double_quantize)
         layout.nested_map = td_arena_take(&base->arena, 256, sizeof(float));
+    base->nested_map = layout.nested_map;
     td_base_visit(&base->config, place_item, &layout);
     if (base->config.tie_word_embeddings)
         base->head = base->embedding;

@@ -42,17 +42,13 @@ static void draw(const random_source *source, int64_t block, float out[PER_BLOCK
     }
 }
 
-static int is_norm(const td_base_item *item) {
-    return !td_base_item_is_matrix(item) && item->kind != TD_BASE_BIAS;
-}
-
 // Slices begin at multiples of a block.
 static td_status read_random(void *self, const td_base_item *item, int64_t begin, int64_t count,
                              float *out) {
     random_source *source = self;
     if (begin == 0)
         source->item++;
-    if (is_norm(item)) {
+    if (td_base_item_is_norm(item)) {
         for (int64_t i = 0; i < count; i++)
             out[i] = 1.0f;
         return TD_OK;

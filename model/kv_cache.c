@@ -2,25 +2,31 @@
 
 #include "model/transformer_internal.h"
 
-static size_t row_bytes(const td_model_config *config, td_dtype activation) {
-    return (size_t)(config->n_kv_heads * config->head_dim) * td_dtype_bytes(activation);
+// An empty cache without memory.
+static td_kv_cache describe(const td_model_config *config, int64_t capacity, td_dtype activation) {
+    int64_t stride = (config->fused_projections ? 2 : 1) * td_k_columns(config);
+    return (td_kv_cache){.capacity = capacity,
+                         .n_layers = config->n_layers,
+                         .is_fused = config->fused_projections,
+                         .row_stride = stride,
+                         .row_bytes = (size_t)stride * td_dtype_bytes(activation)};
 }
 
 static void take_rows(td_kv_cache *cache, td_arena *arena) {
     for (int64_t layer = 0; layer < cache->n_layers; layer++) {
         unsigned char *k = td_arena_take(arena, (size_t)cache->capacity, cache->row_bytes);
-        unsigned char *v = td_arena_take(arena, (size_t)cache->capacity, cache->row_bytes);
+        unsigned char *v = NULL;
+        if (!cache->is_fused)
+            v = td_arena_take(arena, (size_t)cache->capacity, cache->row_bytes);
         if (cache->k) {
             cache->k[layer] = k;
-            cache->v[layer] = v;
+            cache->v[layer] = cache->is_fused ? k + cache->row_bytes / 2 : v;
         }
     }
 }
 
 size_t td_kv_cache_bytes(const td_model_config *config, int64_t capacity, td_dtype activation) {
-    td_kv_cache cache = {.capacity = capacity,
-                         .n_layers = config->n_layers,
-                         .row_bytes = row_bytes(config, activation)};
+    td_kv_cache cache = describe(config, capacity, activation);
     td_arena arena;
     td_arena_init_measure(&arena, "key-value cache");
     take_rows(&cache, &arena);
@@ -33,9 +39,7 @@ td_status td_kv_cache_create(const td_model_config *config, int64_t capacity,
     if (!cache)
         return td_fail(TD_ERR_MEMORY, "no memory for the key-value cache");
     size_t n_layers = (size_t)config->n_layers;
-    *cache = (td_kv_cache){.capacity = capacity,
-                           .n_layers = config->n_layers,
-                           .row_bytes = row_bytes(config, context->ops->activation)};
+    *cache = describe(config, capacity, context->ops->activation);
     cache->k = calloc(n_layers, sizeof *cache->k);
     cache->v = calloc(n_layers, sizeof *cache->v);
     size_t bytes = td_kv_cache_bytes(config, capacity, context->ops->activation);

@@ -8,15 +8,31 @@
 #include "model/lora_internal.h"
 #include "runtime/core/rng.h"
 
-static const char *const projection_names[TD_PROJ_COUNT] = {
-    [TD_PROJ_Q] = "self_attn.q_proj", [TD_PROJ_K] = "self_attn.k_proj",
-    [TD_PROJ_V] = "self_attn.v_proj", [TD_PROJ_O] = "self_attn.o_proj",
-    [TD_PROJ_GATE] = "mlp.gate_proj", [TD_PROJ_UP] = "mlp.up_proj",
-    [TD_PROJ_DOWN] = "mlp.down_proj",
+enum { MODULES_OF_A_BLOCK = 7, NUMBERS_OF_A_BLOCK = 8 };
+
+static const struct {
+    const char *name;
+    int is_separate, is_fused; // in families with separate and with fused projections
+    int number;                // in its block
+} projections[TD_PROJ_COUNT] = {
+    [TD_PROJ_Q] = {"self_attn.q_proj", 1, 0, 0}, [TD_PROJ_K] = {"self_attn.k_proj", 1, 0, 1},
+    [TD_PROJ_V] = {"self_attn.v_proj", 1, 0, 2}, [TD_PROJ_QKV] = {"self_attn.qkv_proj", 0, 1, 0},
+    [TD_PROJ_O] = {"self_attn.o_proj", 1, 1, 3}, [TD_PROJ_GATE] = {"mlp.gate_proj", 1, 0, 4},
+    [TD_PROJ_UP] = {"mlp.up_proj", 1, 0, 5},     [TD_PROJ_GATE_UP] = {"mlp.gate_up_proj", 0, 1, 4},
+    [TD_PROJ_DOWN] = {"mlp.down_proj", 1, 1, 6},
 };
 
 const char *td_projection_name(td_projection projection) {
-    return projection_names[projection];
+    return projections[projection].name;
+}
+
+int td_projection_exists(const td_model_config *config, td_projection projection) {
+    return config->fused_projections ? projections[projection].is_fused
+                                     : projections[projection].is_separate;
+}
+
+uint32_t td_lora_module_number(int64_t layer, td_projection projection) {
+    return (uint32_t)(layer * NUMBERS_OF_A_BLOCK + projections[projection].number);
 }
 
 int64_t td_projection_out(const td_model_config *config, td_projection projection) {
@@ -26,9 +42,13 @@ int64_t td_projection_out(const td_model_config *config, td_projection projectio
     case TD_PROJ_K:
     case TD_PROJ_V:
         return config->n_kv_heads * config->head_dim;
+    case TD_PROJ_QKV:
+        return (config->n_heads + 2 * config->n_kv_heads) * config->head_dim;
     case TD_PROJ_GATE:
     case TD_PROJ_UP:
         return config->intermediate;
+    case TD_PROJ_GATE_UP:
+        return 2 * config->intermediate;
     default:
         return config->hidden;
     }
@@ -47,7 +67,7 @@ int64_t td_projection_in(const td_model_config *config, td_projection projection
 
 void td_lora_module_name(int64_t layer, td_projection projection, char out[TD_MODULE_NAME_CHARS]) {
     snprintf(out, TD_MODULE_NAME_CHARS, "model.layers.%d.%s", (int)layer,
-             projection_names[projection]);
+             projections[projection].name);
 }
 
 static td_status check_options(const td_lora_options *options) {
@@ -62,16 +82,31 @@ static td_status check_options(const td_lora_options *options) {
     return TD_OK;
 }
 
-static td_status fail_unmatched(const char *name) {
+// "q_proj, k_proj, ...": what a block has, and the first of them in full.
+static void list_modules(const td_lora *lora, char *out, size_t room) {
+    const char *first = "";
+    size_t used = 0;
+    for (int i = TD_PROJ_COUNT - 1; i >= 0; i--)
+        if (lora->modules[i].out > 0)
+            first = projections[i].name;
+    for (int i = 0; i < TD_PROJ_COUNT && used < room; i++)
+        if (lora->modules[i].out > 0)
+            used += (size_t)snprintf(out + used, room - used, "%s%s", used > 0 ? ", " : "",
+                                     strchr(projections[i].name, '.') + 1);
+    if (used < room)
+        snprintf(out + used, room - used, " (model.layers.0.%s, ...)", first);
+}
+
+static td_status fail_unmatched(const td_lora *lora, const char *name) {
+    char modules[256];
+    list_modules(lora, modules, sizeof modules);
     if (strcmp(name, "lm_head") == 0 || strcmp(name, "embed_tokens") == 0)
         return td_fail(TD_ERR_USAGE,
                        "target_modules: \"%s\" cannot carry LoRA; only the linear layers of the "
                        "blocks can",
                        name);
-    return td_fail(TD_ERR_USAGE,
-                   "target_modules: \"%s\" matches no module; there are q_proj, k_proj, v_proj, "
-                   "o_proj, gate_proj, up_proj, down_proj (model.layers.0.self_attn.q_proj, ...)",
-                   name);
+    return td_fail(TD_ERR_USAGE, "target_modules: \"%s\" matches no module; there are %s", name,
+                   modules);
 }
 
 static td_status fail_nothing(const td_lora_options *options) {
@@ -102,8 +137,9 @@ static td_status select_modules(td_lora *lora, const td_lora_options *options,
         td_lora_module *module = &lora->modules[i];
         char name[TD_MODULE_NAME_CHARS];
         td_lora_module_name(i / TD_PROJ_COUNT, (td_projection)(i % TD_PROJ_COUNT), name);
-        TD_TRY(
-            td_lora_selector_ask(selector, name, &module->present, &module->rank, &module->alpha));
+        if (module->out > 0)
+            TD_TRY(td_lora_selector_ask(selector, name, &module->present, &module->rank,
+                                        &module->alpha));
         if (module->present)
             module->scaling =
                 (float)(module->alpha /
@@ -112,7 +148,7 @@ static td_status select_modules(td_lora *lora, const td_lora_options *options,
     }
     const char *unmatched = td_lora_selector_unmatched(selector);
     if (unmatched)
-        return fail_unmatched(unmatched);
+        return fail_unmatched(lora, unmatched);
     return lora->n_modules > 0 ? TD_OK : fail_nothing(options);
 }
 
@@ -149,6 +185,8 @@ td_status td_lora_init(td_lora *lora, const td_model_config *config,
     TD_TRY(allocate(lora, config->n_layers));
     for (int64_t i = 0; i < config->n_layers * TD_PROJ_COUNT; i++) {
         td_projection projection = (td_projection)(i % TD_PROJ_COUNT);
+        if (!td_projection_exists(config, projection))
+            continue;
         lora->modules[i].in = td_projection_in(config, projection);
         lora->modules[i].out = td_projection_out(config, projection);
     }
@@ -194,7 +232,8 @@ void td_lora_initialize(const td_lora *lora, uint64_t seed, float *parameters) {
         const td_lora_module *module = &lora->modules[i];
         if (!module->present)
             continue;
-        uint32_t number = (uint32_t)(i / TD_PROJ_COUNT * 8 + i % TD_PROJ_COUNT);
+        uint32_t number =
+            td_lora_module_number(i / TD_PROJ_COUNT, (td_projection)(i % TD_PROJ_COUNT));
         initialize_a(module, key, number, parameters + module->a_offset);
         memset(parameters + module->b_offset, 0,
                (size_t)(module->rank * module->out) * sizeof *parameters);
@@ -208,9 +247,11 @@ td_hash td_lora_fingerprint(const td_lora *lora) {
         const td_lora_module *module = &lora->modules[i];
         if (!module->present)
             continue;
+        int64_t number =
+            i / TD_PROJ_COUNT * MODULES_OF_A_BLOCK + projections[i % TD_PROJ_COUNT].number;
         int chars = snprintf(text, sizeof text, "%016llx%016llx %lld %lld %lld %lld %a %lld %lld",
                              (unsigned long long)hash.high, (unsigned long long)hash.low,
-                             (long long)i, (long long)module->in, (long long)module->out,
+                             (long long)number, (long long)module->in, (long long)module->out,
                              (long long)module->rank, (double)module->scaling,
                              (long long)module->a_offset, (long long)module->b_offset);
         hash = td_hash_bytes(text, (size_t)chars);

@@ -12,26 +12,32 @@
 #include "runtime/core/config.h"
 #include "runtime/core/hash.h"
 
+// The linear layers of a block. A family has either the separate or the fused ones.
 typedef enum td_projection {
     TD_PROJ_Q,
     TD_PROJ_K,
     TD_PROJ_V,
+    TD_PROJ_QKV, // rows of q, then k, then v
     TD_PROJ_O,
     TD_PROJ_GATE,
     TD_PROJ_UP,
+    TD_PROJ_GATE_UP, // rows of gate, then up
     TD_PROJ_DOWN,
     TD_PROJ_COUNT,
 } td_projection;
 
 // "self_attn.q_proj", ...
 const char *td_projection_name(td_projection projection);
-// Rows (out) and columns (in) of a projection's weight.
+// Whether blocks of this model have it.
+int td_projection_exists(const td_model_config *config, td_projection projection);
+// Rows (out) and columns (in) of a projection's weight, of one that exists.
 int64_t td_projection_out(const td_model_config *config, td_projection projection);
 int64_t td_projection_in(const td_model_config *config, td_projection projection);
 
 typedef struct td_lora_module {
     int present;
-    int64_t in, out, rank;
+    int64_t in, out; // 0 when the model has no such projection
+    int64_t rank;
     double alpha;
     float scaling;    // alpha / rank, or alpha / sqrt(rank)
     int64_t a_offset; // of A (rank, in) in the flat vector
@@ -70,6 +76,8 @@ static inline const td_lora_module *td_lora_at(const td_lora *lora, int64_t laye
                                                td_projection projection) {
     return &lora->modules[layer * TD_PROJ_COUNT + projection];
 }
+// What a module's random numbers (initial values, dropout) are keyed by, beside the seed.
+uint32_t td_lora_module_number(int64_t layer, td_projection projection);
 // First element of a layer's parameters; n_parameters for layer == n_layers. Layers without modules
 // have an empty range.
 int64_t td_lora_layer_begin(const td_lora *lora, int64_t layer);

@@ -185,13 +185,66 @@ static td_status read_stored(const char *where, const cJSON *root, td_model_conf
     return TD_OK;
 }
 
+static td_status read_activation(const char *where, const cJSON *root, td_model_config *config) {
+    static const struct {
+        const char *name;
+        td_gate gate;
+    } activations[] = {{"silu", TD_GATE_SILU},
+                       {"swish", TD_GATE_SILU},
+                       {"gelu_pytorch_tanh", TD_GATE_GELU_TANH},
+                       {"gelu_new", TD_GATE_GELU_TANH}};
+    const char *key = config->family->activation_key, *name = config->family->activation_default;
+    TD_TRY(td_json_string(where, root, key, &name));
+    for (size_t i = 0; i < sizeof activations / sizeof activations[0]; i++)
+        if (strcmp(activations[i].name, name) == 0) {
+            config->activation = activations[i].gate;
+            return TD_OK;
+        }
+    return td_fail(TD_ERR_DATA,
+                   "%s: \"%s\" must be \"silu\" or \"gelu_pytorch_tanh\", found \"%.60s\"", where,
+                   key, name);
+}
+
+// Null means none; only a missing key means the family's default.
+static td_status read_softcap(const char *where, const cJSON *root, const char *key,
+                              double family_default, double *out) {
+    double cap = td_model_config_has(root, key) ? 0 : family_default;
+    TD_TRY(td_json_double(where, root, key, &cap));
+    if (td_model_config_item(root, key) && !(cap > 1e-6 && cap < 1e9))
+        return td_fail(TD_ERR_DATA, "%s: \"%s\" must be positive or null, found %g", where, key,
+                       cap);
+    *out = cap;
+    return TD_OK;
+}
+
+static td_status read_attention(const char *where, const cJSON *root, td_model_config *config) {
+    static const char key[] = "query_pre_attn_scalar";
+    const td_family *family = config->family;
+    int is_bidirectional = 0;
+    config->attention_scalar = (double)config->head_dim;
+    if (!family->soft_caps)
+        return TD_OK;
+    config->attention_scalar = 256;
+    TD_TRY(td_json_double(where, root, key, &config->attention_scalar));
+    if (!(config->attention_scalar > 1e-6 && config->attention_scalar < 1e9))
+        return td_fail(TD_ERR_DATA, "%s: \"%s\" must be positive, found %g", where, key,
+                       config->attention_scalar);
+    TD_TRY(td_json_bool(where, root, "use_bidirectional_attention", &is_bidirectional));
+    if (is_bidirectional)
+        return td_fail(TD_ERR_DATA,
+                       "%s: \"use_bidirectional_attention\" must be false; models that look ahead "
+                       "are not supported",
+                       where);
+    TD_TRY(read_softcap(where, root, "attn_logit_softcapping", family->attention_softcap_default,
+                        &config->attention_softcap));
+    return read_softcap(where, root, "final_logit_softcapping", family->final_softcap_default,
+                        &config->final_softcap);
+}
+
 static td_status read_switches(const char *where, const cJSON *root, td_model_config *config) {
-    const char *activation = "silu";
-    TD_TRY(td_json_string(where, root, "hidden_act", &activation));
-    if (strcmp(activation, "silu") != 0 && strcmp(activation, "swish") != 0)
-        return td_fail(TD_ERR_DATA, "%s: \"hidden_act\" must be \"silu\", found \"%s\"", where,
-                       activation);
-    config->rms_eps = 1e-6;
+    TD_TRY(read_activation(where, root, config));
+    TD_TRY(read_attention(where, root, config));
+    config->rms_eps = config->family->rms_eps_default;
     TD_TRY(td_json_double(where, root, "rms_norm_eps", &config->rms_eps));
     if (!(config->rms_eps > 0 && config->rms_eps < 1))
         return td_fail(TD_ERR_DATA, "%s: \"rms_norm_eps\" must be between 0 and 1, found %g", where,
@@ -199,6 +252,7 @@ static td_status read_switches(const char *where, const cJSON *root, td_model_co
     config->tie_word_embeddings = config->family->tie_word_embeddings_default;
     TD_TRY(td_json_bool(where, root, "tie_word_embeddings", &config->tie_word_embeddings));
     config->qk_norm = config->family->qk_norm;
+    config->fused_projections = config->family->fused_projections;
     return read_biases(where, root, config);
 }
 

@@ -8,9 +8,10 @@
 
 #include <stdint.h>
 
+#include "kernels/ops.h"
 #include "runtime/core/status.h"
 
-enum { TD_MAX_LAYERS = 512, TD_MAX_EOS = 8 };
+enum { TD_MAX_LAYERS = 512, TD_MAX_EOS = 8, TD_MAX_ROPE_PAIRS = 256 };
 
 // Which layers "sliding_window" of config.json applies to.
 typedef enum td_window_rule {
@@ -19,6 +20,8 @@ typedef enum td_window_rule {
     TD_WINDOW_BY_LAYER,      // with use_sliding_window: layer_types, or the layers from
                              // max_window_layers on
     TD_WINDOW_BY_NOPE_LAYER, // with use_sliding_window: layer_types, or the layers without RoPE
+    TD_WINDOW_ALTERNATING,   // layer_types, or every second layer from the first on
+    TD_WINDOW_BY_PATTERN,    // layer_types, or all but every sliding_window_pattern-th layer
 } td_window_rule;
 
 typedef struct td_family {
@@ -29,10 +32,22 @@ typedef struct td_family {
                   // o
     int mlp_bias; // 1: config.json "mlp_bias" is honoured
     int qk_norm;  // RMSNorm per head on q and k before RoPE
-    int head_dim_default; // 0: hidden / n_heads
-    int nope_layers;      // honours "no_rope_layers"
-    int sliding_window;   // td_window_rule
+    int head_dim_default;       // 0: hidden / n_heads
+    int nope_layers;            // honours "no_rope_layers"
+    int sliding_window;         // td_window_rule
+    int fused_projections;      // qkv_proj and gate_up_proj
+    int sandwich_norms;         // norms behind attention and MLP too, before the residual is added
+    int norm_adds_one;          // the files hold what norm weights exceed 1 by
+    int scaled_embedding;       // embeddings times sqrt(hidden)
+    int soft_caps;              // honours "attn_logit_softcapping", "final_logit_softcapping" and
+                                // "query_pre_attn_scalar"
+    int longrope;               // RoPE may be of type longrope, and partial
+    const char *activation_key; // of config.json
+    const char *activation_default;
     double rope_theta_default;
+    double local_rope_theta_default; // 0: all layers have the same RoPE
+    double rms_eps_default;
+    double attention_softcap_default, final_softcap_default; // 0: none
     // What transformers' configuration class assumes for keys that config.json leaves out.
     int kv_heads_default; // 0: n_heads
     int max_positions_default;
@@ -48,7 +63,11 @@ typedef enum td_rope_kind {
     TD_ROPE_DEFAULT,
     TD_ROPE_LINEAR, // positions divided by factor
     TD_ROPE_LLAMA3,
+    TD_ROPE_LONG, // a factor for each frequency, of two sets; and cos and sin scaled
+    TD_ROPE_KINDS,
 } td_rope_kind;
+
+const char *td_rope_kind_name(td_rope_kind kind);
 
 typedef struct td_rope_config {
     td_rope_kind kind;
@@ -56,7 +75,17 @@ typedef struct td_rope_config {
     double factor;
     double low_freq_factor, high_freq_factor;
     int64_t original_max_positions;
+    // TD_ROPE_LONG: by pair, for runs within original_max_positions and beyond.
+    float short_factor[TD_MAX_ROPE_PAIRS], long_factor[TD_MAX_ROPE_PAIRS];
+    double attention_factor;
 } td_rope_config;
+
+// What a layer does to q and k.
+typedef enum td_layer_rope {
+    TD_LAYER_NO_ROPE,
+    TD_LAYER_ROPE,
+    TD_LAYER_LOCAL_ROPE, // with rope_local instead of rope
+} td_layer_rope;
 
 // How the folder holds the linear layers of the blocks.
 typedef enum td_stored_format {
@@ -80,8 +109,14 @@ typedef struct td_model_config {
     int tie_word_embeddings;
     int qkv_bias, o_bias, mlp_bias;
     int qk_norm;
-    td_rope_config rope;
-    unsigned char uses_rope[TD_MAX_LAYERS]; // per layer
+    int fused_projections;
+    td_gate activation;
+    double attention_scalar;  // scores are divided by its square root
+    double attention_softcap; // 0: none
+    double final_softcap;     // of the logits; 0: none
+    int64_t rotary_dim;       // leading elements of a head that RoPE rotates
+    td_rope_config rope, rope_local;
+    unsigned char uses_rope[TD_MAX_LAYERS]; // per layer, td_layer_rope
     int64_t window[TD_MAX_LAYERS]; // per layer; keys a query sees including its own, 0: all
     int32_t bos_id;                // -1: none
     int32_t eos_ids[TD_MAX_EOS];
@@ -90,12 +125,19 @@ typedef struct td_model_config {
 
 // Reads FOLDER/config.json (and generation_config.json for further end-of-sequence ids).
 // TD_ERR_DATA names the key and what is accepted: unknown architecture (lists the known ones),
-// extents that do not divide, quantization_config other than bitsandbytes NF4, hidden_act other
-// than silu, rope types other than the three above.
+// extents that do not divide, quantization_config other than bitsandbytes NF4, activations other
+// than silu and tanh GELU, rope types other than those above.
 td_status td_model_config_read(const char *folder, td_model_config *out);
 
-// fp32 (n_positions, head_dim / 2), row-major. inv_freq in fp32 as transformers computes it.
-void td_rope_fill_tables(const td_model_config *config, int64_t n_positions, float *cos,
-                         float *sin);
+static inline int td_model_has_local_rope(const td_model_config *config) {
+    return config->family->local_rope_theta_default > 0;
+}
+
+// fp32 (n_positions, rotary_dim / 2), row-major. inv_freq in fp32 as transformers computes it.
+// TD_ROPE_LONG: n_positions, the most that a run may reach, decides on the set of factors, where
+// transformers looks at each batch: what a sequence gives does not depend on its neighbours, and
+// keys in a cache stay right when it grows beyond original_max_positions.
+void td_rope_fill_tables(const td_rope_config *rope, int64_t rotary_dim, int64_t n_positions,
+                         float *cos, float *sin);
 
 #endif

@@ -22,7 +22,7 @@ static td_status read_nope_list(const char *where, const cJSON *list, td_model_c
 
 // Despite its name, a 1 in "no_rope_layers" says that the layer has RoPE.
 static td_status read_rope_layers(const char *where, const cJSON *root, td_model_config *config) {
-    memset(config->uses_rope, 1, (size_t)config->n_layers);
+    memset(config->uses_rope, TD_LAYER_ROPE, (size_t)config->n_layers);
     if (!config->family->nope_layers)
         return TD_OK;
     const cJSON *list = td_model_config_item(root, "no_rope_layers");
@@ -91,16 +91,54 @@ static td_status read_windows_by_layer(const char *where, const cJSON *root, int
     return TD_OK;
 }
 
+// All layers slide but every n-th.
+static td_status read_window_pattern(const char *where, const cJSON *root, int64_t window,
+                                     td_model_config *config) {
+    int64_t n = 2;
+    const cJSON *types = td_model_config_item(root, "layer_types");
+    if (config->family->sliding_window == TD_WINDOW_BY_PATTERN) {
+        n = 6;
+        TD_TRY(td_json_int(where, root, "sliding_window_pattern", 1, INT32_MAX, &n));
+    }
+    if (window == 0)
+        return td_fail(TD_ERR_DATA, "%s: \"sliding_window\" must be a number of tokens", where);
+    if (types)
+        return read_layer_types(where, types, window, config);
+    for (int64_t i = 0; i < config->n_layers; i++)
+        config->window[i] = (i + 1) % n != 0 ? window : 0;
+    return TD_OK;
+}
+
+// Layers with a window have a rotary embedding of their own.
+static void choose_ropes(td_model_config *config) {
+    for (int64_t i = 0; i < config->n_layers; i++)
+        if (config->window[i] > 0 && config->uses_rope[i] != TD_LAYER_NO_ROPE)
+            config->uses_rope[i] = TD_LAYER_LOCAL_ROPE;
+}
+
+static td_status read_windows(const char *where, const cJSON *root, td_model_config *config) {
+    int64_t window;
+    TD_TRY(read_window(where, root, config->family, &window));
+    switch (config->family->sliding_window) {
+    case TD_WINDOW_EVERY_LAYER:
+        for (int64_t i = 0; i < config->n_layers; i++)
+            config->window[i] = window;
+        return TD_OK;
+    case TD_WINDOW_ALTERNATING:
+    case TD_WINDOW_BY_PATTERN:
+        return read_window_pattern(where, root, window, config);
+    default:
+        return read_windows_by_layer(where, root, window, config);
+    }
+}
+
 td_status td_model_config_parse_layers(const char *where, const cJSON *root,
                                        td_model_config *config) {
     TD_TRY(read_rope_layers(where, root, config));
     if (config->family->sliding_window == TD_WINDOW_NEVER)
         return TD_OK;
-    int64_t window;
-    TD_TRY(read_window(where, root, config->family, &window));
-    if (config->family->sliding_window != TD_WINDOW_EVERY_LAYER)
-        return read_windows_by_layer(where, root, window, config);
-    for (int64_t i = 0; i < config->n_layers; i++)
-        config->window[i] = window;
+    TD_TRY(read_windows(where, root, config));
+    if (td_model_has_local_rope(config))
+        choose_ropes(config);
     return TD_OK;
 }

@@ -20,30 +20,33 @@ static float llama3_frequency(const td_rope_config *rope, float frequency) {
     return (1.0f - smooth) * frequency / factor + smooth * frequency;
 }
 
-static float frequency_of(const td_model_config *config, int64_t pair) {
-    const td_rope_config *rope = &config->rope;
-    float exponent = (float)(2 * pair) / (float)config->head_dim;
-    float frequency = 1.0f / powf((float)rope->theta, exponent);
+static float frequency_of(const td_rope_config *rope, int64_t rotary_dim, int64_t pair,
+                          int is_long) {
+    float exponent = (float)(2 * pair) / (float)rotary_dim;
+    float period = powf((float)rope->theta, exponent);
     switch (rope->kind) {
     case TD_ROPE_LINEAR:
-        return frequency / (float)rope->factor;
+        return 1.0f / period / (float)rope->factor;
     case TD_ROPE_LLAMA3:
-        return llama3_frequency(rope, frequency);
-    case TD_ROPE_DEFAULT:
-        break;
+        return llama3_frequency(rope, 1.0f / period);
+    case TD_ROPE_LONG:
+        return 1.0f / ((is_long ? rope->long_factor : rope->short_factor)[pair] * period);
+    default:
+        return 1.0f / period;
     }
-    return frequency;
 }
 
-void td_rope_fill_tables(const td_model_config *config, int64_t n_positions, float *cos,
-                         float *sin) {
-    int64_t half = config->head_dim / 2;
+void td_rope_fill_tables(const td_rope_config *rope, int64_t rotary_dim, int64_t n_positions,
+                         float *cos, float *sin) {
+    int64_t half = rotary_dim / 2;
+    int is_long = n_positions > rope->original_max_positions;
+    float scale = rope->kind == TD_ROPE_LONG ? (float)rope->attention_factor : 1.0f;
     for (int64_t pair = 0; pair < half; pair++) {
-        float frequency = frequency_of(config, pair);
+        float frequency = frequency_of(rope, rotary_dim, pair, is_long);
         for (int64_t position = 0; position < n_positions; position++) {
             float angle = (float)position * frequency;
-            cos[position * half + pair] = cosf(angle);
-            sin[position * half + pair] = sinf(angle);
+            cos[position * half + pair] = scale * cosf(angle);
+            sin[position * half + pair] = scale * sinf(angle);
         }
     }
 }

@@ -16,21 +16,32 @@ td_status td_transformer_measure(const td_model_config *config, const td_lora *l
     return status;
 }
 
-static td_status fill_tables(td_transformer *transformer) {
-    const td_model_config *config = transformer->config;
+static td_status fill_tables(const td_transformer *transformer, const td_rope_config *rope,
+                             float *cos, float *sin) {
     const td_device_table *device = transformer->context.device->table;
-    size_t count = (size_t)(transformer->options.max_positions * (config->head_dim / 2));
+    int64_t rotary_dim = transformer->config->rotary_dim;
+    size_t count = (size_t)(transformer->options.max_positions * (rotary_dim / 2));
     float *tables = malloc(2 * count * sizeof *tables);
     if (!tables)
         return td_fail(TD_ERR_MEMORY, "no memory for the RoPE tables");
-    td_rope_fill_tables(config, transformer->options.max_positions, tables, tables + count);
+    td_rope_fill_tables(rope, rotary_dim, transformer->options.max_positions, tables,
+                        tables + count);
     td_stream *stream = transformer->context.stream;
-    td_status status = device->copy(stream, transformer->cos, tables, count * sizeof *tables);
+    td_status status = device->copy(stream, cos, tables, count * sizeof *tables);
     if (status == TD_OK)
-        status = device->copy(stream, transformer->sin, tables + count, count * sizeof *tables);
+        status = device->copy(stream, sin, tables + count, count * sizeof *tables);
     td_status done = device->stream_synchronize(stream); // whatever failed, a copy may be under way
     free(tables);
     return status != TD_OK ? status : done;
+}
+
+static td_status fill_all_tables(const td_transformer *transformer) {
+    const td_model_config *config = transformer->config;
+    TD_TRY(fill_tables(transformer, &config->rope, transformer->cos, transformer->sin));
+    if (!transformer->local_cos)
+        return TD_OK;
+    return fill_tables(transformer, &config->rope_local, transformer->local_cos,
+                       transformer->local_sin);
 }
 
 td_status td_transformer_create(const td_base *base, const td_lora *lora,
@@ -56,7 +67,7 @@ td_status td_transformer_create(const td_base *base, const td_lora *lora,
         td_arena_init(&transformer->arena, context->device, sizes.total_bytes, "activations"),
         failed);
     TD_TRY_GOTO(status, td_transformer_layout(transformer, NULL), failed);
-    TD_TRY_GOTO(status, fill_tables(transformer), failed);
+    TD_TRY_GOTO(status, fill_all_tables(transformer), failed);
     *out = transformer;
     return TD_OK;
 failed:

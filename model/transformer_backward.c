@@ -46,31 +46,55 @@ static td_status norm_back(td_transformer *transformer, int64_t rows, int64_t co
     return TD_OK;
 }
 
+// The gradient at a sub-layer's output, from d_x behind it: d_x itself, or through the norm
+// `weight` on its output `y` into d_norm.
+static td_status out_norm_back(td_transformer *transformer, const float *weight, const float *rstd,
+                               const void *y, const void **out) {
+    *out = transformer->d_x;
+    if (!weight)
+        return TD_OK;
+    *out = transformer->d_norm;
+    return norm_back(transformer, transformer->n_tokens, transformer->config->hidden, weight, rstd,
+                     y, transformer->d_x, transformer->d_norm, 0);
+}
+
+// From the gradients of gate and up, which lie where gate and up were, to d_norm.
+static td_status gate_up_back(td_transformer *transformer, int64_t layer) {
+    td_layer_state *state = &transformer->layers[layer];
+    void *d_norm = transformer->d_norm;
+    if (transformer->config->fused_projections)
+        return project_back(transformer, layer, TD_PROJ_GATE_UP, state->gate, state->norm2, d_norm,
+                            0);
+    TD_TRY(project_back(transformer, layer, TD_PROJ_UP, state->up, state->norm2, d_norm, 0));
+    return project_back(transformer, layer, TD_PROJ_GATE, state->gate, state->norm2, d_norm, 1);
+}
+
 // From d_x at the block's output to d_x at x_mid.
 static td_status mlp_half_back(td_transformer *transformer, int64_t layer) {
+    const td_model_config *config = transformer->config;
+    const td_base_layer *weights = &transformer->base->layers[layer];
     td_layer_state *state = &transformer->layers[layer];
-    TD_TRY(project_back(transformer, layer, TD_PROJ_DOWN, transformer->d_x, state->product,
+    const void *d_out;
+    TD_TRY(out_norm_back(transformer, weights->mlp_out_norm, state->rstd_mlp_out, state->mlp_out,
+                         &d_out));
+    TD_TRY(project_back(transformer, layer, TD_PROJ_DOWN, d_out, state->product,
                         transformer->d_wide, 0));
     OP(transformer, glu_backward,
        (&(td_glu_backward_args){
-           .activation = TD_GATE_SILU,
+           .activation = config->activation,
            .n_rows = transformer->n_tokens,
-           .n_cols = transformer->config->intermediate,
-           .gate_stride = transformer->config->intermediate,
-           .up_stride = transformer->config->intermediate,
+           .n_cols = config->intermediate,
+           .gate_stride = td_gate_stride(config),
+           .up_stride = td_gate_stride(config),
            .dy = transformer->d_wide,
            .gate = state->gate,
            .up = state->up,
            .dgate = state->gate,
            .dup = state->up,
        }));
-    TD_TRY(project_back(transformer, layer, TD_PROJ_UP, state->up, state->norm2,
-                        transformer->d_norm, 0));
-    TD_TRY(project_back(transformer, layer, TD_PROJ_GATE, state->gate, state->norm2,
-                        transformer->d_norm, 1));
-    return norm_back(transformer, transformer->n_tokens, transformer->config->hidden,
-                     transformer->base->layers[layer].post_attention_norm, state->rstd2,
-                     state->x_mid, transformer->d_norm, transformer->d_x, 1);
+    TD_TRY(gate_up_back(transformer, layer));
+    return norm_back(transformer, transformer->n_tokens, config->hidden, weights->mlp_norm,
+                     state->rstd2, state->x_mid, transformer->d_norm, transformer->d_x, 1);
 }
 
 // d_q, d_k, d_v at the projections' outputs, from d_attention.
@@ -80,7 +104,7 @@ static td_status attend_back(td_transformer *transformer, int64_t layer) {
     const td_layer_state *state = &transformer->layers[layer];
     OP(transformer, attention_backward,
        (&(td_attention_backward_args){
-           .shape = td_transformer_attention(transformer, layer, transformer->cu),
+           .shape = td_transformer_attention(transformer, layer, NULL),
            .q = state->q,
            .k = state->k,
            .v = state->v,
@@ -92,8 +116,10 @@ static td_status attend_back(td_transformer *transformer, int64_t layer) {
            .dv = transformer->d_v,
        }));
     if (config->uses_rope[layer]) {
-        TD_TRY(td_transformer_rotate(transformer, config->n_heads, transformer->d_q, 1));
-        TD_TRY(td_transformer_rotate(transformer, config->n_kv_heads, transformer->d_k, 1));
+        TD_TRY(td_transformer_rotate(transformer, layer, config->n_heads, transformer->d_q,
+                                     td_q_stride(config), 1));
+        TD_TRY(td_transformer_rotate(transformer, layer, config->n_kv_heads, transformer->d_k,
+                                     td_k_stride(config), 1));
     }
     if (!config->qk_norm)
         return TD_OK;
@@ -104,21 +130,32 @@ static td_status attend_back(td_transformer *transformer, int64_t layer) {
                      state->rstd_k, state->k_raw, transformer->d_k, transformer->d_k, 0);
 }
 
+// From d_q, d_k and d_v to d_norm, which is NULL when nobody needs it.
+static td_status qkv_back(td_transformer *transformer, int64_t layer, void *d_norm) {
+    const void *norm = transformer->layers[layer].norm1;
+    if (transformer->config->fused_projections)
+        return project_back(transformer, layer, TD_PROJ_QKV, transformer->d_q, norm, d_norm, 0);
+    TD_TRY(project_back(transformer, layer, TD_PROJ_V, transformer->d_v, norm, d_norm, 0));
+    TD_TRY(project_back(transformer, layer, TD_PROJ_K, transformer->d_k, norm, d_norm, 1));
+    return project_back(transformer, layer, TD_PROJ_Q, transformer->d_q, norm, d_norm, 1);
+}
+
 // From d_x at x_mid to d_x at x_in. The lowest layer with an adapter has nobody to hand d_x to.
 static td_status attention_half_back(td_transformer *transformer, int64_t layer, int lowest) {
+    const td_base_layer *weights = &transformer->base->layers[layer];
     td_layer_state *state = &transformer->layers[layer];
-    void *d_norm = lowest ? NULL : transformer->d_norm;
-    TD_TRY(project_back(transformer, layer, TD_PROJ_O, transformer->d_x, state->attention,
+    const void *d_out;
+    TD_TRY(out_norm_back(transformer, weights->attention_out_norm, state->rstd_attention_out,
+                         state->attention_out, &d_out));
+    TD_TRY(project_back(transformer, layer, TD_PROJ_O, d_out, state->attention,
                         transformer->d_attention, 0));
     TD_TRY(attend_back(transformer, layer));
-    TD_TRY(project_back(transformer, layer, TD_PROJ_V, transformer->d_v, state->norm1, d_norm, 0));
-    TD_TRY(project_back(transformer, layer, TD_PROJ_K, transformer->d_k, state->norm1, d_norm, 1));
-    TD_TRY(project_back(transformer, layer, TD_PROJ_Q, transformer->d_q, state->norm1, d_norm, 1));
+    TD_TRY(qkv_back(transformer, layer, lowest ? NULL : transformer->d_norm));
     if (lowest)
         return TD_OK;
     return norm_back(transformer, transformer->n_tokens, transformer->config->hidden,
-                     transformer->base->layers[layer].input_norm, state->rstd1, state->x_in,
-                     transformer->d_norm, transformer->d_x, 1);
+                     weights->input_norm, state->rstd1, state->x_in, transformer->d_norm,
+                     transformer->d_x, 1);
 }
 
 static int64_t lowest_adapted_layer(const td_lora *lora) {

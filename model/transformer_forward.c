@@ -11,7 +11,7 @@ static td_dropout module_dropout(const td_dropout_key *key, int64_t layer,
         .key = td_rng_key(key->seed, TD_RNG_DROPOUT),
         .step = key->step,
         .micro_batch = key->micro_batch,
-        .module = (uint32_t)(layer * 8 + projection),
+        .module = td_lora_module_number(layer, projection),
         .threshold = (uint32_t)fmin(ldexp(key->probability, 32), 4294967295.0),
         .scale = (float)(1.0 / (1.0 - key->probability)),
     };
@@ -67,21 +67,27 @@ static td_status norm(td_transformer *transformer, int64_t rows, int64_t columns
     return TD_OK;
 }
 
-td_status td_transformer_rotate(td_transformer *transformer, int64_t n_heads, void *x,
-                                int inverse) {
-    OP(transformer, rope,
-       (&(td_rope_args){
-           .n_tokens = transformer->n_tokens,
-           .n_heads = n_heads,
-           .head_dim = transformer->config->head_dim,
-           .x = x,
-           .x_stride = n_heads * transformer->config->head_dim,
-           .positions = transformer->positions,
-           .n_positions = transformer->options.max_positions,
-           .cos = transformer->cos,
-           .sin = transformer->sin,
-           .inverse = inverse,
-       }));
+// Where only the leading elements of a head are rotated, each head is an operation of its own:
+// (T, 1, rotary_dim) with the same distance from token to token.
+td_status td_transformer_rotate(td_transformer *transformer, int64_t layer, int64_t n_heads,
+                                void *x, int64_t x_stride, int inverse) {
+    const td_model_config *config = transformer->config;
+    int is_whole = config->rotary_dim == config->head_dim;
+    int is_local = config->uses_rope[layer] == TD_LAYER_LOCAL_ROPE;
+    for (int64_t head = 0; head < (is_whole ? 1 : n_heads); head++)
+        OP(transformer, rope,
+           (&(td_rope_args){
+               .n_tokens = transformer->n_tokens,
+               .n_heads = is_whole ? n_heads : 1,
+               .head_dim = config->rotary_dim,
+               .x = td_act_column(transformer, x, head * config->head_dim),
+               .x_stride = x_stride,
+               .positions = transformer->positions,
+               .n_positions = transformer->options.max_positions,
+               .cos = is_local ? transformer->local_cos : transformer->cos,
+               .sin = is_local ? transformer->local_sin : transformer->sin,
+               .inverse = inverse,
+           }));
     return TD_OK;
 }
 
@@ -90,9 +96,13 @@ static td_status project_qkv(td_transformer *transformer, int64_t layer) {
     const td_model_config *config = transformer->config;
     const td_base_layer *weights = &transformer->base->layers[layer];
     td_layer_state *state = &transformer->layers[layer];
-    TD_TRY(project(transformer, layer, TD_PROJ_Q, state->norm1, state->q_raw));
-    TD_TRY(project(transformer, layer, TD_PROJ_K, state->norm1, state->k_raw));
-    TD_TRY(project(transformer, layer, TD_PROJ_V, state->norm1, state->v));
+    if (config->fused_projections) {
+        TD_TRY(project(transformer, layer, TD_PROJ_QKV, state->norm1, state->q));
+    } else {
+        TD_TRY(project(transformer, layer, TD_PROJ_Q, state->norm1, state->q_raw));
+        TD_TRY(project(transformer, layer, TD_PROJ_K, state->norm1, state->k_raw));
+        TD_TRY(project(transformer, layer, TD_PROJ_V, state->norm1, state->v));
+    }
     if (config->qk_norm) {
         int64_t tokens = transformer->n_tokens;
         TD_TRY(norm(transformer, tokens * config->n_heads, config->head_dim, weights->q_norm,
@@ -101,9 +111,24 @@ static td_status project_qkv(td_transformer *transformer, int64_t layer) {
                     state->k_raw, state->k, state->rstd_k));
     }
     if (config->uses_rope[layer]) {
-        TD_TRY(td_transformer_rotate(transformer, config->n_heads, state->q, 0));
-        TD_TRY(td_transformer_rotate(transformer, config->n_kv_heads, state->k, 0));
+        TD_TRY(td_transformer_rotate(transformer, layer, config->n_heads, state->q,
+                                     td_q_stride(config), 0));
+        TD_TRY(td_transformer_rotate(transformer, layer, config->n_kv_heads, state->k,
+                                     td_k_stride(config), 0));
     }
+    return TD_OK;
+}
+
+// k and v of a token stand side by side, but apart from those of the next.
+static td_status append_rows_to_cache(td_transformer *transformer, int64_t layer) {
+    td_kv_cache *cache = transformer->cache;
+    const td_device_table *device = transformer->context.device->table;
+    unsigned char *to = cache->k[layer] + (size_t)cache->length * cache->row_bytes;
+    int64_t stride = td_k_stride(transformer->config);
+    for (int64_t t = 0; t < transformer->n_tokens; t++, to += cache->row_bytes)
+        TD_TRY(device->copy(transformer->context.stream, to,
+                            td_act_column(transformer, transformer->layers[layer].k, t * stride),
+                            cache->row_bytes));
     return TD_OK;
 }
 
@@ -111,6 +136,8 @@ static td_status append_to_cache(td_transformer *transformer, int64_t layer) {
     td_kv_cache *cache = transformer->cache;
     const td_layer_state *state = &transformer->layers[layer];
     const td_device_table *device = transformer->context.device->table;
+    if (cache->is_fused)
+        return append_rows_to_cache(transformer, layer);
     size_t offset = (size_t)cache->length * cache->row_bytes;
     size_t bytes = (size_t)transformer->n_tokens * cache->row_bytes;
     TD_TRY(device->copy(transformer->context.stream, cache->k[layer] + offset, state->k, bytes));
@@ -120,7 +147,7 @@ static td_status append_to_cache(td_transformer *transformer, int64_t layer) {
 static td_status attend(td_transformer *transformer, int64_t layer) {
     td_layer_state *state = &transformer->layers[layer];
     td_kv_cache *cache = transformer->cache;
-    const int32_t *cu_k = cache ? transformer->cu_k : transformer->cu;
+    const int32_t *cu_k = cache ? transformer->cu_k : NULL;
     if (cache)
         TD_TRY(append_to_cache(transformer, layer));
     OP(transformer, attention_forward,
@@ -149,36 +176,57 @@ static td_status first_norm(td_transformer *transformer, int64_t layer) {
                 state->rstd1);
 }
 
-// x_mid = x_in + o_proj(attention(norm(x_in)))
+// x_mid = x_in + o_proj(attention(norm(x_in))), with a norm on what is added in some families.
 static td_status attention_half(td_transformer *transformer, int64_t layer) {
     td_layer_state *state = &transformer->layers[layer];
     TD_TRY(first_norm(transformer, layer));
     TD_TRY(project_qkv(transformer, layer));
     TD_TRY(attend(transformer, layer));
-    TD_TRY(project(transformer, layer, TD_PROJ_O, state->attention, state->x_mid));
+    TD_TRY(project(transformer, layer, TD_PROJ_O, state->attention, state->attention_out));
+    if (state->attention_out != state->x_mid)
+        TD_TRY(norm(transformer, transformer->n_tokens, transformer->config->hidden,
+                    transformer->base->layers[layer].attention_out_norm, state->attention_out,
+                    state->x_mid, state->rstd_attention_out));
     return add_to(transformer, state->x_in, state->x_mid);
 }
 
-// product = silu(gate(norm(x_mid))) * up(norm(x_mid))
+// product = activation(gate(norm(x_mid))) * up(norm(x_mid))
 static td_status mlp_half(td_transformer *transformer, int64_t layer) {
+    const td_model_config *config = transformer->config;
     td_layer_state *state = &transformer->layers[layer];
-    TD_TRY(norm(transformer, transformer->n_tokens, transformer->config->hidden,
-                transformer->base->layers[layer].post_attention_norm, state->x_mid, state->norm2,
+    TD_TRY(norm(transformer, transformer->n_tokens, config->hidden,
+                transformer->base->layers[layer].mlp_norm, state->x_mid, state->norm2,
                 state->rstd2));
-    TD_TRY(project(transformer, layer, TD_PROJ_GATE, state->norm2, state->gate));
-    TD_TRY(project(transformer, layer, TD_PROJ_UP, state->norm2, state->up));
+    if (config->fused_projections) {
+        TD_TRY(project(transformer, layer, TD_PROJ_GATE_UP, state->norm2, state->gate));
+    } else {
+        TD_TRY(project(transformer, layer, TD_PROJ_GATE, state->norm2, state->gate));
+        TD_TRY(project(transformer, layer, TD_PROJ_UP, state->norm2, state->up));
+    }
     OP(transformer, glu_forward,
        (&(td_glu_forward_args){
-           .activation = TD_GATE_SILU,
+           .activation = config->activation,
            .n_rows = transformer->n_tokens,
-           .n_cols = transformer->config->intermediate,
-           .gate_stride = transformer->config->intermediate,
-           .up_stride = transformer->config->intermediate,
+           .n_cols = config->intermediate,
+           .gate_stride = td_gate_stride(config),
+           .up_stride = td_gate_stride(config),
            .gate = state->gate,
            .up = state->up,
            .y = state->product,
        }));
     return TD_OK;
+}
+
+// x_out = x_mid + down(product), with a norm on what is added in some families.
+static td_status mlp_end(td_transformer *transformer, int64_t layer, void *x_out) {
+    td_layer_state *state = &transformer->layers[layer];
+    void *down = state->mlp_out ? state->mlp_out : x_out;
+    TD_TRY(project(transformer, layer, TD_PROJ_DOWN, state->product, down));
+    if (state->mlp_out)
+        TD_TRY(norm(transformer, transformer->n_tokens, transformer->config->hidden,
+                    transformer->base->layers[layer].mlp_out_norm, down, x_out,
+                    state->rstd_mlp_out));
+    return add_to(transformer, state->x_mid, x_out);
 }
 
 td_status td_transformer_recompute(td_transformer *transformer, int64_t layer) {
@@ -194,25 +242,33 @@ td_status td_transformer_recompute(td_transformer *transformer, int64_t layer) {
     }
 }
 
+// transformers rounds it to the type of the embeddings first.
+static float embedding_scale(const td_transformer *transformer) {
+    const td_model_config *config = transformer->config;
+    if (!config->family->scaled_embedding)
+        return 1.0f;
+    float scale = (float)sqrt((double)config->hidden);
+    return transformer->context.ops->activation == TD_BF16 ? td_bf16_to_f32(td_f32_to_bf16(scale))
+                                                           : scale;
+}
+
 td_status td_transformer_blocks(td_transformer *transformer) {
     const td_model_config *config = transformer->config;
     OP(transformer, embedding,
        (&(td_embedding_args){
            .n_tokens = transformer->n_tokens,
-           .scale = 1.0f,
+           .scale = embedding_scale(transformer),
            .ids = transformer->ids,
            .table = &transformer->base->embedding,
            .y = transformer->layers[0].x_in,
        }));
     for (int64_t layer = 0; layer < config->n_layers; layer++) {
-        td_layer_state *state = &transformer->layers[layer];
         void *x_out =
             layer + 1 < config->n_layers ? transformer->layers[layer + 1].x_in : transformer->x_out;
         td_progress_layer((uint32_t)layer);
         TD_TRY(attention_half(transformer, layer));
         TD_TRY(mlp_half(transformer, layer));
-        TD_TRY(project(transformer, layer, TD_PROJ_DOWN, state->product, x_out));
-        TD_TRY(add_to(transformer, state->x_mid, x_out));
+        TD_TRY(mlp_end(transformer, layer, x_out));
     }
     return TD_OK;
 }

@@ -1,3 +1,5 @@
+#include <math.h>
+
 #include "model/transformer_internal.h"
 
 static void *rows_at(const td_transformer *transformer, void *base, int64_t row) {
@@ -75,6 +77,7 @@ static td_status chunk_loss(td_transformer *transformer, int64_t begin, int64_t 
            .n_vocabulary = transformer->config->vocabulary,
            .logits = transformer->logits,
            .targets = transformer->targets + begin,
+           .softcap = (float)transformer->config->final_softcap,
            .gradient_scale = gradient_scale,
            .gradient = gradient_scale != 0,
            .loss = transformer->losses + begin,
@@ -121,6 +124,11 @@ td_status td_transformer_read_loss(td_transformer *transformer, double *out_loss
     return TD_OK;
 }
 
+static void cap(float *logits, int64_t count, float softcap) {
+    for (int64_t i = 0; i < count; i++)
+        logits[i] = softcap * tanhf(logits[i] / softcap);
+}
+
 td_status td_transformer_head_logits(td_transformer *transformer, float *logits) {
     const td_device_table *device = transformer->context.device->table;
     int64_t chunk = transformer->options.logits_chunk_tokens;
@@ -132,5 +140,8 @@ td_status td_transformer_head_logits(td_transformer *transformer, float *logits)
         TD_TRY(device->copy(transformer->context.stream, logits + begin * vocabulary,
                             transformer->logits, (size_t)(count * vocabulary) * sizeof(float)));
     }
-    return device->stream_synchronize(transformer->context.stream);
+    TD_TRY(device->stream_synchronize(transformer->context.stream));
+    if (transformer->config->final_softcap > 0)
+        cap(logits, transformer->n_targets * vocabulary, (float)transformer->config->final_softcap);
+    return TD_OK;
 }

@@ -11,30 +11,38 @@
 // What one layer computes on the way forward. Which of these are a layer's own and which all layers
 // share is decided by the recompute policy in transformer_layout.c.
 typedef struct td_layer_state {
-    void *x_in;              // (T, hidden) act: input of the block
-    void *norm1;             // (T, hidden) act
-    void *q_raw;             // (T, n_heads, head_dim) act: before q norm; with qk_norm only
-    void *k_raw;             // (T, n_kv_heads, head_dim) act
-    void *q;                 // (T, n_heads, head_dim) act, rotated
-    void *k;                 // (T, n_kv_heads, head_dim) act, rotated
-    void *v;                 // (T, n_kv_heads, head_dim) act
-    void *attention;         // (T, n_heads, head_dim) act
-    float *lse;              // (T, n_heads)
-    void *x_mid;             // (T, hidden) act: after attention
-    void *norm2;             // (T, hidden) act
-    void *gate, *up;         // (T, intermediate) act
-    void *product;           // (T, intermediate) act: silu(gate) * up
-    float *rstd1, *rstd2;    // (T)
-    float *rstd_q, *rstd_k;  // (T, heads)
-    void *xa[TD_PROJ_COUNT]; // (T, rank) act: dropout(x) A^T
+    void *x_in;           // (T, hidden) act: input of the block
+    void *norm1;          // (T, hidden) act
+    void *q_raw;          // (T, n_heads, head_dim) act: before q norm; with qk_norm only
+    void *k_raw;          // (T, n_kv_heads, head_dim) act
+    void *q;              // (T, n_heads, head_dim) act, rotated
+    void *k;              // (T, n_kv_heads, head_dim) act, rotated
+    void *v;              // (T, n_kv_heads, head_dim) act
+                          // fused projections: q, k and v are columns of one matrix that
+                          // begins at q, gate and up halves of one that begins at gate
+    void *attention;      // (T, n_heads, head_dim) act
+    float *lse;           // (T, n_heads)
+    void *attention_out;  // (T, hidden) act: o_proj's output; x_mid itself without a norm on it
+    void *x_mid;          // (T, hidden) act: after attention
+    void *norm2;          // (T, hidden) act
+    void *gate, *up;      // (T, intermediate) act
+    void *product;        // (T, intermediate) act: activation(gate) * up
+    void *mlp_out;        // (T, hidden) act: down_proj's output when there is a norm on it
+    float *rstd1, *rstd2; // (T)
+    float *rstd_attention_out, *rstd_mlp_out; // (T)
+    float *rstd_q, *rstd_k;                   // (T, heads)
+    void *xa[TD_PROJ_COUNT];                  // (T, rank) act: dropout(x) A^T
 } td_layer_state;
 
 struct td_kv_cache {
     int64_t capacity, length; // tokens
     int64_t n_layers;
-    size_t row_bytes; // n_kv_heads * head_dim of act
+    int is_fused;
+    size_t row_bytes;   // from token to token
+    int64_t row_stride; // the same in elements
     td_arena arena;
-    unsigned char **k, **v; // (n_layers) of (capacity, n_kv_heads, head_dim) act
+    unsigned char **k, **v; // (n_layers) of (capacity, n_kv_heads, head_dim) act; fused
+                            // projections: v beside k, as they come
 };
 
 struct td_transformer {
@@ -49,7 +57,8 @@ struct td_transformer {
     int32_t *packed;                // (4, max_tokens) the running call's, without gaps
     int32_t *ids, *positions;       // (T) in packed
     int32_t *target_rows, *targets; // (n_targets) in packed
-    float *cos, *sin;               // (max_positions, head_dim / 2)
+    float *cos, *sin;               // (max_positions, rotary_dim / 2)
+    float *local_cos, *local_sin;   // the same of rope_local; or NULL
 
     // Pinned host memory. Free again when the call's loss is there: the inputs came before it on
     // the stream, even if the backward pass still runs.
@@ -73,7 +82,7 @@ struct td_transformer {
     void *d_norm;            // (T, hidden) act
     void *d_wide;            // (T, intermediate) act
     void *d_attention, *d_q; // (T, n_heads, head_dim) act
-    void *d_k, *d_v;         // (T, n_kv_heads, head_dim) act
+    void *d_k, *d_v;         // (T, n_kv_heads, head_dim) act; laid out as q, k and v are
     float *d_module;         // (max_module_parameters) fp32: A then B
 
     // The running call.
@@ -104,8 +113,9 @@ td_status td_transformer_begin(td_transformer *transformer, const float *paramet
 td_status td_transformer_blocks(td_transformer *transformer);
 // Computes what the policy did not keep of a layer.
 td_status td_transformer_recompute(td_transformer *transformer, int64_t layer);
-// RoPE on (T, n_heads, head_dim) at the running call's positions, in place.
-td_status td_transformer_rotate(td_transformer *transformer, int64_t n_heads, void *x, int inverse);
+// RoPE of a layer on (T, n_heads, head_dim) at the running call's positions, in place.
+td_status td_transformer_rotate(td_transformer *transformer, int64_t layer, int64_t n_heads,
+                                void *x, int64_t x_stride, int inverse);
 // Weights of a module with the running call's dropout; 0 when the projection has no adapter in this
 // call.
 int td_transformer_module(const td_transformer *transformer, int64_t layer,
@@ -126,21 +136,51 @@ static inline size_t td_act_bytes(const td_transformer *transformer) {
     return td_dtype_bytes(transformer->context.ops->activation);
 }
 
+static inline int64_t td_q_columns(const td_model_config *config) {
+    return config->n_heads * config->head_dim;
+}
+
+static inline int64_t td_k_columns(const td_model_config *config) {
+    return config->n_kv_heads * config->head_dim;
+}
+
+// Elements from token to token of q, of k and v, of gate and up, and of their gradients.
+static inline int64_t td_q_stride(const td_model_config *config) {
+    return config->fused_projections ? td_q_columns(config) + 2 * td_k_columns(config)
+                                     : td_q_columns(config);
+}
+
+static inline int64_t td_k_stride(const td_model_config *config) {
+    return config->fused_projections ? td_q_stride(config) : td_k_columns(config);
+}
+
+static inline int64_t td_gate_stride(const td_model_config *config) {
+    return (config->fused_projections ? 2 : 1) * config->intermediate;
+}
+
+// Column `column` of a matrix of activations; NULL of NULL.
+static inline void *td_act_column(const td_transformer *transformer, void *matrix, int64_t column) {
+    return matrix ? (unsigned char *)matrix + (size_t)column * td_act_bytes(transformer) : NULL;
+}
+
+// cu_k NULL: the keys are the running call's, else those in the cache.
 static inline td_attention_shape td_transformer_attention(const td_transformer *transformer,
                                                           int64_t layer, const int32_t *cu_k) {
     const td_model_config *config = transformer->config;
+    int64_t k_stride = cu_k ? transformer->cache->row_stride : td_k_stride(config);
     return (td_attention_shape){
         .n_sequences = transformer->n_sequences,
         .cu_q = transformer->cu,
-        .cu_k = cu_k,
+        .cu_k = cu_k ? cu_k : transformer->cu,
         .n_heads = config->n_heads,
         .n_kv_heads = config->n_kv_heads,
         .head_dim = config->head_dim,
-        .scale = 1.0f / __builtin_sqrtf((float)config->head_dim),
+        .scale = 1.0f / __builtin_sqrtf((float)config->attention_scalar),
+        .softcap = (float)config->attention_softcap,
         .window = config->window[layer],
-        .q_stride = config->n_heads * config->head_dim,
-        .k_stride = config->n_kv_heads * config->head_dim,
-        .v_stride = config->n_kv_heads * config->head_dim,
+        .q_stride = td_q_stride(config),
+        .k_stride = k_stride,
+        .v_stride = k_stride,
     };
 }
 

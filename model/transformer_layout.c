@@ -20,28 +20,46 @@ static void *choose(const td_layout *layout, int keep, void *shared, int64_t col
     return keep ? take(layout->transformer, columns, item_bytes) : shared;
 }
 
+// Of q, k and v, or of their gradients.
+static void take_qkv(const td_layout *layout, int keep, void *shared_q, void *shared_k,
+                     void *shared_v, void **q, void **k, void **v) {
+    const td_transformer *transformer = layout->transformer;
+    const td_model_config *config = transformer->config;
+    size_t act = td_act_bytes(transformer);
+    *q = choose(layout, keep, shared_q, td_q_stride(config), act);
+    if (config->fused_projections) {
+        *k = td_act_column(transformer, *q, td_q_columns(config));
+        *v = td_act_column(transformer, *k, td_k_columns(config));
+        return;
+    }
+    *k = choose(layout, keep, shared_k, td_k_columns(config), act);
+    *v = choose(layout, keep, shared_v, td_k_columns(config), act);
+}
+
 static void take_attention_half(const td_layout *layout, td_layer_state *state, int keep,
                                 int keep_norm, const td_layer_state *shared) {
     const td_model_config *config = layout->transformer->config;
     size_t act = td_act_bytes(layout->transformer);
-    int64_t q_columns = config->n_heads * config->head_dim;
-    int64_t k_columns = config->n_kv_heads * config->head_dim;
     state->norm1 = choose(layout, keep_norm, shared->norm1, config->hidden, act);
     state->rstd1 = choose(layout, keep, shared->rstd1, 1, sizeof(float));
-    state->q = choose(layout, keep, shared->q, q_columns, act);
-    state->k = choose(layout, keep, shared->k, k_columns, act);
-    state->v = choose(layout, keep, shared->v, k_columns, act);
+    take_qkv(layout, keep, shared->q, shared->k, shared->v, &state->q, &state->k, &state->v);
     state->q_raw = state->q;
     state->k_raw = state->k;
     if (config->qk_norm) {
-        state->q_raw = choose(layout, keep, shared->q_raw, q_columns, act);
-        state->k_raw = choose(layout, keep, shared->k_raw, k_columns, act);
+        state->q_raw = choose(layout, keep, shared->q_raw, td_q_columns(config), act);
+        state->k_raw = choose(layout, keep, shared->k_raw, td_k_columns(config), act);
         state->rstd_q = choose(layout, keep, shared->rstd_q, config->n_heads, sizeof(float));
         state->rstd_k = choose(layout, keep, shared->rstd_k, config->n_kv_heads, sizeof(float));
     }
-    state->attention = choose(layout, keep, shared->attention, q_columns, act);
+    state->attention = choose(layout, keep, shared->attention, td_q_columns(config), act);
     state->lse = choose(layout, keep, shared->lse, config->n_heads, sizeof(float));
     state->x_mid = choose(layout, keep, shared->x_mid, config->hidden, act);
+    state->attention_out = state->x_mid;
+    if (config->family->sandwich_norms) {
+        state->attention_out = choose(layout, keep, shared->attention_out, config->hidden, act);
+        state->rstd_attention_out =
+            choose(layout, keep, shared->rstd_attention_out, 1, sizeof(float));
+    }
     state->rstd2 = choose(layout, keep, shared->rstd2, 1, sizeof(float));
 }
 
@@ -50,9 +68,22 @@ static void take_mlp_half(const td_layout *layout, td_layer_state *state, int ke
     const td_model_config *config = layout->transformer->config;
     size_t act = td_act_bytes(layout->transformer);
     state->norm2 = choose(layout, keep, shared->norm2, config->hidden, act);
-    state->gate = choose(layout, keep, shared->gate, config->intermediate, act);
-    state->up = choose(layout, keep, shared->up, config->intermediate, act);
+    state->gate = choose(layout, keep, shared->gate, td_gate_stride(config), act);
+    state->up = config->fused_projections
+                    ? td_act_column(layout->transformer, state->gate, config->intermediate)
+                    : choose(layout, keep, shared->up, config->intermediate, act);
     state->product = choose(layout, keep, shared->product, config->intermediate, act);
+}
+
+// Without the down projection's output it would have to run again: always kept for training.
+static void take_mlp_out(const td_layout *layout, td_layer_state *state, int keep,
+                         const td_layer_state *shared) {
+    const td_model_config *config = layout->transformer->config;
+    if (!config->family->sandwich_norms)
+        return;
+    state->mlp_out =
+        choose(layout, keep, shared->mlp_out, config->hidden, td_act_bytes(layout->transformer));
+    state->rstd_mlp_out = choose(layout, keep, shared->rstd_mlp_out, 1, sizeof(float));
 }
 
 // dropout(x) A^T is small, and without it the down projection would have to run again: always kept
@@ -75,10 +106,12 @@ static void take_shared(td_layout *layout) {
     td_transformer *transformer = layout->transformer;
     take_attention_half(layout, &layout->shared, !layout->keep_block, !layout->keep_mlp, &nothing);
     take_mlp_half(layout, &layout->shared, !layout->keep_mlp, &nothing);
+    take_mlp_out(layout, &layout->shared, !transformer->options.training, &nothing);
     if (transformer->lora && !transformer->options.training)
         for (int projection = 0; projection < TD_PROJ_COUNT; projection++)
-            layout->shared.xa[projection] =
-                take(transformer, transformer->lora->max_rank, td_act_bytes(transformer));
+            if (td_projection_exists(transformer->config, (td_projection)projection))
+                layout->shared.xa[projection] =
+                    take(transformer, transformer->lora->max_rank, td_act_bytes(transformer));
 }
 
 static void take_layers(td_layout *layout) {
@@ -94,6 +127,7 @@ static void take_layers(td_layout *layout) {
         state->x_in = choose(layout, training, running, config->hidden, act);
         take_attention_half(layout, state, layout->keep_block, layout->keep_mlp, &layout->shared);
         take_mlp_half(layout, state, layout->keep_mlp, &layout->shared);
+        take_mlp_out(layout, state, training, &layout->shared);
         take_low_rank(layout, state, layer, &layout->shared);
     }
     transformer->x_out = choose(layout, training, running, config->hidden, act);
@@ -102,11 +136,15 @@ static void take_layers(td_layout *layout) {
 static void take_tables(td_transformer *transformer) {
     size_t tokens = (size_t)transformer->options.max_tokens;
     size_t table = td_mul_bytes((size_t)transformer->options.max_positions,
-                                (size_t)transformer->config->head_dim / 2);
+                                (size_t)transformer->config->rotary_dim / 2);
     td_arena *arena = &transformer->arena;
     transformer->packed = td_arena_take(arena, td_mul_bytes(4, tokens), sizeof(int32_t));
     transformer->cos = td_arena_take(arena, table, sizeof(float));
     transformer->sin = td_arena_take(arena, table, sizeof(float));
+    if (!td_model_has_local_rope(transformer->config))
+        return;
+    transformer->local_cos = td_arena_take(arena, table, sizeof(float));
+    transformer->local_sin = td_arena_take(arena, table, sizeof(float));
 }
 
 static void take_head(td_transformer *transformer) {
@@ -122,20 +160,17 @@ static void take_head(td_transformer *transformer) {
         &transformer->arena, td_mul_bytes(chunk, (size_t)config->vocabulary), sizeof(float));
 }
 
-static void take_gradients(td_transformer *transformer) {
+static void take_gradients(const td_layout *layout) {
+    td_transformer *transformer = layout->transformer;
     const td_model_config *config = transformer->config;
     size_t act = td_act_bytes(transformer);
-    int64_t q_columns = config->n_heads * config->head_dim;
-    int64_t k_columns = config->n_kv_heads * config->head_dim;
     if (!transformer->options.training)
         return;
     transformer->d_x = take(transformer, config->hidden, act);
     transformer->d_norm = take(transformer, config->hidden, act);
     transformer->d_wide = take(transformer, config->intermediate, act);
-    transformer->d_attention = take(transformer, q_columns, act);
-    transformer->d_q = take(transformer, q_columns, act);
-    transformer->d_k = take(transformer, k_columns, act);
-    transformer->d_v = take(transformer, k_columns, act);
+    transformer->d_attention = take(transformer, td_q_columns(config), act);
+    take_qkv(layout, 1, NULL, NULL, NULL, &transformer->d_q, &transformer->d_k, &transformer->d_v);
     transformer->d_module = td_arena_take(
         &transformer->arena, (size_t)transformer->lora->max_module_parameters, sizeof(float));
 }
@@ -152,6 +187,8 @@ static td_workspace_query workspace_query(const td_transformer *transformer) {
         .head_dim = config->head_dim,
     };
     for (int projection = 0; projection < TD_PROJ_COUNT; projection++) {
+        if (!td_projection_exists(config, (td_projection)projection))
+            continue;
         int64_t out = td_projection_out(config, (td_projection)projection);
         int64_t in = td_projection_in(config, (td_projection)projection);
         query.max_out = out > query.max_out ? out : query.max_out;
@@ -179,7 +216,7 @@ td_status td_transformer_layout(td_transformer *transformer, td_transformer_size
     take_head(transformer);
     parts.logits_bytes = arena->used_bytes - parts.tables_bytes - parts.activations_bytes;
     size_t before = arena->used_bytes;
-    take_gradients(transformer);
+    take_gradients(&layout);
     parts.gradients_bytes = arena->used_bytes - before;
     td_workspace_query query = workspace_query(transformer);
     parts.workspace_bytes = transformer->context.ops->workspace_bytes(&query);

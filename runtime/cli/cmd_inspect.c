@@ -56,7 +56,6 @@ static td_status print_tensors(const char *path, int each) {
 
 static td_status inspect_model(const inspect_options *wanted) {
     td_model_config model;
-    static const char *const ropes[] = {"default", "linear", "llama3"};
     TD_TRY(td_model_config_read(wanted->path, &model));
     printf("family:       %s\nlayers:       %lld\nhidden:       %lld (MLP %lld)\n",
            model.family->name, (long long)model.n_layers, (long long)model.hidden,
@@ -66,11 +65,12 @@ static td_status inspect_model(const inspect_options *wanted) {
     printf("vocabulary:   %lld%s\n", (long long)model.vocabulary,
            model.tie_word_embeddings ? ", head tied to the embedding" : "");
     printf("positions:    %lld, RoPE %s, theta %g\n", (long long)model.max_positions,
-           ropes[model.rope.kind], model.rope.theta);
+           td_rope_kind_name(model.rope.kind), model.rope.theta);
     for (int i = 0; i < TD_PROJ_COUNT; i++)
-        printf("  %-20s (%lld, %lld)\n", td_projection_name((td_projection)i),
-               (long long)td_projection_out(&model, (td_projection)i),
-               (long long)td_projection_in(&model, (td_projection)i));
+        if (td_projection_exists(&model, (td_projection)i))
+            printf("  %-20s (%lld, %lld)\n", td_projection_name((td_projection)i),
+                   (long long)td_projection_out(&model, (td_projection)i),
+                   (long long)td_projection_in(&model, (td_projection)i));
     if (has_file(wanted->path, "model.safetensors") ||
         has_file(wanted->path, "model.safetensors.index.json"))
         TD_TRY(print_tensors(wanted->path, wanted->tensors));

@@ -142,8 +142,9 @@ static double gemm_flops(const td_session *session, const td_bench_step_options 
     double targets = tokens * (double)(options->seq_tokens - 1) / (double)options->seq_tokens;
     double weights = 0, adapters = (double)session->lora.n_parameters;
     for (int projection = 0; projection < TD_PROJ_COUNT; projection++)
-        weights += (double)td_projection_out(&session->model, (td_projection)projection) *
-                   (double)td_projection_in(&session->model, (td_projection)projection);
+        if (td_projection_exists(&session->model, (td_projection)projection))
+            weights += (double)td_projection_out(&session->model, (td_projection)projection) *
+                       (double)td_projection_in(&session->model, (td_projection)projection);
     weights *= (double)session->model.n_layers;
     double head = (double)session->model.vocabulary * (double)session->model.hidden;
     return 2 * tokens * (2 * weights + 3 * adapters) + 2 * targets * 2 * head;

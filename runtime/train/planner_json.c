@@ -58,8 +58,9 @@ static void add_parameters(builder *self, const td_planner *planner, cJSON *root
     cJSON *object = put_object(self, root, "parameters");
     put(self, object, "embed_tokens", (double)base->embedding);
     for (int i = 0; i < TD_PROJ_COUNT; i++)
-        put(self, object, strchr(td_projection_name((td_projection)i), '.') + 1,
-            (double)base->projections[i]);
+        if (td_projection_exists(planner->options.model, (td_projection)i))
+            put(self, object, strchr(td_projection_name((td_projection)i), '.') + 1,
+                (double)base->projections[i]);
     put(self, object, "biases", (double)base->biases);
     put(self, object, "norms", (double)base->norms);
     int is_tied = planner->options.model->tie_word_embeddings;

@@ -110,6 +110,8 @@ static void find_scale_bits(const td_planner *planner, td_planner_memory *memory
     const td_model_config *model = planner->options.model;
     double elements = 0, blocks = 0, nested = 0;
     for (int i = 0; i < TD_PROJ_COUNT; i++) {
+        if (!td_projection_exists(model, (td_projection)i))
+            continue;
         int64_t size =
             td_projection_in(model, (td_projection)i) * td_projection_out(model, (td_projection)i);
         elements += (double)size;

@@ -30,8 +30,9 @@ static void print_parameters(const td_planner *planner, FILE *out) {
     fprintf(out, "\nparameters             millions\n");
     print_kind(out, "embed_tokens", base->embedding, "");
     for (int i = 0; i < TD_PROJ_COUNT; i++)
-        print_kind(out, strchr(td_projection_name((td_projection)i), '.') + 1, base->projections[i],
-                   "");
+        if (td_projection_exists(planner->options.model, (td_projection)i))
+            print_kind(out, strchr(td_projection_name((td_projection)i), '.') + 1,
+                       base->projections[i], "");
     if (base->biases > 0)
         print_kind(out, "biases", base->biases, "");
     print_kind(out, "norms", base->norms, "");

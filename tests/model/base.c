@@ -83,6 +83,8 @@ static void check_layer(const td_safetensors *files, const td_base *base, int64_
     snprintf(prefix, sizeof prefix, "model.layers.%d", (int)layer);
     for (int i = 0; i < TD_PROJ_COUNT; i++) {
         const char *projection = td_projection_name((td_projection)i);
+        if (!td_projection_exists(config, (td_projection)i))
+            continue;
         snprintf(name, sizeof name, "%s.%s.weight", prefix, projection);
         CHECK_INT(weights->linear[i].rows, td_projection_out(config, (td_projection)i));
         CHECK_INT(weights->linear[i].cols, td_projection_in(config, (td_projection)i));
@@ -93,7 +95,7 @@ static void check_layer(const td_safetensors *files, const td_base *base, int64_
     snprintf(name, sizeof name, "%s.input_layernorm.weight", prefix);
     check_vector(files, name, config->hidden, weights->input_norm);
     snprintf(name, sizeof name, "%s.post_attention_layernorm.weight", prefix);
-    check_vector(files, name, config->hidden, weights->post_attention_norm);
+    check_vector(files, name, config->hidden, weights->mlp_norm);
     snprintf(name, sizeof name, "%s.self_attn.q_norm.weight", prefix);
     check_vector(files, name, config->head_dim, weights->q_norm);
     snprintf(name, sizeof name, "%s.self_attn.k_norm.weight", prefix);
@@ -211,6 +213,8 @@ static void linear_layers_are_quantized(void) {
         CHECK(twice->embedding.format != TD_MATRIX_NF4 && twice->head.format != TD_MATRIX_NF4);
         for (int64_t layer = 0; layer < exact->config.n_layers; layer++)
             for (int j = 0; j < TD_PROJ_COUNT; j++) {
+                if (!td_projection_exists(&exact->config, (td_projection)j))
+                    continue;
                 float *weights = matrix_values(&exact->layers[layer].linear[j]);
                 check_single(&once->layers[layer].linear[j], weights);
                 check_double(&twice->layers[layer].linear[j], weights);

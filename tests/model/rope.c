@@ -19,11 +19,10 @@ static double scaled(const td_rope_config *rope, double f) {
 }
 
 static void check_tables(td_rope_config rope, int64_t head_dim) {
-    td_model_config config = {.head_dim = head_dim, .rope = rope};
     int64_t half = head_dim / 2;
     float *cosines = malloc((size_t)(POSITIONS * half) * sizeof *cosines);
     float *sines = malloc((size_t)(POSITIONS * half) * sizeof *sines);
-    td_rope_fill_tables(&config, POSITIONS, cosines, sines);
+    td_rope_fill_tables(&rope, head_dim, POSITIONS, cosines, sines);
     double worst = 0;
     for (int64_t position = 0; position < POSITIONS; position++)
         for (int64_t pair = 0; pair < half; pair++) {
