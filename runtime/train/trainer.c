@@ -230,9 +230,10 @@ static td_status train(td_trainer *trainer, td_train_summary *out) {
         td_step_result result;
         td_comm_forget_failure(trainer->comm);
         td_status status = td_step_run(&trainer->run.step, index, &result);
-        // Every rank has found the same from the same sums.
+        // Every rank has found the same from the same sums; if not, they are in different
+        // collectives, and that is what is told.
         if (status == TD_ERR_NUMERIC)
-            td_comm_set_agreed(trainer->comm);
+            status = td_comm_agree(trainer->comm, status, "failed step");
         TD_TRY(status);
         result.stop |= limit > 0 && index + 1 - first == limit;
         TD_TRY(after_step(trainer, index, &result, out));

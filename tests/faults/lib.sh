@@ -205,9 +205,11 @@ expect_log() {
     grep -qE "$2" "$work/$1.log" || fail "$1: its log has no \"$2\""
 }
 
-# Exactly one line that begins with "error:".
+# Exactly one line with an error.
 expect_one_error() {
-    [ "$(grep -c '^error:' "$work/$1.log")" = 1 ] || fail "$1: $(grep -c '^error:' "$work/$1.log") error lines, expected one"
+    local n
+    n=$(grep -cE '^(\[[0-9]+\] )?error:' "$work/$1.log")
+    [ "$n" = 1 ] || fail "$1: $n error lines, expected one"
 }
 
 # Runs NAME on to its end on RANKS and compares: nothing that was committed is lost, the adapter has the bits of the
