@@ -4,6 +4,8 @@
 // exp(x - m) over the others, loss = log(o + exp(t - m)) + m - t and the target's gradient is -o /
 // (o + exp(t - m)). Both keep their digits when the target's probability is nearly one, where 1 - p
 // would cancel.
+//
+// A soft cap (Gemma 2) goes up with the logit: the largest one is found before any is capped.
 #include <math.h>
 #include <string.h>
 
@@ -11,9 +13,14 @@
 
 enum { CHUNK = 1024 }; // elements summed in fp32
 
+typedef struct soft_cap {
+    float cap, inverse;
+} soft_cap;
+
 typedef struct row_kernels {
     float (*largest)(const float *x, int64_t n);
     double (*exponentials)(float *x, int64_t n, float shift, int keep);
+    double (*capped_exponentials)(float *x, int64_t n, soft_cap cap, float shift, int keep);
     void (*scale)(float *x, int64_t n, float factor);
 } row_kernels;
 
@@ -45,23 +52,58 @@ static float row_loss(double others, double target_weight, float largest, float 
     return (float)(log(others + target_weight) + ((double)largest - (double)target));
 }
 
+// The largest of a row's logits, and the target's, as the softmax takes them; the slope is that of
+// the target's soft cap.
+typedef struct row_peaks {
+    float largest, target, target_slope;
+} row_peaks;
+
+static row_peaks plain_peaks(const row_kernels *kernels, float *x, int64_t n, int64_t target) {
+    float logit = x[target];
+    x[target] = -INFINITY;
+    float largest = kernels->largest(x, n);
+    return (row_peaks){logit > largest ? logit : largest, logit, 1.0f};
+}
+
+static row_peaks capped_peaks(const row_peaks *plain, soft_cap cap) {
+    float u = plain->target * cap.inverse, t = td_tanh_scalar(u), grown = 1.0f + fabsf(t);
+    return (row_peaks){
+        .largest = td_tanh_scalar(plain->largest * cap.inverse) * cap.cap,
+        .target = t * cap.cap,
+        .target_slope = td_exp_scalar(-2.0f * fabsf(u)) * (grown * grown),
+    };
+}
+
+// Over all but the target. Capped, a logit of -infinity weighs something: the target is left out by
+// its place, not by its value.
+static double sum_others(const row_kernels *kernels, const td_cross_entropy_args *args, float *x,
+                         int64_t target, float largest) {
+    int64_t n = args->n_vocabulary;
+    if (args->softcap <= 0.0f)
+        return kernels->exponentials(x, n, largest, args->gradient);
+    soft_cap cap = {args->softcap, 1.0f / args->softcap};
+    return kernels->capped_exponentials(x, target, cap, largest, args->gradient) +
+           kernels->capped_exponentials(x + target + 1, n - target - 1, cap, largest,
+                                        args->gradient);
+}
+
 static float row_process(const row_kernels *kernels, const td_cross_entropy_args *args,
                          int64_t row) {
-    int64_t n = args->n_vocabulary;
+    int64_t n = args->n_vocabulary, target = args->targets[row];
     float *x = (float *)args->logits + row * n;
-    float *target = x + args->targets[row], logit = *target;
-    *target = -INFINITY;
-    float largest = kernels->largest(x, n);
-    largest = logit > largest ? logit : largest;
-    double others = kernels->exponentials(x, n, largest, args->gradient);
-    double weight = exp((double)logit - (double)largest), sum = others + weight;
+    row_peaks plain = plain_peaks(kernels, x, n, target), peaks = plain;
+    if (args->softcap > 0.0f)
+        peaks = capped_peaks(&plain, (soft_cap){args->softcap, 1.0f / args->softcap});
+    double others = sum_others(kernels, args, x, target, peaks.largest);
+    double weight = exp((double)peaks.target - (double)peaks.largest), sum = others + weight;
     if (args->gradient) {
         kernels->scale(x, n, (float)((double)args->gradient_scale / sum));
-        *target = (float)(-others / sum * (double)args->gradient_scale);
+        x[target] =
+            (float)(-others / sum * (double)args->gradient_scale * (double)peaks.target_slope);
     } else {
-        *target = logit;
+        x[target] = plain.target;
     }
-    return row_loss(others, weight, largest, logit);
+    return row_loss(others, weight, peaks.largest, peaks.target);
 }
 
 td_status td_cpu_cross_entropy(const td_op_context *context, const td_cross_entropy_args *args) {

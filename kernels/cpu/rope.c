@@ -34,7 +34,7 @@ td_status td_cpu_rope(const td_op_context *context, const td_rope_args *args) {
 #pragma omp parallel for schedule(static)                                                          \
     num_threads(td_cpu_threads()) if (args->n_tokens * width > TD_CPU_PARALLEL_ELEMENTS)
     for (int64_t t = 0; t < args->n_tokens; t++) {
-        float *x = (float *)args->x + t * width;
+        float *x = (float *)args->x + t * args->x_stride;
         const float *cosine = args->cos + args->positions[t] * half;
         const float *sine = args->sin + args->positions[t] * half;
         if (wide)
