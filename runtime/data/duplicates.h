@@ -14,7 +14,7 @@
 //
 // Memory: a fixed buffer of about 3 MB while rows are added; 40 bytes per row in finish (10 million
 // rows: 400 MB), of which 8 stay for the result. On disk, in the temporary file: 528 bytes and 8
-// per band for each row (10 million rows, threshold 0.8: 6.6 GB); 16 per row without near
+// per band for each row (10 million rows, threshold 0.8, 14 bands: 6.4 GB); 16 per row without near
 // duplicates. One thread at a time; nothing is collective.
 #ifndef TANDEM_DATA_DUPLICATES_H
 #define TANDEM_DATA_DUPLICATES_H
