@@ -7,9 +7,9 @@
 #include "runtime/core/log.h"
 
 static const td_command *const commands[] = {
-    &td_command_train,    &td_command_evaluate, &td_command_generate, &td_command_inspect,
-    &td_command_config,   &td_command_bench,    &td_command_plan,     &td_command_merge,
-    &td_command_quantize, &td_command_export,
+    &td_command_train,   &td_command_prepare,  &td_command_evaluate, &td_command_generate,
+    &td_command_inspect, &td_command_config,   &td_command_bench,    &td_command_plan,
+    &td_command_merge,   &td_command_quantize, &td_command_export,
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

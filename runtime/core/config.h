@@ -43,6 +43,12 @@ typedef enum td_too_long {
     TD_TOO_LONG_ERROR,
 } td_too_long;
 
+typedef enum td_deduplicate {
+    TD_DEDUPLICATE_NONE,
+    TD_DEDUPLICATE_EXACT,
+    TD_DEDUPLICATE_NEAR, // and exact
+} td_deduplicate;
+
 typedef enum td_reduce_kind {
     TD_REDUCE_EXACT,
     TD_REDUCE_FP32,
@@ -85,7 +91,7 @@ typedef struct td_config {
     // Data
     td_string_list train_files;
     td_string_list eval_files;
-    double eval_split_ratio;
+    double eval_split_ratio, test_split_ratio;
     int64_t max_length;
     int packing;
     int64_t micro_batch_tokens;          // 0: max_length
@@ -96,6 +102,14 @@ typedef struct td_config {
     int completion_only_loss;
     td_bad_rows bad_rows;
     td_too_long too_long;
+    // Data: which rows of train_files are used
+    td_deduplicate deduplicate;
+    double near_duplicate_threshold;
+    int64_t min_prompt_words, max_prompt_words;     // a maximum of 0: none
+    int64_t min_response_words, max_response_words; // a maximum of 0: none
+    int64_t min_tokens;
+    double max_prompt_response_jaccard; // 1: off
+    td_string_list drop_matching, keep_matching;
     // Optimization
     double learning_rate;
     td_schedule_kind lr_scheduler_type;

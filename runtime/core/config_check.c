@@ -36,9 +36,10 @@ static td_status check_lora(const td_config *config) {
     return check_pattern("alpha_pattern", config->alpha_pattern, 0);
 }
 
+// What a pattern names is found when the data is read.
 static td_status check_files(const char *name, const td_string_list *files) {
     for (int i = 0; i < files->count; i++)
-        if (!td_path_exists(files->items[i]))
+        if (!td_path_exists(files->items[i]) && !strpbrk(files->items[i], "*?["))
             return td_fail(TD_ERR_DATA, "%s: there is no file \"%s\"", name, files->items[i]);
     return TD_OK;
 }
@@ -48,8 +49,15 @@ static td_status check_data(const td_config *config) {
         return td_fail(TD_ERR_USAGE, "train_files is empty; give at least one JSON Lines file");
     if (config->eval_split_ratio > 0 && config->train_files.count == 0)
         return td_fail(TD_ERR_USAGE, "eval_split_ratio is set but train_files is empty");
+    if (config->test_split_ratio > 0 && config->train_files.count == 0)
+        return td_fail(TD_ERR_USAGE, "test_split_ratio is set but train_files is empty");
     if (config->eval_split_ratio > 0 && config->eval_files.count > 0)
         return td_fail(TD_ERR_USAGE, "eval_split_ratio and eval_files are both set; choose one");
+    if (config->eval_split_ratio + config->test_split_ratio > 0.95)
+        return td_fail(TD_ERR_USAGE,
+                       "eval_split_ratio and test_split_ratio together (%g) leave less than 0.05 "
+                       "of the rows for training",
+                       config->eval_split_ratio + config->test_split_ratio);
     if (config->packing && config->micro_batch_tokens != 0 &&
         config->micro_batch_tokens < config->max_length)
         return td_fail(TD_ERR_USAGE,

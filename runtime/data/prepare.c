@@ -1,60 +1,22 @@
 #include "runtime/data/prepare.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
-#include "runtime/core/files.h"
-#include "runtime/core/json.h"
-#include "runtime/core/log.h"
 #include "runtime/core/progress.h"
-#include "runtime/core/rng.h"
-#include "runtime/data/lines.h"
+#include "runtime/data/prepare_internal.h"
 #include "runtime/data/rows.h"
-#include "runtime/data/store.h"
-
-enum {
-    PREPARE_VERSION = 2, // of what rows become; part of the fingerprint
-    BATCH_LINES = 1024,
-    BATCH_BYTES = 32 << 20, // a batch ends with the line that reaches this
-    MAX_LINE_BYTES = 64 << 20,
-    MESSAGE_BYTES = 8 << 10,
-    REPORTED_BAD_ROWS = 3,
-};
-
-// One line of a batch and what became of it.
-typedef struct batch_line {
-    char *text;
-    size_t bytes;
-    int is_too_long;
-    int64_t number; // in its file, from 1
-    td_row row;
-    td_status status;
-    char *message; // of a failure, owned
-} batch_line;
-
-// Which rows go to the second store. With few rows or a small share chance may leave a store empty;
-// then the row that came nearest to it is moved there.
-typedef struct split_state {
-    int64_t moved_to_split, moved_to_main; // row, -1: none
-    int64_t nearest_to_split, nearest_to_main;
-    float smallest, largest;
-    int64_t n_split;
-} split_state;
-
-typedef struct preparer {
-    const td_prepare_options *options;
-    td_store_writer *writer, *split; // split: NULL without
-    td_prepare_account account;
-    split_state chosen;
-    batch_line *lines; // (BATCH_LINES)
-    int n_lines;
-    size_t batch_bytes;
-    const char *path;
-} preparer;
 
 static void add_number(td_hasher *hasher, int64_t value) {
+    td_hasher_add(hasher, &value, sizeof value);
+}
+
+static void add_double(td_hasher *hasher, double value) {
     td_hasher_add(hasher, &value, sizeof value);
 }
 
@@ -73,11 +35,47 @@ static td_status hash_sources(td_hasher *hasher, const td_prepare_options *optio
     return TD_OK;
 }
 
+static void hash_patterns(td_hasher *hasher, const td_string_list *patterns) {
+    int count = patterns ? patterns->count : 0;
+    add_number(hasher, count);
+    for (int i = 0; i < count; i++)
+        td_hasher_add_string(hasher, patterns->items[i]);
+}
+
+static void hash_filters(td_hasher *hasher, const td_filter_options *filters) {
+    add_number(hasher, filters->min_prompt_words);
+    add_number(hasher, filters->max_prompt_words);
+    add_number(hasher, filters->min_response_words);
+    add_number(hasher, filters->max_response_words);
+    add_number(hasher, filters->min_tokens);
+    add_double(hasher, filters->max_jaccard);
+    hash_patterns(hasher, filters->drop_matching);
+    hash_patterns(hasher, filters->keep_matching);
+}
+
+int td_preparation_has_splits(const td_prepare_options *options) {
+    return options->split_ratios[TD_SPLIT_EVAL] > 0 || options->split_ratios[TD_SPLIT_TEST] > 0;
+}
+
+// What was not asked for has no say: another seed makes no other rows unless they are divided.
+static void hash_choices(td_hasher *hasher, const td_prepare_options *options) {
+    int has_splits = td_preparation_has_splits(options);
+    add_number(hasher, options->deduplicate);
+    add_number(hasher, has_splits);
+    if (options->deduplicate == TD_DEDUPLICATE_NEAR || has_splits)
+        add_double(hasher, options->near_duplicate_threshold);
+    if (!has_splits)
+        return;
+    add_double(hasher, options->split_ratios[TD_SPLIT_EVAL]);
+    add_double(hasher, options->split_ratios[TD_SPLIT_TEST]);
+    td_hasher_add(hasher, &options->seed, sizeof options->seed);
+}
+
 td_status td_prepare_fingerprint(const td_prepare_options *options, td_hash *out) {
     td_hasher *hasher = NULL;
     TD_TRY(td_hasher_create(&hasher));
     td_status status = hash_sources(hasher, options);
-    add_number(hasher, PREPARE_VERSION);
+    add_number(hasher, TD_PREPARE_VERSION);
     add_number(hasher, options->files->count);
     add_number(hasher, options->vocabulary);
     add_number(hasher, options->eos_id);
@@ -86,324 +84,150 @@ td_status td_prepare_fingerprint(const td_prepare_options *options, td_hash *out
     add_number(hasher, options->completion_only_loss != 0);
     add_number(hasher, options->bad_rows);
     add_number(hasher, options->too_long);
-    if (options->split_ratio > 0) {
-        td_hasher_add(hasher, &options->split_ratio, sizeof options->split_ratio);
-        td_hasher_add(hasher, &options->seed, sizeof options->seed);
-    }
+    hash_filters(hasher, options->filters ? options->filters : &td_filters_off);
+    hash_choices(hasher, options);
     if (status == TD_OK)
         *out = td_hasher_value(hasher);
     td_hasher_destroy(hasher);
     return status;
 }
 
-// Runs on any thread; what goes wrong is kept with the line until its turn comes.
-static void read_row(const preparer *self, batch_line *line) {
-    char where[TD_PATH_MAX + 32];
-    snprintf(where, sizeof where, "%s:%lld", self->path, (long long)line->number);
-    if (line->is_too_long)
-        line->status =
-            td_fail(TD_ERR_DATA, "%s: the line is longer than %d MiB", where, MAX_LINE_BYTES >> 20);
-    else
-        line->status = td_row_read(self->options, where, line->text, line->bytes, &line->row);
-    td_progress_tick();
-    if (line->status == TD_OK)
-        return;
-    // The tokenizer and the chat format do not know the line.
-    const char *reason = td_error_message();
-    int is_named = strncmp(reason, where, strlen(where)) == 0;
-    line->message = malloc(MESSAGE_BYTES);
-    if (line->message)
-        snprintf(line->message, MESSAGE_BYTES, "%s%s%s", is_named ? "" : where,
-                 is_named ? "" : ": ", reason);
-    td_error_clear();
-}
-
-static td_status take_bad_row(preparer *self, const batch_line *line) {
-    int is_skipped = line->status == TD_ERR_DATA && !line->row.is_setup_error &&
-                     self->options->bad_rows == TD_BAD_ROWS_SKIP;
-    const char *message = line->message ? line->message : "no memory";
-    if (!is_skipped)
-        return td_fail(line->status, "%s", message);
-    if (self->account.rows_bad++ < REPORTED_BAD_ROWS)
-        td_warn("skipped: %s", message);
-    return TD_OK;
-}
-
-static td_status fit_length(preparer *self, batch_line *line, int *out_keep) {
-    int64_t limit = self->options->max_length;
-    *out_keep = 1;
-    if (line->row.count <= limit)
-        return TD_OK;
-    if (self->options->too_long == TD_TOO_LONG_ERROR)
-        return td_fail(TD_ERR_DATA,
-                       "%s:%lld: %lld tokens are more than max_length, %lld: raise it, or set "
-                       "too_long to \"drop\" or \"truncate\"",
-                       self->path, (long long)line->number, (long long)line->row.count,
-                       (long long)limit);
-    if (self->options->too_long == TD_TOO_LONG_TRUNCATE) {
-        line->row.count = limit;
-        return TD_OK;
-    }
-    self->account.rows_too_long++;
-    *out_keep = 0;
-    return TD_OK;
-}
-
-static int goes_to_split(preparer *self, int64_t row) {
-    split_state *chosen = &self->chosen;
-    if (!self->split)
-        return 0;
-    uint64_t key = td_rng_key(self->options->seed, TD_RNG_SPLIT);
-    float value = td_rng_uniform(td_rng_word(key, 0, 0, (uint64_t)row));
-    if (value < chosen->smallest) {
-        chosen->smallest = value;
-        chosen->nearest_to_split = row;
-    }
-    if (value >= chosen->largest) {
-        chosen->largest = value;
-        chosen->nearest_to_main = row;
-    }
-    if (row == chosen->moved_to_split || row == chosen->moved_to_main)
-        return row == chosen->moved_to_split;
-    return (double)value < self->options->split_ratio;
-}
-
-static td_status store_row(preparer *self, const td_row *row, int64_t index, int64_t n_trained) {
-    int split = goes_to_split(self, index);
-    self->account.rows_kept++;
-    self->account.tokens += row->count;
-    self->account.trained_tokens += n_trained;
-    self->chosen.n_split += split;
-    return td_store_writer_add(split ? self->split : self->writer, row->tokens, row->trained,
-                               row->count);
-}
-
-static td_status take_row(preparer *self, batch_line *line) {
-    int64_t index = self->account.rows_read++, length = line->row.count;
-    int keep;
-    if (line->status != TD_OK)
-        return take_bad_row(self, line);
-    TD_TRY(fit_length(self, line, &keep));
-    if (!keep)
-        return TD_OK;
-    int64_t n_trained = td_row_trained_count(&line->row);
-    if (n_trained == 0) {
-        self->account.rows_untrained++;
-        return TD_OK;
-    }
-    self->account.rows_truncated += line->row.count < length;
-    return store_row(self, &line->row, index, n_trained);
-}
-
-static void drop_lines(preparer *self) {
-    for (int i = 0; i < self->n_lines; i++) {
-        free(self->lines[i].text);
-        free(self->lines[i].message);
-        td_row_fini(&self->lines[i].row);
-    }
-    self->n_lines = 0;
-    self->batch_bytes = 0;
-}
-
-// Tokenizes the batch on all threads, then takes the rows in order.
-static td_status finish_batch(preparer *self) {
-    td_status status = TD_OK;
-    int n_threads = self->options->n_threads > 0 ? self->options->n_threads : 1;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
-    for (int i = 0; i < self->n_lines; i++)
-        read_row(self, &self->lines[i]);
-    for (int i = 0; i < self->n_lines && status == TD_OK; i++)
-        status = take_row(self, &self->lines[i]);
-    drop_lines(self);
-    return status;
-}
-
-static int is_blank(const td_line *line) {
-    for (size_t i = 0; i < line->bytes; i++)
-        if (line->text[i] != ' ' && line->text[i] != '\t' && line->text[i] != '\r')
-            return 0;
-    return !line->is_too_long;
-}
-
-static td_status add_line(preparer *self, const td_line *line, int64_t number) {
-    batch_line *slot = &self->lines[self->n_lines];
-    *slot = (batch_line){.bytes = line->bytes, .is_too_long = line->is_too_long, .number = number};
-    slot->text = malloc(line->bytes + 1);
-    if (!slot->text)
-        return td_fail(TD_ERR_MEMORY, "%s:%lld: no memory for the line", self->path,
-                       (long long)number);
-    memcpy(slot->text, line->text, line->bytes);
-    slot->text[line->bytes] = '\0';
-    self->n_lines++;
-    self->batch_bytes += line->bytes;
-    int is_full = self->n_lines == BATCH_LINES || self->batch_bytes >= BATCH_BYTES;
-    return is_full ? finish_batch(self) : TD_OK;
-}
-
-static td_status read_lines(preparer *self, td_line_reader *reader) {
-    td_line line;
-    for (int found = 1;;) {
-        TD_TRY(td_line_reader_next(reader, &line, &found));
-        if (!found)
-            return finish_batch(self);
-        if (!is_blank(&line))
-            TD_TRY(add_line(self, &line, reader->number));
-    }
-}
-
-static td_status read_file(preparer *self, const char *path) {
-    td_line_reader reader;
-    self->path = path;
-    TD_TRY(td_line_reader_open(&reader, path, MAX_LINE_BYTES));
-    td_status status = read_lines(self, &reader);
-    drop_lines(self);
-    td_line_reader_close(&reader);
-    return status;
-}
-
-// "a.jsonl" or "a.jsonl and 2 more".
-static void name_sources(const td_string_list *files, char out[TD_PATH_MAX]) {
+void td_prepare_name_sources(const td_string_list *files, char out[TD_PATH_MAX]) {
     if (files->count == 1)
         snprintf(out, TD_PATH_MAX, "%s", files->items[0]);
     else
         snprintf(out, TD_PATH_MAX, "%.3900s and %d more", files->items[0], files->count - 1);
 }
 
-static td_status check_rows_left(const preparer *self) {
-    const td_prepare_account *account = &self->account;
-    char sources[TD_PATH_MAX];
-    name_sources(self->options->files, sources);
-    if (account->rows_read == 0)
-        return td_fail(TD_ERR_DATA, "%s: no rows: the file is empty or blank", sources);
-    if (account->rows_kept == 0)
-        return td_fail(TD_ERR_DATA,
-                       "%s: no rows left to train on: of %lld read, %lld are malformed, %lld are "
-                       "longer than max_length %lld, %lld have no trained token",
-                       sources, (long long)account->rows_read, (long long)account->rows_bad,
-                       (long long)account->rows_too_long, (long long)self->options->max_length,
-                       (long long)account->rows_untrained);
-    if (self->split && account->rows_kept < 2)
-        return td_fail(TD_ERR_DATA,
-                       "%s: one row cannot be divided between training and evaluation: set "
-                       "eval_split_ratio to 0 or give eval_files",
-                       sources);
+td_status td_prepare_account_path(const char *store_path, char out[TD_PATH_MAX]) {
+    size_t chars = strlen(store_path);
+    size_t stem = chars > 3 && strcmp(store_path + chars - 3, ".h5") == 0 ? chars - 3 : chars;
+    if (snprintf(out, TD_PATH_MAX, "%.*s.json", (int)stem, store_path) >= TD_PATH_MAX)
+        return td_fail(TD_ERR_USAGE, "path is too long: %.80s...", store_path);
     return TD_OK;
 }
 
-static td_status open_writers(preparer *self, const char *store_path, const char *split_path) {
-    self->account = (td_prepare_account){0};
-    self->chosen.n_split = 0;
-    self->chosen.smallest = 2;
-    self->chosen.largest = -1;
-    TD_TRY(td_store_writer_open(store_path, &self->writer));
-    if (split_path)
-        TD_TRY(td_store_writer_open(split_path, &self->split));
-    return TD_OK;
+td_status td_preparation_agree(const td_preparation *self, td_status mine, const char *what) {
+    const td_prepare_team *team = self->team;
+    return team->size > 1 ? team->agree(team->self, mine, what) : mine;
 }
 
-static void abandon(preparer *self) {
-    td_store_writer_abandon(self->writer);
-    td_store_writer_abandon(self->split);
-    self->writer = self->split = NULL;
-}
+// What belongs to rank 0 while it prepares: the folder's lock, which ends with the process too.
+typedef struct workplace {
+    char folder[TD_PATH_MAX]; // of the parts
+    char parent[TD_PATH_MAX];
+    int lock; // -1: none
+} workplace;
 
-static td_status read_all(preparer *self, const char *store_path, const char *split_path) {
-    TD_TRY(open_writers(self, store_path, split_path));
-    for (int i = 0; i < self->options->files->count; i++)
-        TD_TRY(read_file(self, self->options->files->items[i]));
-    return check_rows_left(self);
-}
-
-// Reads once more, with one row moved, when chance left a store empty.
-static td_status read_balanced(preparer *self, const char *store_path, const char *split_path) {
-    split_state *chosen = &self->chosen;
-    chosen->moved_to_split = chosen->moved_to_main = -1;
-    TD_TRY(read_all(self, store_path, split_path));
-    if (!self->split || (chosen->n_split > 0 && chosen->n_split < self->account.rows_kept))
-        return TD_OK;
-    if (chosen->n_split == 0)
-        chosen->moved_to_split = chosen->nearest_to_split;
+static td_status name_workplace(workplace *place, const char *store) {
+    char *slash;
+    if (snprintf(place->folder, sizeof place->folder, "%s.parts", store) >= TD_PATH_MAX)
+        return td_fail(TD_ERR_USAGE, "path is too long: %.80s...", store);
+    snprintf(place->parent, sizeof place->parent, "%s", store);
+    slash = strrchr(place->parent, '/');
+    if (!slash)
+        snprintf(place->parent, sizeof place->parent, ".");
     else
-        chosen->moved_to_main = chosen->nearest_to_main;
-    abandon(self);
-    return read_all(self, store_path, split_path);
+        slash[slash == place->parent] = '\0';
+    return TD_OK;
 }
 
-static td_status print_account(const td_prepare_account *account, char **out) {
-    const struct {
-        const char *name;
-        int64_t value;
-    } fields[] = {
-        {"rows_read", account->rows_read},
-        {"rows_kept", account->rows_kept},
-        {"rows_bad", account->rows_bad},
-        {"rows_too_long", account->rows_too_long},
-        {"rows_truncated", account->rows_truncated},
-        {"rows_untrained", account->rows_untrained},
-        {"tokens", account->tokens},
-        {"trained_tokens", account->trained_tokens},
-    };
-    cJSON *object = cJSON_CreateObject();
-    int done = object != NULL;
-    for (size_t i = 0; i < sizeof fields / sizeof *fields && done; i++)
-        done = cJSON_AddNumberToObject(object, fields[i].name, (double)fields[i].value) != NULL;
-    *out = done ? td_json_print(object, 0) : NULL;
-    cJSON_Delete(object);
-    return *out ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for the account of the rows");
+// Two runs that prepare in one folder would remove each other's parts. Where the file system has no
+// locks, they have to be kept apart by hand.
+static td_status lock(workplace *place) {
+    place->lock = open(place->parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (place->lock < 0)
+        return td_fail(TD_ERR_IO, "%s: cannot open folder: %s", place->parent, strerror(errno));
+    if (flock(place->lock, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        return td_fail(TD_ERR_IO, "%s: another run is preparing data here: wait for it to end",
+                       place->parent);
+    return TD_OK;
 }
 
-// The split goes first: a store that exists is believed to have its split beside it.
-static td_status commit_stores(preparer *self, td_hash fingerprint, const char *account,
-                               const char *split_path) {
-    td_store_writer *writer = self->writer, *split = self->split;
-    self->split = NULL;
-    if (split)
-        TD_TRY(td_store_writer_commit(split, fingerprint, account));
-    self->writer = NULL;
-    td_status status = td_store_writer_commit(writer, fingerprint, account);
-    if (status != TD_OK && split)
-        unlink(split_path);
-    return status;
+static td_status clear(const workplace *place, const char *const stores[TD_SPLITS]) {
+    char temporary[TD_PATH_MAX + 8];
+    TD_TRY(td_folder_remove_tree(place->folder));
+    for (int split = 0; split < TD_SPLITS; split++) {
+        snprintf(temporary, sizeof temporary, "%s.tmp", stores[split] ? stores[split] : "");
+        if (stores[split] && unlink(temporary) != 0 && errno != ENOENT)
+            return td_fail(TD_ERR_IO, "%s: cannot remove: %s", temporary, strerror(errno));
+    }
+    return TD_OK;
 }
 
-static td_status check_unchanged(const preparer *self, td_hash fingerprint) {
-    td_hash now = {0};
-    char sources[TD_PATH_MAX];
-    TD_TRY(td_prepare_fingerprint(self->options, &now));
-    if (td_hash_equal(now, fingerprint))
+static td_status open_workplace(workplace *place, const char *const stores[TD_SPLITS]) {
+    TD_TRY(lock(place));
+    TD_TRY(clear(place, stores));
+    return td_folder_make(place->folder);
+}
+
+// An error that is recorded already is the one to report.
+static void leave_workplace(workplace *place) {
+    if (place->lock < 0)
+        return;
+    int has_failed = td_error_message()[0] != '\0';
+    (void)td_folder_remove_tree(place->folder);
+    if (!has_failed)
+        td_error_clear();
+    close(place->lock);
+    place->lock = -1;
+}
+
+static td_status create_filters(td_preparation *self) {
+    const td_prepare_options *options = self->options;
+    self->wants_signatures =
+        options->deduplicate == TD_DEDUPLICATE_NEAR || td_preparation_has_splits(options);
+    self->wants_texts = self->wants_signatures;
+    if (!options->filters)
         return TD_OK;
-    name_sources(self->options->files, sources);
-    return td_fail(TD_ERR_DATA, "%s: changed while it was read", sources);
+    TD_TRY(td_filters_create(options->filters, &self->filters));
+    self->wants_texts = self->wants_texts || td_filters_need_texts(self->filters);
+    return TD_OK;
 }
 
-static td_status run(preparer *self, const char *store_path, const char *split_path) {
-    td_hash fingerprint = {0};
-    char *account;
-    TD_TRY(td_prepare_fingerprint(self->options, &fingerprint));
-    TD_TRY(read_balanced(self, store_path, split_path));
-    TD_TRY(check_unchanged(self, fingerprint));
-    TD_TRY(print_account(&self->account, &account));
-    td_status status = commit_stores(self, fingerprint, account, split_path);
-    free(account);
+static td_status finish(td_preparation *self, td_hash fingerprint, td_prepare_account *account) {
+    td_choices choices;
+    TD_TRY(td_prepare_choose(self, &choices));
+    td_status status = td_prepare_write(self, &choices, fingerprint, account);
+    free(choices.choices);
     return status;
 }
 
-td_status td_prepare(const td_prepare_options *options, const char *store_path,
-                     const char *split_path, td_prepare_account *out) {
-    preparer self = {.options = options};
+static td_status prepare(td_preparation *self, workplace *place, td_hash fingerprint,
+                         td_prepare_account *account) {
+    int is_first = self->team->rank == 0;
+    td_status status = create_filters(self);
+    if (status == TD_OK && is_first)
+        status = open_workplace(place, self->stores);
+    TD_TRY(td_preparation_agree(self, status, "prepare data"));
+    TD_TRY(td_prepare_read(self));
+    status = is_first ? finish(self, fingerprint, account) : TD_OK;
+    return td_preparation_agree(self, status, "prepare data");
+}
+
+td_status td_prepare(const td_prepare_options *options, const td_prepare_team *team,
+                     td_hash fingerprint, const char *const stores[TD_SPLITS],
+                     td_prepare_account *out) {
+    static const td_prepare_team alone = {.size = 1};
+    workplace place = {.lock = -1};
+    td_prepare_account account = {0};
+    td_preparation self = {
+        .options = options,
+        .team = team ? team : &alone,
+        .stores = stores,
+        .folder = place.folder,
+    };
     if (options->files->count < 1)
         return td_fail(TD_ERR_USAGE, "no files with rows: set train_files or eval_files");
-    self.lines = calloc(BATCH_LINES, sizeof *self.lines);
-    td_status status = self.lines
-                           ? run(&self, store_path, options->split_ratio > 0 ? split_path : NULL)
-                           : td_fail(TD_ERR_MEMORY, "no memory to prepare rows");
-    free(self.lines);
-    if (status != TD_OK) {
-        abandon(&self);
-        return status;
-    }
-    *out = self.account;
-    return TD_OK;
+    TD_TRY(name_workplace(&place, stores[TD_SPLIT_TRAIN]));
+    td_status status = prepare(&self, &place, fingerprint, &account);
+    leave_workplace(&place);
+    td_filters_destroy(self.filters);
+    if (status == TD_OK && self.team->rank == 0)
+        *out = account;
+    else
+        td_account_fini(&account);
+    return status;
 }
 
 td_status td_prepare_row(const td_prepare_options *options, const char *where, const char *line,

@@ -19,9 +19,20 @@
 
 #include "model/tokenizer.h"
 #include "runtime/core/config.h"
+#include "runtime/core/files.h"
+
+// Where a row can go.
+typedef enum td_split {
+    TD_SPLIT_TRAIN,
+    TD_SPLIT_EVAL,
+    TD_SPLIT_TEST,
+    TD_SPLITS,
+} td_split;
+
+struct td_filter_options;
 
 typedef struct td_prepare_options {
-    const td_string_list *files;
+    const td_string_list *files;   // as td_sources_expand() gives them
     const td_tokenizer *tokenizer; // may be NULL when every row is pretokenized
     int64_t vocabulary;            // of the model: ids at or above it are TD_ERR_DATA
     int32_t eos_id;                // appended to text and completion rows
@@ -29,26 +40,50 @@ typedef struct td_prepare_options {
     int assistant_only_loss, completion_only_loss;
     td_bad_rows bad_rows;
     td_too_long too_long;
-    double split_ratio; // share of rows that go to the second store, chosen by (seed, row), at
-                        // least one; 0: none
+    const struct td_filter_options *filters; // NULL: none
+    td_deduplicate deduplicate;
+    double
+        near_duplicate_threshold; // 0.5 to 1; of what is dropped, and of what splits keep together
+    double split_ratios[TD_SPLITS]; // of TD_SPLIT_EVAL and TD_SPLIT_TEST; 0: there is none
     uint64_t seed;
     int n_threads;
 } td_prepare_options;
 
-typedef struct td_prepare_account {
-    int64_t rows_read, rows_kept, rows_bad, rows_too_long, rows_truncated, rows_untrained;
-    int64_t tokens, trained_tokens;
-} td_prepare_account;
+typedef struct td_prepare_account td_prepare_account; // runtime/data/account.h
 
-// Of the files' contents, the tokenizer and every option that changes the result.
+// The ranks that prepare together. All functions are collective and only called when size > 1.
+typedef struct td_prepare_team {
+    int rank, size;
+    // all: size * bytes_each, in rank order.
+    td_status (*gather)(void *self, const void *mine, void *all, size_t bytes_each,
+                        const char *what);
+    // Every rank passes its own status; all return the same one and have its message.
+    td_status (*agree)(void *self, td_status mine, const char *what);
+    void *self;
+} td_prepare_team;
+
+// Of the files' contents, the tokenizer and every option that changes the result. Local.
 td_status td_prepare_fingerprint(const td_prepare_options *options, td_hash *out);
 
-// Local to the caller (rank 0); parallel over rows with n_threads, order of rows kept; calls
-// td_progress_tick(). Writes store_path and, when split_ratio > 0, split_path. TD_ERR_DATA:
-// "file:line: what" for a bad row (unless skipped), no rows left, id outside the vocabulary.
-// Nothing is left behind on failure.
-td_status td_prepare(const td_prepare_options *options, const char *store_path,
-                     const char *split_path, td_prepare_account *out);
+// Collective (team NULL: this rank alone); every rank passes the same options. Ranks and their
+// threads share the work; rank 0 decides about duplicates and writes the stores. What they hold
+// does not depend on either number. Writes stores[TD_SPLIT_TRAIN], those of the splits that have a
+// ratio, and the account beside the first, "train.json" beside "train.h5". `fingerprint`: of the
+// options, on rank 0. Memory is bounded but for about 40 bytes per row on rank 0.
+//
+// Splits are by (seed, row), and none is left empty. Rows that are exact or near duplicates of each
+// other are all in one store, whether or not duplicates are dropped.
+//
+// TD_ERR_DATA: "file:line: what" for the first bad row (unless skipped), no rows left, id outside
+// the vocabulary; TD_ERR_IO: the folder cannot be written, or another run prepares data in it. On
+// failure nothing is left behind, and what a killed run left is removed by the next one:
+// "train.h5.parts" and "*.h5.tmp". *out is filled in on rank 0 only; td_account_fini().
+td_status td_prepare(const td_prepare_options *options, const td_prepare_team *team,
+                     td_hash fingerprint, const char *const stores[TD_SPLITS],
+                     td_prepare_account *out);
+
+// "FOLDER/train.h5" -> "FOLDER/train.json".
+td_status td_prepare_account_path(const char *store_path, char out[TD_PATH_MAX]);
 
 // One row, for inspection and tests: tokens and mask of one JSON line. The caller frees both with
 // free().

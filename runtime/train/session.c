@@ -93,6 +93,14 @@ td_status td_session_open(td_session *session, const td_config *config, td_comm 
     return td_comm_agree(comm, open_local(session, want_lora), "open model");
 }
 
+td_status td_session_open_model(td_session *session, const td_config *config, td_comm *comm) {
+    session->config = config;
+    session->comm = comm;
+    session->n_threads = td_session_threads(config, td_comm_local_size(comm));
+    td_progress_phase(TD_PHASE_READ_MODEL);
+    return td_comm_agree(comm, open_model(session), "open model");
+}
+
 void td_session_close(td_session *session) {
     td_stream *stream = session->context.stream;
     if (stream) // nothing queued may outlive what it works on
