@@ -6,8 +6,9 @@
 #include "runtime/core/json.h"
 #include "safetensors_build.h"
 
-static const char *const families[] = {"llama", "llama2", "tinyllama", "mistral",
-                                       "qwen2", "qwen3",  "smollm2",   "smollm3"};
+static const char *const families[] = {"llama", "llama2",    "tinyllama", "mistral",
+                                       "qwen2", "qwen3",     "smollm2",   "smollm3",
+                                       "phi3",  "phi3_long", "gemma2",    "gemma3"};
 enum { FAMILIES = sizeof families / sizeof families[0] };
 
 // A fixture model, the adapter that PEFT wrote for it, and the layout that the adapter asks for.

@@ -6,8 +6,9 @@
 #include "model/safetensors.h"
 #include "safetensors_build.h"
 
-static const char *const families[] = {"llama", "llama2", "tinyllama", "mistral",
-                                       "qwen2", "qwen3",  "smollm2",   "smollm3"};
+static const char *const families[] = {"llama", "llama2",    "tinyllama", "mistral",
+                                       "qwen2", "qwen3",     "smollm2",   "smollm3",
+                                       "phi3",  "phi3_long", "gemma2",    "gemma3"};
 enum { FAMILIES = sizeof families / sizeof families[0] };
 
 static const td_base_options plain = {.stored = TD_BF16, .compute = TD_F32};
@@ -76,6 +77,32 @@ static void check_vector(const td_safetensors *files, const char *name, int64_t 
         check_values(files, name, n, vector);
 }
 
+// Some families store what norm weights exceed 1 by.
+static void check_norm(const td_safetensors *files, const td_base *base, const char *name,
+                       int64_t n, const float *vector) {
+    td_tensor view;
+    if (!base->config.family->norm_adds_one) {
+        check_vector(files, name, n, vector);
+        return;
+    }
+    REQUIRE(td_safetensors_find(files, name, &view) == 1 && view.dtype == TD_F32);
+    const float *stored = view.data;
+    CHECK_INT(view.shape[0], n);
+    for (int64_t i = 0; i < n; i++)
+        CHECK(vector[i] == 1.0f + stored[i]);
+}
+
+// `name` of a layer, which has it or not.
+static void check_layer_norm(const td_safetensors *files, const td_base *base, int64_t layer,
+                             const char *name, int64_t n, const float *vector) {
+    char full[128];
+    td_tensor view;
+    snprintf(full, sizeof full, "model.layers.%d.%s.weight", (int)layer, name);
+    CHECK(td_safetensors_find(files, full, &view) == (vector != NULL));
+    if (vector)
+        check_norm(files, base, full, n, vector);
+}
+
 static void check_layer(const td_safetensors *files, const td_base *base, int64_t layer) {
     const td_base_layer *weights = &base->layers[layer];
     const td_model_config *config = &base->config;
@@ -92,14 +119,16 @@ static void check_layer(const td_safetensors *files, const td_base *base, int64_
         snprintf(name, sizeof name, "%s.%s.bias", prefix, projection);
         check_vector(files, name, weights->linear[i].rows, weights->bias[i]);
     }
-    snprintf(name, sizeof name, "%s.input_layernorm.weight", prefix);
-    check_vector(files, name, config->hidden, weights->input_norm);
-    snprintf(name, sizeof name, "%s.post_attention_layernorm.weight", prefix);
-    check_vector(files, name, config->hidden, weights->mlp_norm);
-    snprintf(name, sizeof name, "%s.self_attn.q_norm.weight", prefix);
-    check_vector(files, name, config->head_dim, weights->q_norm);
-    snprintf(name, sizeof name, "%s.self_attn.k_norm.weight", prefix);
-    check_vector(files, name, config->head_dim, weights->k_norm);
+    int has_four = config->family->sandwich_norms;
+    const float *after = has_four ? weights->attention_out_norm : weights->mlp_norm;
+    check_layer_norm(files, base, layer, "input_layernorm", config->hidden, weights->input_norm);
+    check_layer_norm(files, base, layer, "post_attention_layernorm", config->hidden, after);
+    check_layer_norm(files, base, layer, "pre_feedforward_layernorm", config->hidden,
+                     has_four ? weights->mlp_norm : NULL);
+    check_layer_norm(files, base, layer, "post_feedforward_layernorm", config->hidden,
+                     weights->mlp_out_norm);
+    check_layer_norm(files, base, layer, "self_attn.q_norm", config->head_dim, weights->q_norm);
+    check_layer_norm(files, base, layer, "self_attn.k_norm", config->head_dim, weights->k_norm);
 }
 
 static void check_planned(const td_base *base, const td_base_options *options, td_dtype dtype) {
@@ -122,7 +151,7 @@ static void every_tensor_is_in_its_place(void) {
         REQUIRE(td_base_peek_dtype(folder, &dtype) == TD_OK);
         check_planned(base, &plain, dtype);
         check_matrix(files, "model.embed_tokens.weight", &base->embedding);
-        check_vector(files, "model.norm.weight", base->config.hidden, base->final_norm);
+        check_norm(files, base, "model.norm.weight", base->config.hidden, base->final_norm);
         if (base->config.tie_word_embeddings)
             CHECK(base->head.data == base->embedding.data);
         else

@@ -1,5 +1,5 @@
 // config.json through the family table: what good files give, and what bad ones say.
-#include "model/model_config.h"
+#include "model/base_internal.h"
 #include "model/model_config_internal.h"
 #include "runtime/core/json.h"
 #include "safetensors_build.h"
@@ -27,6 +27,8 @@ static td_model_config read_older_fixture(const char *family) {
     return config;
 }
 
+enum { SOME_LAYERS = -1 };
+
 typedef struct expectation {
     const char *folder, *family;
     int64_t vocabulary, hidden, intermediate, n_layers, n_heads, n_kv_heads, head_dim;
@@ -46,6 +48,10 @@ static const expectation expectations[] = {
     {"qwen3", "qwen3", 144, 48, 80, 2, 4, 2, 32, 128, 1e-5, 1e6, 0, 0, 1, 0},
     {"smollm2", "llama", 144, 48, 96, 3, 3, 1, 16, 128, 1e-5, 1e5, 1, 0, 0, 0},
     {"smollm3", "smollm3", 144, 48, 80, 4, 3, 1, 16, 128, 1e-6, 5e6, 1, 0, 0, 0},
+    {"phi3", "phi3", 144, 64, 80, 2, 4, 2, 16, 512, 1e-5, 1e4, 0, 0, 0, 11},
+    {"phi3_long", "phi3", 144, 48, 80, 2, 3, 3, 16, 128, 1e-5, 1e4, 0, 0, 0, 0},
+    {"gemma2", "gemma2", 144, 48, 80, 3, 4, 2, 32, 128, 1e-6, 1e4, 1, 0, 0, SOME_LAYERS},
+    {"gemma3", "gemma3", 144, 48, 80, 3, 4, 1, 16, 128, 1e-6, 1e6, 1, 0, 1, SOME_LAYERS},
 };
 
 static void check_config(const td_model_config *config, const expectation *expected) {
@@ -65,7 +71,7 @@ static void check_config(const td_model_config *config, const expectation *expec
     CHECK_INT(config->o_bias, 0);
     CHECK_INT(config->mlp_bias, 0);
     CHECK_INT(config->qk_norm, expected->qk_norm);
-    for (int64_t i = 0; i < config->n_layers; i++)
+    for (int64_t i = 0; i < config->n_layers && expected->window != SOME_LAYERS; i++)
         CHECK_INT(config->window[i], expected->window);
     CHECK_INT(config->bos_id, 1);
     CHECK_INT(config->n_eos, 1);
@@ -76,8 +82,12 @@ static void every_family_is_read_in_both_spellings(void) {
     for (size_t i = 0; i < sizeof expectations / sizeof expectations[0]; i++) {
         td_model_config newer = read_fixture(expectations[i].folder);
         td_model_config older = read_older_fixture(expectations[i].folder);
+        char texts[2][4096];
         check_config(&newer, &expectations[i]);
         check_config(&older, &expectations[i]);
+        td_base_describe(&newer, texts[0], sizeof texts[0]);
+        td_base_describe(&older, texts[1], sizeof texts[1]);
+        CHECK_STRING(texts[0], texts[1]);
     }
 }
 
@@ -103,6 +113,36 @@ static void smollm3_leaves_out_rope_where_the_list_has_zero(void) {
     CHECK_INT(config.uses_rope[1], 1);
 }
 
+static void phi3_has_two_sets_of_factors(void) {
+    td_model_config config = read_fixture("phi3"), whole = read_fixture("phi3_long");
+    CHECK(config.fused_projections);
+    CHECK_INT(config.rope.kind, TD_ROPE_LONG);
+    CHECK_INT(config.rotary_dim, 12);
+    CHECK_INT(config.rope.original_max_positions, 128);
+    CHECK(config.rope.short_factor[5] == 1.5f && config.rope.long_factor[5] == 10.1f);
+    CHECK_NEAR(config.rope.attention_factor, sqrt(1 + log(4) / log(128)), 1e-12);
+    CHECK_INT(whole.rotary_dim, 16);
+    CHECK_INT(whole.rope.original_max_positions, 4);
+}
+
+static void gemma_has_two_kinds_of_layers(void) {
+    td_model_config two = read_fixture("gemma2"), three = read_fixture("gemma3");
+    for (int i = 0; i < 3; i++) {
+        CHECK_INT(two.window[i], i == 1 ? 0 : 7);
+        CHECK_INT(two.uses_rope[i], TD_LAYER_ROPE);
+        CHECK_INT(three.window[i], i == 2 ? 0 : 7);
+        CHECK_INT(three.uses_rope[i], i == 2 ? TD_LAYER_ROPE : TD_LAYER_LOCAL_ROPE);
+    }
+    CHECK(two.attention_scalar == 24 && two.attention_softcap == 3 && two.final_softcap == 2.5);
+    CHECK(three.attention_scalar == 20 && three.attention_softcap == 0);
+    CHECK_INT(three.rope.kind, TD_ROPE_LINEAR);
+    CHECK(three.rope.factor == 8);
+    CHECK_INT(three.rope_local.kind, TD_ROPE_DEFAULT);
+    CHECK(three.rope_local.theta == 10000.0);
+    CHECK_INT(two.activation, TD_GATE_GELU_TANH);
+    CHECK_INT(read_fixture("phi3").activation, TD_GATE_SILU);
+}
+
 // --- variants in memory ---
 
 static td_status parse(const char *text, td_model_config *out) {
@@ -122,6 +162,13 @@ static td_status parse(const char *text, td_model_config *out) {
 #define QWEN2(more)               MODEL("Qwen2ForCausalLM", more)
 #define QWEN3(more)               MODEL("Qwen3ForCausalLM", more)
 #define SMOLLM3(more)             MODEL("SmolLM3ForCausalLM", more)
+#define PHI3(more)                MODEL("Phi3ForCausalLM", more)
+#define GEMMA2(more)              MODEL("Gemma2ForCausalLM", more)
+#define GEMMA3(more)              MODEL("Gemma3ForCausalLM", more)
+// Heads of 8: four pairs.
+#define LONG(name, more)                                                                           \
+    ",\"head_dim\":8,\"rope_scaling\":{\"type\":\"" name "\",\"short_factor\":[1,1,1,1],"          \
+    "\"long_factor\":[1,2,3,4.5]" more "}"
 
 static td_model_config good(const char *text) {
     td_model_config config = {0};
@@ -167,6 +214,51 @@ static void other_defaults_are_those_of_transformers(void) {
     CHECK_INT(config.tie_word_embeddings, 1);
     for (int i = 0; i < 6; i++)
         CHECK_INT(config.uses_rope[i], i != 3);
+}
+
+static void defaults_of_phi_and_gemma_are_those_of_transformers(void) {
+    td_model_config config = good(PHI3(""));
+    CHECK_INT(config.n_kv_heads, 32);
+    CHECK_INT(config.max_positions, 4096);
+    CHECK(config.rms_eps == 1e-5);
+    CHECK_INT(config.window[0], 0);
+    CHECK_INT(config.n_eos, 0); // 32000 is outside this vocabulary
+    config = good(GEMMA2(""));
+    CHECK_INT(config.head_dim, 256);
+    CHECK_INT(config.n_kv_heads, 4);
+    CHECK_INT(config.tie_word_embeddings, 1);
+    CHECK(config.attention_softcap == 50 && config.final_softcap == 30);
+    CHECK(config.attention_scalar == 256);
+    CHECK_INT(config.bos_id, 2);
+    CHECK_INT(config.eos_ids[0], 1);
+    for (int i = 0; i < 6; i++)
+        CHECK_INT(config.window[i], i % 2 == 0 ? 4096 : 0);
+    config = good(GEMMA3(""));
+    CHECK(config.attention_softcap == 0 && config.final_softcap == 0);
+    CHECK(config.rope.theta == 1e6 && config.rope_local.theta == 1e4);
+    for (int i = 0; i < 6; i++)
+        CHECK_INT(config.window[i], i == 5 ? 0 : 4096);
+}
+
+static void caps_may_be_null(void) {
+    td_model_config config =
+        good(GEMMA2(",\"attn_logit_softcapping\":null,\"final_logit_softcapping\":null"));
+    CHECK(config.attention_softcap == 0 && config.final_softcap == 0);
+}
+
+static void longrope_has_older_names_and_given_factors(void) {
+    td_model_config config = good(PHI3(LONG("su", "")));
+    CHECK_INT(config.rope.kind, TD_ROPE_LONG);
+    CHECK_INT(config.rope.original_max_positions, 4096);
+    CHECK(config.rope.attention_factor == 1.0); // 4096 of 4096
+    CHECK(config.rope.long_factor[3] == 4.5f);
+    config = good(PHI3(LONG("yarn", ",\"attention_factor\":1.25")));
+    CHECK_INT(config.rope.kind, TD_ROPE_LONG);
+    CHECK(config.rope.attention_factor == 1.25);
+    config = good(PHI3(LONG("longrope", ",\"factor\":16")));
+    CHECK_NEAR(config.rope.attention_factor, sqrt(1 + log(16) / log(4096)), 1e-12);
+    config = good(PHI3(",\"partial_rotary_factor\":0.5,\"head_dim\":8"));
+    CHECK_INT(config.rotary_dim, 4);
 }
 
 static void model_type_tells_a_config_without_architectures(void) {
@@ -284,6 +376,39 @@ static const struct {
     {LLAMA(",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}"),
      "full_attention"},
     {LLAMA(",\"partial_rotary_factor\":0.5"), "partial_rotary_factor"},
+    {PHI3(LONG("longrope", ",\"attention_factor\":-1")), "attention_factor"},
+    {PHI3(LONG("longrope", ",\"factor\":\"4\"")), "factor"},
+    {PHI3(LONG("longrope", "") ",\"original_max_position_embeddings\":0"), "original_max"},
+    {PHI3(LONG("longrope", "") ",\"original_max_position_embeddings\":1"), "original_max"},
+    {PHI3(LONG("longrope", "") ",\"partial_rotary_factor\":0.5"), "list of 2 numbers"},
+    {PHI3(",\"rope_scaling\":{\"type\":\"longrope\"}"), "short_factor"},
+    {PHI3(",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1]}"), "long_factor"},
+    {PHI3(",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[0]}"), "positive"},
+    {PHI3(",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[\"1\"]}"), "positive"},
+    {PHI3(",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,2]}"), "short_factor"},
+    {PHI3(",\"head_dim\":4096,\"rope_scaling\":{\"type\":\"longrope\"}"), "at most"},
+    {PHI3(",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2}"), "longrope"},
+    {PHI3(",\"partial_rotary_factor\":0"), "partial_rotary_factor"},
+    {PHI3(",\"partial_rotary_factor\":1.5"), "partial_rotary_factor"},
+    {PHI3(",\"partial_rotary_factor\":0.5"), "even"},
+    {PHI3(",\"partial_rotary_factor\":\"0.5\""), "partial_rotary_factor"},
+    {PHI3(",\"hidden_act\":\"relu\""), "relu"},
+    {GEMMA2(",\"hidden_activation\":\"gelu\""), "hidden_activation"},
+    {GEMMA2(",\"query_pre_attn_scalar\":0"), "query_pre_attn_scalar"},
+    {GEMMA2(",\"query_pre_attn_scalar\":-256"), "query_pre_attn_scalar"},
+    {GEMMA2(",\"attn_logit_softcapping\":0"), "attn_logit_softcapping"},
+    {GEMMA2(",\"attn_logit_softcapping\":-50"), "attn_logit_softcapping"},
+    {GEMMA2(",\"final_logit_softcapping\":1e300"), "final_logit_softcapping"},
+    {GEMMA2(",\"final_logit_softcapping\":\"30\""), "final_logit_softcapping"},
+    {GEMMA2(",\"use_bidirectional_attention\":true"), "use_bidirectional_attention"},
+    {GEMMA2(",\"sliding_window\":null"), "sliding_window"},
+    {GEMMA2(",\"layer_types\":[\"sliding_attention\"]"), "6 layers"},
+    {GEMMA3(",\"sliding_window_pattern\":0"), "sliding_window_pattern"},
+    {GEMMA3(",\"rope_local_base_freq\":0"), "rope_local_base_freq"},
+    {GEMMA3(",\"rope_parameters\":{\"rope_type\":\"default\"}"), "full_attention"},
+    {GEMMA3(",\"rope_parameters\":{\"full_attention\":7}"), "full_attention"},
+    {GEMMA3(",\"rope_parameters\":{\"sliding_attention\":{\"rope_type\":\"yarn\"}}"), "yarn"},
+    {GEMMA3(",\"rope_scaling\":{\"rope_type\":\"linear\"}"), "factor"},
     {LLAMA(",\"eos_token_id\":\"</s>\""), "eos_token_id"},
     {LLAMA(",\"eos_token_id\":[1,2,3,4,5,6,7,8,9]"), "eos_token_id"},
     {MISTRAL(",\"sliding_window\":0"), "sliding_window"},
@@ -359,6 +484,11 @@ int main(void) {
     TEST(smollm3_leaves_out_rope_where_the_list_has_zero);
     TEST(llama_defaults_are_those_of_transformers);
     TEST(other_defaults_are_those_of_transformers);
+    TEST(phi3_has_two_sets_of_factors);
+    TEST(gemma_has_two_kinds_of_layers);
+    TEST(defaults_of_phi_and_gemma_are_those_of_transformers);
+    TEST(caps_may_be_null);
+    TEST(longrope_has_older_names_and_given_factors);
     TEST(model_type_tells_a_config_without_architectures);
     TEST(biases_follow_the_family);
     TEST(windows_follow_the_family);

@@ -315,6 +315,21 @@ static void smollm_2_equals_transformers(void) {
 static void smollm_3_equals_transformers(void) {
     check_family("smollm3", 0);
 }
+static void phi_3_equals_transformers(void) {
+    check_family("phi3", 0);
+}
+static void phi_3_beyond_its_first_length_equals_transformers(void) {
+    check_family("phi3_long", 0);
+}
+static void gemma_2_equals_transformers(void) {
+    check_family("gemma2", 0);
+}
+static void gemma_3_equals_transformers(void) {
+    check_family("gemma3", 0);
+}
+static void phi_3_in_nf4_equals_bitsandbytes(void) {
+    check_family("phi3", 1);
+}
 static void llama_3_in_nf4_equals_bitsandbytes(void) {
     check_family("llama", 1);
 }
@@ -334,5 +349,10 @@ int families_main(const families_backend *backend) {
     TEST(smollm_3_equals_transformers);
     TEST(llama_3_in_nf4_equals_bitsandbytes);
     TEST(qwen_3_in_nf4_equals_bitsandbytes);
+    TEST(phi_3_equals_transformers);
+    TEST(phi_3_beyond_its_first_length_equals_transformers);
+    TEST(gemma_2_equals_transformers);
+    TEST(gemma_3_equals_transformers);
+    TEST(phi_3_in_nf4_equals_bitsandbytes);
     return test_report();
 }

@@ -92,8 +92,9 @@ static void check_family(const char *family, int64_t max_tokens) {
 }
 
 static void greedy_answers_equal_transformers(void) {
-    static const char *const families[] = {"llama", "llama2", "tinyllama", "mistral",
-                                           "qwen2", "qwen3",  "smollm2",   "smollm3"};
+    static const char *const families[] = {"llama", "llama2",    "tinyllama", "mistral",
+                                           "qwen2", "qwen3",     "smollm2",   "smollm3",
+                                           "phi3",  "phi3_long", "gemma2",    "gemma3"};
     for (size_t i = 0; i < sizeof families / sizeof *families; i++)
         check_family(families[i], 64);
 }
@@ -101,6 +102,8 @@ static void greedy_answers_equal_transformers(void) {
 static void long_prompts_go_in_pieces(void) {
     check_family("llama", 2);
     check_family("mistral", 3);
+    check_family("phi3", 3);
+    check_family("gemma2", 3);
 }
 
 static void calls_that_do_not_fit_are_refused(void) {

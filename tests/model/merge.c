@@ -7,8 +7,9 @@
 #include "runtime/core/json.h"
 #include "test.h"
 
-static const char *const families[] = {"llama", "llama2",  "mistral", "qwen2",
-                                       "qwen3", "smollm2", "smollm3", "tinyllama"};
+static const char *const families[] = {"llama", "llama2",    "mistral", "qwen2",
+                                       "qwen3", "smollm2",   "smollm3", "tinyllama",
+                                       "phi3",  "phi3_long", "gemma2",  "gemma3"};
 enum { FAMILIES = sizeof families / sizeof families[0] };
 
 static td_op_context context;

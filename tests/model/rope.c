@@ -59,9 +59,41 @@ static void llama3_tables(void) {
     check_tables(rope, 64);
 }
 
+// Either set of factors, by the length of the run; cos and sin scaled. A part of a head.
+static void check_long(int64_t original, int is_long) {
+    enum { DIM = 12 };
+    td_rope_config rope = {.kind = TD_ROPE_LONG,
+                           .theta = 10000.0,
+                           .original_max_positions = original,
+                           .attention_factor = 1.19};
+    float cosines[POSITIONS * DIM / 2], sines[POSITIONS * DIM / 2];
+    double worst = 0;
+    for (int i = 0; i < DIM / 2; i++) {
+        rope.short_factor[i] = 1.0f + 0.25f * (float)i;
+        rope.long_factor[i] = 2.0f + 3.5f * (float)i;
+    }
+    td_rope_fill_tables(&rope, DIM, POSITIONS, cosines, sines);
+    for (int position = 0; position < POSITIONS; position++)
+        for (int pair = 0; pair < DIM / 2; pair++) {
+            double factor = is_long ? rope.long_factor[pair] : rope.short_factor[pair];
+            double angle = position * pow(10000.0, -2.0 * pair / DIM) / factor;
+            int at = position * DIM / 2 + pair;
+            double a = fabs(cosines[at] - 1.19 * cos(angle));
+            double b = fabs(sines[at] - 1.19 * sin(angle));
+            worst = fmax(worst, fmax(a, b) / fmax(1.0, angle));
+        }
+    CHECK_NEAR(worst, 0, 6e-7);
+}
+
+static void long_tables(void) {
+    check_long(POSITIONS, 0);
+    check_long(POSITIONS - 1, 1);
+}
+
 int main(void) {
     TEST(default_tables);
     TEST(linear_tables);
     TEST(llama3_tables);
+    TEST(long_tables);
     return test_report();
 }

@@ -1,6 +1,9 @@
 """Tiny random models of every family with the logits, losses and LoRA gradients that transformers
 and PEFT compute for them in fp32: tests/fixtures/families/<family>/. README.md names the
-tensors."""
+tensors.
+
+usage: make_families.py [FAMILY ...]
+Without arguments all of them, and selection.json."""
 
 import json
 import sys
@@ -16,13 +19,16 @@ from common import (
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config,
-    SmolLM3Config)
+    AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralConfig,
+    Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config)
 from transformers.utils import logging as transformers_logging
 
 LLAMA3_SCALING = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0,
                   "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                   "original_max_position_embeddings": 64}
+
+
+FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
 
 @dataclass
@@ -37,6 +43,13 @@ class Family:
 
 def theta(value):
     return {"rope_type": "default", "rope_theta": value}
+
+
+def longrope(pairs, **more):
+    steps = torch.linspace(0, 1, pairs)
+    return {"rope_type": "longrope", "rope_theta": 10000.0,
+            "short_factor": [round(x, 3) for x in (1 + 0.5 * steps).tolist()],
+            "long_factor": [round(x, 3) for x in (1.1 + 9 * steps**2).tolist()]} | more
 
 
 def shape(hidden, inner, layers, heads, kv_heads, vocab, **more):
@@ -82,6 +95,30 @@ FAMILIES = {
         SmolLM3Config(**shape(48, 80, 4, 3, 1, 144), rms_norm_eps=1e-6, max_position_embeddings=128,
                       no_rope_layers=[1, 0, 1, 0], rope_parameters=theta(5000000.0)),
         lora={"target_modules": "all-linear"}),
+    # All sequences are within the original length here, and all beyond it in phi3_long.
+    "phi3": Family(
+        Phi3Config(**shape(64, 80, 2, 4, 2, 144), rms_norm_eps=1e-5, max_position_embeddings=512,
+                   original_max_position_embeddings=128, sliding_window=11,
+                   rope_parameters=longrope(6, partial_rotary_factor=0.75)),
+        lengths=(30, 11, 12), nf4=True, lora={"target_modules": FUSED}),
+    "phi3_long": Family(
+        Phi3Config(**shape(48, 80, 2, 3, 3, 144), rms_norm_eps=1e-5, max_position_embeddings=128,
+                   original_max_position_embeddings=4, rope_parameters=longrope(8)),
+        lora={"target_modules": "all-linear"}),
+    # Scores and logits deviate by more than half of their caps.
+    "gemma2": Family(
+        Gemma2Config(**shape(48, 80, 3, 4, 2, 144), head_dim=32, query_pre_attn_scalar=24,
+                     attn_logit_softcapping=3.0, final_logit_softcapping=2.5, sliding_window=7,
+                     max_position_embeddings=128, rope_parameters=theta(10000.0)),
+        lengths=(30, 7, 12)),
+    "gemma3": Family(
+        Gemma3TextConfig(**shape(48, 80, 3, 4, 1, 144), head_dim=16, query_pre_attn_scalar=20,
+                         sliding_window=7, sliding_window_pattern=3, max_position_embeddings=128,
+                         rope_parameters={
+                             "full_attention": theta(1000000.0)
+                             | {"rope_type": "linear", "factor": 8.0},
+                             "sliding_attention": theta(10000.0)}),
+        lengths=(30, 7, 12)),
 }
 
 
@@ -89,30 +126,30 @@ FAMILIES = {
 
 
 def is_block_linear(name):
-    return any(name.endswith(f".{projection}.weight") for projection in PROJECTIONS)
+    return any(name.endswith(f".{projection}.weight") for projection in PROJECTIONS + FUSED)
 
 
-def draw_parameter(name, parameter, tied, dtype):
+def draw_parameter(name, parameter, config, dtype):
     """Values at which every part of the model matters: norm weights spread around one, biases of
     the size of the activations, attention scores and logits with a deviation near one."""
     if "norm" in name:
-        return 1 + 0.25 * torch.randn(parameter.shape)
+        return (0 if "gemma" in config.model_type else 1) + 0.25 * torch.randn(parameter.shape)
     if name.endswith(".bias"):
         return 0.5 * torch.randn(parameter.shape)
     fan_in = parameter.shape[-1]
     if "embed_tokens" in name:
-        return torch.randn(parameter.shape) * (fan_in**-0.5 if tied else 0.7)
-    gain = 1.4 if name.endswith(("q_proj.weight", "k_proj.weight")) else 1.0
+        return torch.randn(parameter.shape) * (
+            fan_in**-0.5 if config.tie_word_embeddings else 0.7)
+    gain = 1.4 if name.endswith(("q_proj.weight", "k_proj.weight", "qkv_proj.weight")) else 1.0
     draw = lambda: (torch.randn(parameter.shape) * gain * fan_in**-0.5).to(dtype)  # noqa: E731
     return draw_unambiguous(draw) if is_block_linear(name) else draw()
 
 
 def build_base(family):
     model = AutoModelForCausalLM.from_config(family.config, attn_implementation="eager")
-    tied = family.config.tie_word_embeddings
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(draw_parameter(name, parameter, tied, family.dtype))
+            parameter.copy_(draw_parameter(name, parameter, family.config, family.dtype))
     return model.to(family.dtype).eval()
 
 
@@ -127,6 +164,14 @@ def write_older_config(folder):
     """config_v4.json: the same model in the keys of transformers 4, which most folders have."""
     config = json.loads((folder / "config.json").read_text())
     rope = dict(config.pop("rope_parameters"))
+    if "full_attention" in rope:
+        local = rope["sliding_attention"]
+        config["rope_local_base_freq"] = local["rope_theta"]
+        config["sliding_window_pattern"] = config.pop("_sliding_window_pattern", 3)
+        rope = dict(rope["full_attention"])
+    if config["model_type"] == "phi3":
+        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor", 1.0)
+        rope.pop("original_max_position_embeddings")
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
     config["torch_dtype"] = config.pop("dtype")
@@ -341,9 +386,12 @@ def make_selection():
 def main():
     start()
     transformers_logging.disable_progress_bar()
+    chosen = sys.argv[1:]
     for number, (name, family) in enumerate(FAMILIES.items()):
-        make_family(name, family, 100 + number)
-    make_selection()
+        if not chosen or name in chosen:
+            make_family(name, family, 100 + number)
+    if not chosen:
+        make_selection()
 
 
 if __name__ == "__main__":
