@@ -5,6 +5,7 @@
 
 #include "model/chat.h"
 #include "runtime/core/json.h"
+#include "runtime/data/rows_internal.h"
 
 typedef struct byte_range {
     size_t begin, end;
@@ -127,14 +128,15 @@ static td_status take_chat_completion(const row_context *context, td_rendered *r
     return TD_OK;
 }
 
-// A chat, as the model's template writes it.
-static td_status render_chat(const row_context *context, int has_completion, row_text *out) {
+// A chat, as the model's template writes it. `line` is the row.
+static td_status render_chat(const row_context *context, const char *line, size_t bytes,
+                             int has_completion, row_text *out) {
     const td_chat *chat;
     td_rendered rendered = {0};
     td_status status = td_tokenizer_chat(context->options->tokenizer, &chat);
     context->row->is_setup_error = status != TD_OK;
     TD_TRY(status);
-    TD_TRY(td_chat_render_row(chat, context->where, context->line, context->bytes, &rendered));
+    TD_TRY(td_chat_render_row(chat, context->where, line, bytes, &rendered));
     if (has_completion) {
         status = take_chat_completion(context, &rendered, out);
     } else {
@@ -163,12 +165,13 @@ static td_status join(const row_context *context, const char *first, const char 
 }
 
 // {"prompt", "completion"}
-static td_status render_completion(const row_context *context, const cJSON *prompt,
-                                   const cJSON *completion, row_text *out) {
+static td_status render_completion(const row_context *context, const cJSON *object, row_text *out) {
+    const cJSON *prompt = td_row_get(object, "prompt");
+    const cJSON *completion = td_row_get(object, "completion");
     if (cJSON_IsArray(prompt) && cJSON_IsArray(completion) && !completion->child)
         return td_fail(TD_ERR_DATA, "%s: \"completion\" has no messages", context->where);
     if (cJSON_IsArray(prompt) && cJSON_IsArray(completion))
-        return render_chat(context, 1, out);
+        return render_chat(context, context->line, context->bytes, 1, out);
     if (!cJSON_IsString(prompt) || !cJSON_IsString(completion))
         return td_fail(TD_ERR_DATA,
                        "%s: \"prompt\" and \"completion\" must both be strings or both be lists of "
@@ -179,27 +182,60 @@ static td_status render_completion(const row_context *context, const cJSON *prom
     return TD_OK;
 }
 
-static const cJSON *get(const cJSON *object, const char *key) {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
-    return cJSON_IsNull(item) ? NULL : item;
+static int can_chat(const td_tokenizer *tokenizer) {
+    return td_tokenizer_chat_template(tokenizer) ||
+           (td_tokenizer_token_id(tokenizer, "<|im_start|>") >= 0 &&
+            td_tokenizer_token_id(tokenizer, "<|im_end|>") >= 0);
 }
 
-static td_status render(const row_context *context, const cJSON *object, row_text *out) {
-    const cJSON *prompt = get(object, "prompt"), *completion = get(object, "completion");
-    const cJSON *messages = get(object, "messages"), *text = get(object, "text");
-    if (prompt && completion)
-        return render_completion(context, prompt, completion, out);
-    if (messages || get(object, "conversations"))
-        return render_chat(context, 0, out);
-    if (!text)
-        return td_fail(TD_ERR_DATA,
-                       "%s: unknown row format: a row has \"messages\", \"prompt\" and "
-                       "\"completion\", \"text\", or \"input_ids\" (or \"conversations\")",
-                       context->where);
+static td_status render_as_chat(const row_context *context, const cJSON *object, row_text *out) {
+    cJSON *row;
+    TD_TRY(td_instruction_messages(context->where, object, &row));
+    char *line = cJSON_PrintUnformatted(row);
+    cJSON_Delete(row);
+    if (!line)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for its messages", context->where);
+    td_status status = render_chat(context, line, strlen(line), 0, out);
+    free(line);
+    return status;
+}
+
+// {"instruction", "input", "output"}: a chat where the model knows chats, else a prompt and its
+// completion.
+static td_status render_instruction(const row_context *context, const cJSON *object,
+                                    row_text *out) {
+    td_instruction row;
+    char *prompt;
+    if (can_chat(context->options->tokenizer))
+        return render_as_chat(context, object, out);
+    TD_TRY(td_instruction_read(context->where, object, &row));
+    TD_TRY(td_instruction_prompt(context->where, &row, &prompt));
+    out->train_all = !context->options->completion_only_loss;
+    td_status status = join(context, prompt, row.output, out);
+    free(prompt);
+    return status;
+}
+
+static td_status render_text(const row_context *context, const cJSON *object, row_text *out) {
+    const cJSON *text = td_row_get(object, "text");
     if (!cJSON_IsString(text))
         return td_fail(TD_ERR_DATA, "%s: \"text\" must be a string", context->where);
     out->train_all = 1;
     return join(context, "", text->valuestring, out);
+}
+
+static td_status render(const row_context *context, td_row_format format, const cJSON *object,
+                        row_text *out) {
+    switch (format) {
+    case TD_ROW_COMPLETION:
+        return render_completion(context, object, out);
+    case TD_ROW_INSTRUCTION:
+        return render_instruction(context, object, out);
+    case TD_ROW_TEXT:
+        return render_text(context, object, out);
+    default:
+        return render_chat(context, context->line, context->bytes, 0, out);
+    }
 }
 
 // Tokens and ranges both ascend, so one pass over both marks every token that has a byte in a
@@ -261,7 +297,7 @@ static td_status tokenize(const row_context *context, const row_text *text) {
     return status;
 }
 
-static td_status read_text(const row_context *context, const cJSON *object) {
+static td_status read_text(const row_context *context, td_row_format format, const cJSON *object) {
     row_text text = {0};
     if (!context->options->tokenizer) {
         context->row->is_setup_error = 1;
@@ -270,7 +306,7 @@ static td_status read_text(const row_context *context, const cJSON *object) {
                        "\"input_ids\"",
                        context->where);
     }
-    td_status status = render(context, object, &text);
+    td_status status = render(context, format, object, &text);
     if (status == TD_OK)
         status = tokenize(context, &text);
     free(text.text);
@@ -278,19 +314,25 @@ static td_status read_text(const row_context *context, const cJSON *object) {
     return status;
 }
 
-td_status td_row_read(const td_prepare_options *options, const char *where, const char *line,
-                      size_t bytes, td_row *row) {
+static td_status read_object(const row_context *context, const cJSON *object, td_row_texts *texts) {
+    td_row_format format;
+    if (!cJSON_IsObject(object))
+        return td_fail(TD_ERR_DATA, "%s: the row is not a JSON object", context->where);
+    TD_TRY(td_row_find_format(context->where, object, &format));
+    TD_TRY(format == TD_ROW_IDS ? read_ids(context, object) : read_text(context, format, object));
+    if (!texts)
+        return TD_OK;
+    return td_row_texts_read(context->options->tokenizer, context->where, format, object,
+                             context->row, texts);
+}
+
+td_status td_row_read_with_texts(const td_prepare_options *options, const char *where,
+                                 const char *line, size_t bytes, td_row *row, td_row_texts *texts) {
     cJSON *object;
     row_context context = {
         .options = options, .where = where, .line = line, .bytes = bytes, .row = row};
     TD_TRY(td_json_parse(where, line, bytes, &object));
-    td_status status;
-    if (!cJSON_IsObject(object))
-        status = td_fail(TD_ERR_DATA, "%s: the line is not a JSON object", where);
-    else if (get(object, "input_ids"))
-        status = read_ids(&context, object);
-    else
-        status = read_text(&context, object);
+    td_status status = read_object(&context, object, texts);
     cJSON_Delete(object);
     if (status != TD_OK) {
         int is_setup_error = row->is_setup_error;
@@ -298,4 +340,9 @@ td_status td_row_read(const td_prepare_options *options, const char *where, cons
         row->is_setup_error = is_setup_error;
     }
     return status;
+}
+
+td_status td_row_read(const td_prepare_options *options, const char *where, const char *line,
+                      size_t bytes, td_row *row) {
+    return td_row_read_with_texts(options, where, line, bytes, row, NULL);
 }

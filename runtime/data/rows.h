@@ -21,7 +21,7 @@ typedef struct td_row {
 typedef struct td_row_texts {
     char *prompt, *response; // UTF-8, NUL-terminated, owned
     size_t prompt_bytes, response_bytes;
-    int has_prompt;   // 0: the row's format has none
+    int has_prompt;   // 0: the row's format has none, or all of the token ids are trained
     int has_response; // 0: token ids without a tokenizer; then there is no text at all
 } td_row_texts;
 

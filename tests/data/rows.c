@@ -230,7 +230,7 @@ static void bad_rows_are_named(void) {
         {"{\"text\":", "malformed JSON"},
         {"{\"text\":\"a\"} x", "unexpected text"},
         {"[1]", "not a JSON object"},
-        {"{}", "\"messages\", \"prompt\" and \"completion\", \"text\", or \"input_ids\""},
+        {"{}", "\"instruction\" and \"output\", \"text\", or \"input_ids\""},
         {"{\"prompt\":\"a\"}", "unknown row format"},
         {"{\"text\":3}", "\"text\" must be a string"},
         {"{\"text\":\"\xff\"}", "invalid UTF-8"},
