@@ -228,6 +228,51 @@ expect_recovery() {
     expect_same_bits "$name"
 }
 
+# A run that stopped after 8 steps on RANKS, with whole checkpoints of steps 6 and 8. usage: stopped_run NAME RANKS
+stopped_run() {
+    run "$1" "$2" --set stop_after_steps=8
+    expect_code 75
+    [ "$(committed "$1")" = 8 ] && [ -d "$runs/$1/checkpoints/step-000006" ] || fail "$1: no checkpoints of steps 6 and 8"
+    newest=$runs/$1/checkpoints/step-000008
+}
+
+# The newest checkpoint (of step 8) was damaged in FILE: asked for by name it is refused, naming the file; left to itself
+# the run goes on from the one before, with a warning, to the same bits. usage: expect_fallback NAME RANKS FILE
+expect_fallback() {
+    local name=$1 ranks=$2 file=$3
+    run "$name" "$ranks" --resume "$newest"
+    expect_code 3
+    expect_log "$name" "^error: .*$file"
+    expect_one_error "$name"
+    run "$name" "$ranks" --resume auto
+    expect_code 0
+    expect_log "$name" "^warning: .*$file"
+    [ "$(resumed_from "$name")" = 6 ] || fail "accepted: $name went on from $(resumed_from "$name"), not from step 6"
+    expect_same_bits "$name"
+}
+
+# A random shard's name and the offset of a random byte of its raw data (a page's parameters or state).
+pick_shard() {
+    local shards
+    mapfile -t shards < <(cd "$newest" && ls pages-*.h5)
+    shard=${shards[$((RANDOM % ${#shards[@]}))]}
+    shard_bytes=$(stat -c %s "$newest/$shard")
+    offset=$(((RANDOM * 32768 + RANDOM) % shard_bytes))
+}
+
+# byte_at FILE OFFSET: as a number. set_bytes FILE OFFSET BYTE...
+byte_at() {
+    od -An -tu1 -j "$2" -N 1 "$1" | tr -d ' '
+}
+
+set_bytes() {
+    local file=$1 at=$2 byte
+    shift 2
+    for byte in "$@"; do
+        printf "\\x$(printf %02x "$byte")"
+    done | dd of="$file" bs=1 seek="$at" conv=notrunc status=none
+}
+
 expect_same_bits() {
     local wanted
     wanted=$(reference_hash) || exit 1

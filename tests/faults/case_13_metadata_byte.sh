@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# A byte of what describes the data (HDF5's headers, the manifest, the adapter's config) flips: an error, never other numbers.
+. "$(dirname "$0")/lib.sh"
+begin 13 "a flipped byte of metadata" "$1"
+stopped_run run "$(random 1 3)"
+pick_shard
+file=$shard range=2048 # superblock and object headers
+case $((seed % 3)) in
+1) file=manifest.json range=$(stat -c %s "$newest/manifest.json") ;;
+2) file=adapter_config.json range=$(stat -c %s "$newest/adapter_config.json") ;;
+esac
+offset=$((RANDOM % range))
+old=$(byte_at "$newest/$file" "$offset") new=$(random 0 255)
+[ "$new" != "$old" ] || new=$((old ^ 1))
+set_bytes "$newest/$file" "$offset" "$new"
+expect_fallback run "$(random 1 3)" "$file"
+pass "byte $offset of $file: $old to $new"
