@@ -223,6 +223,167 @@ static void ids_and_labels_are_taken_as_they_are(void) {
     td_row_fini(&row);
 }
 
+// The same row under every name that its keys have.
+static void instructions_are_chats(void) {
+    static const char *const lines[] = {
+        "{\"instruction\":\"Add.\",\"input\":\"1 2\",\"output\":\"3\"}",
+        "{\"instruction\":\"Add.\",\"context\":\"1 2\",\"response\":\"3\",\"category\":\"math\"}",
+        "{\"instruction\":\"Add.\\n\\n1 2\",\"input\":\"\",\"output\":\"3\",\"system\":\"\"}",
+        "{\"instruction\":\"Add.\\n\\n1 2\",\"input\":null,\"output\":\"3\",\"history\":[]}",
+        "{\"instruction\":\"\",\"input\":\"Add.\\n\\n1 2\",\"output\":\"3\"}",
+        "{\"instruction\":\"Add.\",\"input\":\"1 2\",\"output\":\"3\",\"text\":\"Below is an "
+        "instruction. ### Instruction:\\nAdd.\\n\\n### Input:\\n1 2\\n\\n### Response:\\n3\"}",
+    };
+    td_prepare_options options = defaults();
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        expectation e = {0};
+        expect(&e, "<|im_start|>user\nAdd.\n\n1 2<|im_end|>\n<|im_start|>assistant\n", 0);
+        expect(&e, "3<|im_end|>", 1);
+        expect(&e, "\n", 0);
+        check_row(&options, lines[i], &e);
+    }
+}
+
+static void instructions_have_a_system_message_and_a_history(void) {
+    td_prepare_options options = defaults();
+    expectation e = {0};
+    expect(&e, "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n", 0);
+    expect(&e, "<|im_start|>assistant\n", 0);
+    expect(&e, "Ho<|im_end|>", 1);
+    expect(&e, "\n<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n", 0);
+    expect(&e, "Yes<|im_end|>", 1);
+    expect(&e, "\n", 0);
+    check_row(&options,
+              "{\"system\":\"Be.\",\"history\":[[\"Hi\",\"Ho\"]],\"instruction\":\"So?\","
+              "\"output\":\"Yes\"}",
+              &e);
+}
+
+static void check_wording(const char *line, const char *prompt, const char *completion) {
+    td_prepare_options options = defaults();
+    options.tokenizer = template_tokenizer;
+    options.eos_id = 601;
+    td_row row = read_row(&options, line);
+    td_tokens before = {0}, all = {0};
+    char *text = malloc(strlen(prompt) + strlen(completion) + 1);
+    REQUIRE(text != NULL);
+    strcat(strcpy(text, prompt), completion);
+    REQUIRE(td_tokenizer_encode(template_tokenizer, prompt, strlen(prompt), 0, &before) == TD_OK);
+    REQUIRE(td_tokenizer_encode(template_tokenizer, text, strlen(text), 1, &all) == TD_OK);
+    CHECK_INT(row.count, all.count);
+    for (size_t i = 0; i < all.count && i < (size_t)row.count; i++) {
+        CHECK_INT(row.tokens[i], all.ids[i]);
+        CHECK_INT(row.trained[i], i > before.count); // <s> comes before the prompt
+    }
+    free(text);
+    td_tokens_fini(&before);
+    td_tokens_fini(&all);
+    td_row_fini(&row);
+}
+
+// A model that knows no chats gets Stanford's wording.
+static void instructions_without_chats_are_worded(void) {
+    check_wording("{\"instruction\":\"the the\",\"output\":\"the\"}",
+                  "Below is an instruction that describes a task. Write a response that "
+                  "appropriately completes the request.\n\n### Instruction:\nthe the\n\n### "
+                  "Response:\n",
+                  "the");
+    check_wording(
+        "{\"instruction\":\"the\",\"input\":\"tt\",\"output\":\"the\"}",
+        "Below is an instruction that describes a task, paired with an input that provides "
+        "further context. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\nthe\n\n### Input:\ntt\n\n### Response:\n",
+        "the");
+    check_wording("{\"instruction\":\"the\",\"system\":\"Be.\",\"output\":\"the\"}",
+                  "Be.\n\n### Instruction:\nthe\n\n### Response:\n", "the");
+}
+
+// What a row says twice is taken from the keys that say more; token ids always decide.
+static void a_text_that_repeats_the_row_is_passed_over(void) {
+    td_prepare_options options = defaults();
+    expectation e = {0};
+    expect(&e, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", 0);
+    expect(&e, "Ho<|im_end|>", 1);
+    expect(&e, "\n", 0);
+    check_row(&options,
+              "{\"text\":\"User: Hi Bot: Ho\",\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},"
+              "{\"role\":\"assistant\",\"content\":\"Ho\"}],\"prompt\":\"Hi\"}",
+              &e);
+    td_row row = read_row(&options, "{\"text\":\"other\",\"input_ids\":[1,2]}");
+    CHECK_INT(row.count, 2);
+    td_row_fini(&row);
+}
+
+static void check_texts(const char *line, const char *prompt, const char *response,
+                        int has_prompt) {
+    td_prepare_options options = defaults();
+    td_row row = {0}, plain = read_row(&options, line);
+    td_row_texts texts = {0};
+    if (!CHECK(td_row_read_with_texts(&options, "f:1", line, strlen(line), &row, &texts) == TD_OK))
+        fprintf(stderr, "    %s\n    %s\n", line, td_error_message());
+    CHECK_STRING(texts.prompt, prompt);
+    CHECK_STRING(texts.response, response);
+    CHECK_INT(texts.prompt_bytes, strlen(prompt));
+    CHECK_INT(texts.response_bytes, strlen(response));
+    CHECK_INT(texts.has_prompt, has_prompt);
+    CHECK_INT(texts.has_response, 1);
+    CHECK(row.count == plain.count &&
+          memcmp(row.tokens, plain.tokens, (size_t)row.count * sizeof *row.tokens) == 0 &&
+          memcmp(row.trained, plain.trained, (size_t)row.count) == 0);
+    td_row_texts_fini(&texts);
+    td_row_fini(&row);
+    td_row_fini(&plain);
+}
+
+static void texts_are_what_is_asked_and_answered(void) {
+    check_texts(chat, "Hi, who are you?\nOh", "A friend.\nReally!\nYes", 1);
+    check_texts(chat_completion, "Hi\nSo?\nTwo.", "Ho\nOne.\nThree.", 1);
+    check_texts(
+        "{\"system\":\"Be.\",\"conversations\":[{\"from\":\"human\",\"value\":\"Hi\"},{\"from\":"
+        "\"gpt\",\"value\":\"Ho\"}]}",
+        "Hi", "Ho", 1);
+    check_texts(
+        "{\"messages\":[{\"role\":\"developer\",\"content\":\"Be.\"},{\"role\":\"user\","
+        "\"content\":[{\"type\":\"text\",\"text\":\"H\"},{\"type\":\"text\",\"text\":\"i\"}]}]}",
+        "Hi", "", 1);
+    check_texts("{\"prompt\":\"a\",\"completion\":\"\"}", "a", "", 1);
+    check_texts("{\"instruction\":\"Add.\",\"input\":\"1 2\",\"output\":\"3\",\"system\":\"S\"}",
+                "Add.\n\n1 2", "3", 1);
+    check_texts("{\"text\":\"To be\\u00e4\"}", "", "To be\xc3\xa4", 0);
+}
+
+static void texts_of_ids_are_decoded(void) {
+    td_tokens prompt = {0}, answer = {0};
+    char line[512], *at = line;
+    REQUIRE(td_tokenizer_encode(chat_tokenizer, "the the", 7, 0, &prompt) == TD_OK);
+    REQUIRE(td_tokenizer_encode(chat_tokenizer, " answer", 7, 0, &answer) == TD_OK);
+    at += sprintf(at, "{\"input_ids\":[%d", END_OF_TEXT);
+    for (size_t i = 0; i < prompt.count; i++)
+        at += sprintf(at, ",%d", prompt.ids[i]);
+    for (size_t i = 0; i < answer.count; i++)
+        at += sprintf(at, ",%d", answer.ids[i]);
+    char *ids_end = at;
+    strcpy(at, "]}");
+    check_texts(line, "", "the the answer", 0);
+    at = ids_end + sprintf(ids_end, "],\"labels\":[-100");
+    for (size_t i = 0; i < prompt.count; i++)
+        at += sprintf(at, ",-100");
+    for (size_t i = 0; i < answer.count; i++)
+        at += sprintf(at, ",%d", answer.ids[i]);
+    strcpy(at, "]}");
+    check_texts(line, "the the", " answer", 1);
+    td_tokens_fini(&prompt);
+    td_tokens_fini(&answer);
+
+    td_prepare_options options = defaults();
+    td_row row = {0};
+    td_row_texts texts = {0};
+    options.tokenizer = NULL;
+    REQUIRE(td_row_read_with_texts(&options, "f:1", line, strlen(line), &row, &texts) == TD_OK);
+    CHECK(!texts.prompt && !texts.response && !texts.has_prompt && !texts.has_response);
+    td_row_fini(&row);
+}
+
 static void bad_rows_are_named(void) {
     static const struct {
         const char *line, *part;
@@ -265,6 +426,29 @@ static void bad_rows_are_named(void) {
         {"{\"input_ids\":[1.5]}", "input_ids[0]"},
         {"{\"input_ids\":[\"1\"]}", "input_ids[0]"},
         {"{\"input_ids\":7}", "lists of integers"},
+        {"{\"instruction\":\"a\"}", "unknown row format"},
+        {"{\"instruction\":\"a\",\"output\":[]}", "\"output\" must be a string"},
+        {"{\"instruction\":{},\"output\":\"b\"}", "\"instruction\" must be a string"},
+        {"{\"instruction\":\"\",\"input\":\"\",\"output\":\"b\"}", "the instruction is empty"},
+        {"{\"instruction\":\"a\",\"output\":\"b\",\"response\":\"c\"}",
+         "both \"output\" and \"response\""},
+        {"{\"instruction\":\"a\",\"output\":\"b\",\"history\":\"x\"}",
+         "\"history\" must be a list"},
+        {"{\"instruction\":\"a\",\"output\":\"b\",\"history\":[[\"x\",\"y\"],[\"z\"]]}",
+         "history[1]"},
+        {"{\"instruction\":\"a\",\"output\":\"b\",\"text\":\"a c\"}",
+         "the row has \"instruction\" and \"output\" and also \"text\""},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"text\":\"b\"}",
+         "the row has \"messages\" and also \"text\""},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"conversations\":[]}",
+         "the row has \"messages\" and also \"conversations\""},
+        {"{\"prompt\":\"a\",\"completion\":\"b\",\"instruction\":\"a\",\"output\":\"b\"}",
+         "the row has \"prompt\" and \"completion\" and also \"instruction\" and \"output\""},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":{\"name\":\"f\"}}]"
+         "}",
+         "\"tool_calls\" must be a list"},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[\"f\"]}]}",
+         "\"tool_calls\" must be a list of objects"},
     };
     td_prepare_options options = defaults();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -313,6 +497,12 @@ int main(void) {
     TEST(texts_are_trained_whole);
     TEST(texts_get_the_tokenizers_own_special_tokens);
     TEST(ids_and_labels_are_taken_as_they_are);
+    TEST(instructions_are_chats);
+    TEST(instructions_have_a_system_message_and_a_history);
+    TEST(instructions_without_chats_are_worded);
+    TEST(a_text_that_repeats_the_row_is_passed_over);
+    TEST(texts_are_what_is_asked_and_answered);
+    TEST(texts_of_ids_are_decoded);
     TEST(bad_rows_are_named);
     TEST(causes_that_all_rows_share_are_told_apart);
     td_tokenizer_close(chat_tokenizer);
