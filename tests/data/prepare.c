@@ -1,5 +1,6 @@
 #include "runtime/data/prepare.h"
 #include "runtime/core/json.h"
+#include "runtime/data/account.h"
 #include "runtime/data/store.h"
 #include "unit/scratch.h"
 
@@ -18,6 +19,7 @@ static td_prepare_options defaults(void) {
                                 .max_length = 200,
                                 .assistant_only_loss = 1,
                                 .completion_only_loss = 1,
+                                .near_duplicate_threshold = 0.8,
                                 .seed = 1,
                                 .n_threads = 2};
 }
@@ -27,24 +29,48 @@ static void use_text(const char *text) {
     files.count = 1;
 }
 
+// The stores of the call before last are overwritten.
+static td_status run(const td_prepare_options *options, const char *train,
+                     td_prepare_account *account) {
+    const char *stores[TD_SPLITS] = {train, scratch("s-eval.h5"), scratch("s-test.h5")};
+    td_hash fingerprint = {0};
+    if (options->files->count > 0)
+        TD_TRY(td_prepare_fingerprint(options, &fingerprint));
+    return td_prepare(options, NULL, fingerprint, stores, account);
+}
+
 static td_store *prepare(const td_prepare_options *options, td_prepare_account *account) {
     const char *path = scratch("train.h5");
     td_store *store = NULL;
-    if (!CHECK(td_prepare(options, path, NULL, account) == TD_OK))
+    if (!CHECK(run(options, path, account) == TD_OK))
         fprintf(stderr, "    %s\n", td_error_message());
     REQUIRE(td_store_open(path, &store) == TD_OK && td_store_verify(store) == TD_OK);
     return store;
 }
 
+static void close_all(td_store *store, td_prepare_account *account) {
+    td_store_close(store);
+    td_account_fini(account);
+}
+
+static void check_nothing_left(const char *name) {
+    static const char *const endings[] = {"", ".tmp", ".parts"};
+    char file[64];
+    for (int i = 0; i < 3; i++) {
+        snprintf(file, sizeof file, "%s%s", name, endings[i]);
+        CHECK(!td_path_exists(scratch(file)));
+    }
+}
+
 static void check_refused(const td_prepare_options *options, td_status expected, const char *part) {
     td_prepare_account account;
     unlink(scratch("none.h5"));
-    CHECK_INT(td_prepare(options, scratch("none.h5"), scratch("none-eval.h5"), &account), expected);
+    unlink(scratch("s-eval.h5"));
+    CHECK_INT(run(options, scratch("none.h5"), &account), expected);
     CHECK_MESSAGE(part);
-    CHECK(!td_path_exists(scratch("none.h5")));
-    CHECK(!td_path_exists(scratch("none.h5.tmp")));
-    CHECK(!td_path_exists(scratch("none-eval.h5")));
-    CHECK(!td_path_exists(scratch("none-eval.h5.tmp")));
+    check_nothing_left("none.h5");
+    check_nothing_left("s-eval.h5");
+    CHECK(!td_path_exists(scratch("none.json")));
 }
 
 // Rows of ids 0..n-1, n = 2 + row % 50, whose last id names the row.
@@ -81,7 +107,7 @@ static void rows_keep_their_order_on_any_number_of_threads(void) {
             CHECK_INT(tokens[length - 1], row % VOCABULARY);
         }
         hashes[threads] = td_store_content_hash(store);
-        td_store_close(store);
+        close_all(store, &account);
     }
     CHECK(td_hash_equal(hashes[0], hashes[1]) && td_hash_equal(hashes[0], hashes[2]));
     free(text);
@@ -109,8 +135,9 @@ static void bad_rows_are_skipped_and_counted(void) {
     use_text(mixed);
     td_store *store = prepare(&options, &account);
     CHECK_INT(account.rows_read, 6);
-    CHECK_INT(account.rows_bad, 1);
-    CHECK_INT(account.rows_untrained, 2); // no assistant; nothing but the end of an empty text
+    CHECK_INT(account.dropped[TD_OUTCOME_MALFORMED].rows, 1);
+    CHECK_INT(account.dropped[TD_OUTCOME_UNTRAINED].rows,
+              2); // no assistant; nothing but the end of an empty text
     CHECK_INT(account.rows_kept, 3);
     CHECK_INT(td_store_rows(store), 3);
     CHECK_INT(td_store_tokens(store), account.tokens);
@@ -118,23 +145,36 @@ static void bad_rows_are_skipped_and_counted(void) {
     for (int64_t row = 0; row < 3; row++)
         trained += td_store_row_trained(store)[row];
     CHECK_INT(trained, account.trained_tokens);
-    td_store_close(store);
+    close_all(store, &account);
 }
 
-static void the_store_carries_the_account(void) {
+static int64_t number_in(const cJSON *object, const char *key) {
+    const cJSON *item = cJSON_GetObjectItem(object, key);
+    return cJSON_IsNumber(item) ? (int64_t)item->valuedouble : -1;
+}
+
+static void store_and_file_carry_the_account(void) {
     td_prepare_account account;
     td_prepare_options options = defaults();
-    cJSON *object = NULL;
+    cJSON *object = NULL, *file = NULL;
     options.bad_rows = TD_BAD_ROWS_SKIP;
     use_text(mixed);
     td_store *store = prepare(&options, &account);
     const char *text = td_store_account(store);
     REQUIRE(td_json_parse("account", text, strlen(text), &object) == TD_OK);
-    CHECK_INT(cJSON_GetObjectItem(object, "rows_read")->valuedouble, account.rows_read);
-    CHECK_INT(cJSON_GetObjectItem(object, "rows_bad")->valuedouble, account.rows_bad);
-    CHECK_INT(cJSON_GetObjectItem(object, "tokens")->valuedouble, account.tokens);
+    CHECK_INT(number_in(object, "rows_read"), 6);
+    CHECK_INT(number_in(cJSON_GetObjectItem(object, "dropped"), "malformed"), 1);
+    CHECK_INT(number_in(object, "tokens"), account.tokens);
+    REQUIRE(td_json_read(scratch("train.json"), 1 << 20, &file) == TD_OK);
+    const cJSON *dropped = cJSON_GetObjectItem(file, "dropped");
+    const cJSON *untrained = cJSON_GetObjectItem(dropped, "untrained");
+    CHECK_INT(number_in(untrained, "rows"), 2);
+    const char *example = cJSON_GetStringValue(cJSON_GetObjectItem(untrained, "example"));
+    CHECK(example && strstr(example, "rows.jsonl:6"));
+    CHECK_INT(number_in(cJSON_GetArrayItem(cJSON_GetObjectItem(file, "files"), 0), "rows_kept"), 3);
+    cJSON_Delete(file);
     cJSON_Delete(object);
-    td_store_close(store);
+    close_all(store, &account);
 }
 
 static void long_rows_follow_the_policy(void) {
@@ -145,15 +185,15 @@ static void long_rows_follow_the_policy(void) {
              "{\"input_ids\":[1,2,3,4],\"labels\":[-100,-100,-100,4]}\n");
     td_store *store = prepare(&options, &account);
     CHECK_INT(account.rows_kept, 1);
-    CHECK_INT(account.rows_too_long, 2);
-    td_store_close(store);
+    CHECK_INT(account.dropped[TD_OUTCOME_TOO_LONG].rows, 2);
+    close_all(store, &account);
     options.too_long = TD_TOO_LONG_TRUNCATE;
     store = prepare(&options, &account);
     CHECK_INT(account.rows_kept, 2);
     CHECK_INT(account.rows_truncated, 1);
-    CHECK_INT(account.rows_untrained, 1); // what was to be learned was cut off
+    CHECK_INT(account.dropped[TD_OUTCOME_UNTRAINED].rows, 1); // what was to be learned was cut off
     CHECK_INT(td_store_tokens(store), 6);
-    td_store_close(store);
+    close_all(store, &account);
     options.too_long = TD_TOO_LONG_ERROR;
     check_refused(&options, TD_ERR_DATA, "rows.jsonl:2: 4 tokens are more than max_length, 3");
 }
@@ -165,10 +205,10 @@ static void files_without_usable_rows_are_refused(void) {
     use_text("\n \n");
     check_refused(&options, TD_ERR_DATA, "rows.jsonl: no rows");
     use_text("{\"text\":\"\"}\n{\"input_ids\":[1]}\n");
-    check_refused(&options, TD_ERR_DATA, "of 2 read, 0 are malformed, 0 are longer");
+    check_refused(&options, TD_ERR_DATA, "of 2 read: 2 without a trained token (the first: ");
     options.bad_rows = TD_BAD_ROWS_SKIP;
     use_text("{\"txt\":\"\"}\n");
-    check_refused(&options, TD_ERR_DATA, "1 are malformed");
+    check_refused(&options, TD_ERR_DATA, "of 1 read: 1 malformed (the first: ");
     snprintf(first_file, sizeof first_file, "%s", scratch("missing.jsonl"));
     check_refused(&options, TD_ERR_DATA, "missing.jsonl");
     files.count = 0;
@@ -184,44 +224,73 @@ static void a_tokenizer_of_another_model_is_not_skipped(void) {
     check_refused(&options, TD_ERR_DATA, "outside the model's vocabulary of 50");
 }
 
-static void check_split(int n_rows, double ratio, uint64_t seed, int64_t *out_split) {
+// Rows that have no five words in a row in common with another.
+static char *different_rows(int n_rows) {
+    char *text = malloc(MAX_TEXT), *at = text;
+    REQUIRE(text != NULL);
+    for (int row = 0; row < n_rows; row++) {
+        at += sprintf(at, "{\"text\":\"");
+        for (int i = 0; i < 8; i++)
+            at += sprintf(at, "%x ", (row * 8 + i) * 2654435u);
+        at += sprintf(at, "\"}\n");
+        REQUIRE(at - text < MAX_TEXT - 1024);
+    }
+    return text;
+}
+
+static int64_t rows_of(const char *name) {
+    td_store *store = NULL;
+    REQUIRE(td_store_open(scratch(name), &store) == TD_OK && td_store_verify(store) == TD_OK);
+    int64_t rows = td_store_rows(store);
+    td_store_close(store);
+    return rows;
+}
+
+static void check_split(int n_rows, double eval, double test, uint64_t seed,
+                        int64_t out_rows[TD_SPLITS]) {
     td_prepare_account account;
     td_prepare_options options = defaults();
-    char *text = number_rows(n_rows);
-    const char *train_path = scratch("s-train.h5"), *eval_path = scratch("s-eval.h5");
-    td_store *train = NULL, *eval = NULL;
-    options.split_ratio = ratio;
+    char *text = different_rows(n_rows);
+    options.split_ratios[TD_SPLIT_EVAL] = eval;
+    options.split_ratios[TD_SPLIT_TEST] = test;
     options.seed = seed;
     use_text(text);
-    REQUIRE(td_prepare(&options, train_path, eval_path, &account) == TD_OK);
-    REQUIRE(td_store_open(train_path, &train) == TD_OK);
-    REQUIRE(td_store_open(eval_path, &eval) == TD_OK);
-    CHECK_INT(td_store_rows(train) + td_store_rows(eval), n_rows);
-    CHECK(td_hash_equal(td_store_fingerprint(train), td_store_fingerprint(eval)));
-    *out_split = td_store_rows(eval);
-    td_store_close(train);
-    td_store_close(eval);
+    td_store *train = prepare(&options, &account);
+    out_rows[TD_SPLIT_TRAIN] = td_store_rows(train);
+    out_rows[TD_SPLIT_EVAL] = eval > 0 ? rows_of("s-eval.h5") : 0;
+    out_rows[TD_SPLIT_TEST] = test > 0 ? rows_of("s-test.h5") : 0;
+    CHECK_INT(out_rows[0] + out_rows[1] + out_rows[2], n_rows);
+    for (int split = 0; split < TD_SPLITS; split++)
+        CHECK_INT(account.stores[split].rows, out_rows[split]);
+    close_all(train, &account);
     free(text);
 }
 
 static void a_share_of_the_rows_is_set_apart(void) {
-    int64_t split;
-    check_split(2000, 0.2, 3, &split);
-    CHECK(split > 330 && split < 470);
+    int64_t rows[TD_SPLITS];
+    check_split(2000, 0.2, 0, 3, rows);
+    CHECK(rows[TD_SPLIT_EVAL] > 330 && rows[TD_SPLIT_EVAL] < 470);
+    check_split(2000, 0.1, 0.3, 3, rows);
+    CHECK(rows[TD_SPLIT_EVAL] > 150 && rows[TD_SPLIT_EVAL] < 250);
+    CHECK(rows[TD_SPLIT_TEST] > 510 && rows[TD_SPLIT_TEST] < 690);
 }
 
 static void a_small_split_is_never_empty(void) {
-    int64_t split;
+    int64_t rows[TD_SPLITS];
     for (uint64_t seed = 0; seed < 8; seed++) {
-        check_split(3, 0.02, seed, &split);
-        CHECK_INT(split, 1);
-        check_split(2, 0.9, seed, &split);
-        CHECK_INT(split, 1);
+        check_split(3, 0.02, 0, seed, rows);
+        CHECK_INT(rows[TD_SPLIT_EVAL], 1);
+        check_split(2, 0.9, 0, seed, rows);
+        CHECK_INT(rows[TD_SPLIT_EVAL], 1);
+        check_split(3, 0.9, 0.01, seed, rows);
+        CHECK(rows[TD_SPLIT_TRAIN] == 1 && rows[TD_SPLIT_EVAL] == 1 && rows[TD_SPLIT_TEST] == 1);
     }
     td_prepare_options options = defaults();
-    options.split_ratio = 0.5;
+    options.split_ratios[TD_SPLIT_EVAL] = 0.5;
     use_text("{\"text\":\"the only one\"}\n");
-    check_refused(&options, TD_ERR_DATA, "one row cannot be divided");
+    check_refused(&options, TD_ERR_DATA, "cannot be divided");
+    use_text("{\"text\":\"the same\"}\n{\"text\":\"the same\"}\n");
+    check_refused(&options, TD_ERR_DATA, "2 rows, of which 1 are no duplicates");
 }
 
 static td_hash fingerprint_of(const td_prepare_options *options) {
@@ -235,10 +304,13 @@ static void the_fingerprint_knows_what_changes_the_result(void) {
     use_text("{\"text\":\"a b\"}\n");
     td_hash before = fingerprint_of(&options);
     options.n_threads = 7;
-    options.seed = 99; // without a split nothing is drawn
+    options.seed = 99;                      // without a split nothing is drawn
+    options.near_duplicate_threshold = 0.9; // nor is anything compared
+    options.filters = &td_filters_off;
     CHECK(td_hash_equal(fingerprint_of(&options), before));
-    td_prepare_options changed[8];
-    for (int i = 0; i < 8; i++)
+    td_prepare_options changed[13];
+    static const td_filter_options short_answers = {.max_response_words = 9, .max_jaccard = 1};
+    for (int i = 0; i < 13; i++)
         changed[i] = options;
     changed[0].max_length++;
     changed[1].assistant_only_loss = 0;
@@ -246,9 +318,14 @@ static void the_fingerprint_knows_what_changes_the_result(void) {
     changed[3].eos_id = -1;
     changed[4].too_long = TD_TOO_LONG_TRUNCATE;
     changed[5].tokenizer = NULL;
-    changed[6].split_ratio = 0.1;
+    changed[6].split_ratios[TD_SPLIT_EVAL] = 0.1;
     changed[7].vocabulary++;
-    for (int i = 0; i < 8; i++)
+    changed[8].split_ratios[TD_SPLIT_TEST] = 0.1;
+    changed[9].deduplicate = TD_DEDUPLICATE_EXACT;
+    changed[10].deduplicate = TD_DEDUPLICATE_NEAR;
+    changed[11].filters = &short_answers;
+    changed[12].bad_rows = TD_BAD_ROWS_SKIP;
+    for (int i = 0; i < 13; i++)
         CHECK(!td_hash_equal(fingerprint_of(&changed[i]), before));
     use_text("{\"text\":\"a c\"}\n");
     CHECK(!td_hash_equal(fingerprint_of(&options), before));
@@ -269,7 +346,7 @@ static void several_files_follow_each_other(void) {
     REQUIRE(td_store_rows(store) == 2);
     CHECK(td_store_read_row(store, 1, tokens, trained) == TD_OK);
     CHECK_INT(tokens[0], 3);
-    td_store_close(store);
+    close_all(store, &account);
 }
 
 int main(void) {
@@ -277,7 +354,7 @@ int main(void) {
     TEST(rows_keep_their_order_on_any_number_of_threads);
     TEST(bad_rows_stop_with_file_and_line);
     TEST(bad_rows_are_skipped_and_counted);
-    TEST(the_store_carries_the_account);
+    TEST(store_and_file_carry_the_account);
     TEST(long_rows_follow_the_policy);
     TEST(files_without_usable_rows_are_refused);
     TEST(a_tokenizer_of_another_model_is_not_skipped);
