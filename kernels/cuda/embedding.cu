@@ -13,6 +13,7 @@ template <typename S, typename T> struct embedding_job {
     const int32_t *ids; // (T)
     const S *table;     // (rows, cols)
     T *y;               // (T, cols)
+    float scale;
     bool wide;
 };
 
@@ -27,6 +28,14 @@ __device__ __forceinline__ td_chunk<S> table_chunk(const embedding_job<S, T> &jo
     for (int k = 0; k < TD_CHUNK; k++)
         nothing.at[k] = NAN;
     return td_chunk_of<S>(nothing);
+}
+
+// One product in fp32, then the rounding to T: a scale of one changes nothing.
+__device__ __forceinline__ td_floats scaled(td_floats x, float scale) {
+#pragma unroll
+    for (int k = 0; k < TD_CHUNK; k++)
+        x.at[k] *= scale;
+    return x;
 }
 
 template <typename S, typename T> __global__ void embedding_kernel(embedding_job<S, T> job) {
@@ -45,7 +54,7 @@ template <typename S, typename T> __global__ void embedding_kernel(embedding_job
     for (int k = 0; k < EACH; k++)
         if (first + k * TD_FLAT_THREADS < job.n_items)
             td_chunk_store(job.y + token[k] * job.cols, i[k], job.cols, job.wide,
-                           td_chunk_of<T>(td_chunk_floats(chunk[k])));
+                           td_chunk_of<T>(scaled(td_chunk_floats(chunk[k]), job.scale)));
 }
 
 template <typename S, typename T>
@@ -58,6 +67,7 @@ td_status launch(const td_op_context *context, const td_embedding_args *args) {
     job.ids = args->ids;
     job.table = static_cast<const S *>(args->table->data);
     job.y = static_cast<T *>(args->y);
+    job.scale = args->scale;
     job.wide = td_cuda_aligned(job.table, job.y) && job.cols % TD_CHUNK == 0;
     return td_cuda_launch(context, "embedding", embedding_kernel<S, T>,
                           td_flat_grid<EACH>(job.n_items), TD_FLAT_THREADS, 0, job);

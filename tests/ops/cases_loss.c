@@ -57,59 +57,78 @@ typedef struct loss_case {
     double target; // added to the target's logit
     double shift;  // added to all logits
     int masked;    // 1: every third logit but the target's is -infinity; 2: all but the target's
+    double cap;    // soft cap, 0: none
     int timed_only;
 } loss_case;
 
 static const loss_case LOSS_CASES[] = {
-    {"plain", 7, 1000, 5.0, 0.0, 0.0, 0, 0},
-    {"one class", 3, 1, 5.0, 0.0, 0.0, 0, 0},
-    {"less than a vector", 5, 13, 2.0, 0.0, 0.0, 0, 0},
-    {"shorter than a quad", 23, 3, 2.0, 0.0, 0.0, 0, 0},
-    {"two more than quads", 7, 4106, 5.0, 0.0, 0.0, 0, 0},
-    {"odd", 4, 2049, 5.0, 0.0, 0.0, 0, 0},
-    {"long", 2, 49152, 8.0, 0.0, 0.0, 0, 0},
-    {"large logits", 4, 333, 1e4, 0.0, 0.0, 0, 0},
-    {"far from zero", 4, 100, 3.0, 0.0, -5e4, 0, 0},
-    {"sure", 4, 500, 1.0, 25.0, 0.0, 0, 0},
-    {"as sure as can be", 4, 500, 1.0, 60.0, 0.0, 0, 0},
-    {"surely wrong", 4, 500, 1.0, -60.0, 0.0, 0, 0},
-    {"masked", 4, 500, 3.0, 0.0, 0.0, 1, 0},
-    {"alone", 3, 700, 3.0, 0.0, 0.0, 2, 0},
-    {"many rows", 40, 600, 5.0, 0.0, 0.0, 0, 0},
-    {"very long", 1, 262144, 6.0, 0.0, 0.0, 0, 0},
-    {"largest exponents", 3, 4100, 80.0, 0.0, 3e38, 0, 0},
-    {"timed", 256, 49152, 5.0, 0.0, 0.0, 0, 1},
+    {"plain", 7, 1000, 5.0, 0.0, 0.0, 0, 0.0, 0},
+    {"one class", 3, 1, 5.0, 0.0, 0.0, 0, 0.0, 0},
+    {"less than a vector", 5, 13, 2.0, 0.0, 0.0, 0, 0.0, 0},
+    {"shorter than a quad", 23, 3, 2.0, 0.0, 0.0, 0, 0.0, 0},
+    {"two more than quads", 7, 4106, 5.0, 0.0, 0.0, 0, 0.0, 0},
+    {"odd", 4, 2049, 5.0, 0.0, 0.0, 0, 0.0, 0},
+    {"long", 2, 49152, 8.0, 0.0, 0.0, 0, 0.0, 0},
+    {"large logits", 4, 333, 1e4, 0.0, 0.0, 0, 0.0, 0},
+    {"far from zero", 4, 100, 3.0, 0.0, -5e4, 0, 0.0, 0},
+    {"sure", 4, 500, 1.0, 25.0, 0.0, 0, 0.0, 0},
+    {"as sure as can be", 4, 500, 1.0, 60.0, 0.0, 0, 0.0, 0},
+    {"surely wrong", 4, 500, 1.0, -60.0, 0.0, 0, 0.0, 0},
+    {"masked", 4, 500, 3.0, 0.0, 0.0, 1, 0.0, 0},
+    {"alone", 3, 700, 3.0, 0.0, 0.0, 2, 0.0, 0},
+    {"many rows", 40, 600, 5.0, 0.0, 0.0, 0, 0.0, 0},
+    {"very long", 1, 262144, 6.0, 0.0, 0.0, 0, 0.0, 0},
+    {"largest exponents", 3, 4100, 80.0, 0.0, 3e38, 0, 0.0, 0},
+    {"capped", 7, 1000, 40.0, 0.0, 0.0, 0, 30.0, 0},
+    {"capped beyond tanh's slope", 5, 333, 200.0, 0.0, 0.0, 0, 30.0, 0},
+    {"capped, one class", 3, 1, 50.0, 0.0, 0.0, 0, 30.0, 0},
+    {"capped, less than a vector", 23, 3, 9.0, 0.0, 0.0, 0, 4.0, 0},
+    {"capped, sure", 4, 500, 1.0, 60.0, 0.0, 0, 30.0, 0},
+    {"capped, surely wrong", 4, 501, 1.0, -60.0, 0.0, 0, 30.0, 0},
+    {"capped, masked", 4, 502, 3.0, 0.0, 0.0, 1, 30.0, 0},
+    {"capped, alone", 3, 700, 3.0, 0.0, 0.0, 2, 30.0, 0},
+    {"hardly capped", 3, 2049, 5.0, 0.0, 0.0, 0, 1e5, 0},
+    {"capped, very long", 1, 262144, 200.0, 0.0, 0.0, 0, 30.0, 0},
+    {"timed", 256, 49152, 5.0, 0.0, 0.0, 0, 0.0, 1},
+    {"timed, capped", 256, 49152, 5.0, 0.0, 0.0, 0, 30.0, 1},
 };
 
 static const float SCALE = 0.37f;
 
 typedef struct loss_data {
     int64_t n_rows, n_vocabulary;
+    double cap;
     const double *targets;
     double *logits;   // as given
     double *loss;     // (rows) reference
     double *gradient; // (rows, vocabulary) reference
 } loss_data;
 
-static double row_total(const double *x, int64_t n, double largest, int64_t skip) {
+static double capped(double x, double cap) {
+    return cap > 0.0 ? cap * tanh(x / cap) : x;
+}
+
+static double row_total(const double *x, int64_t n, double cap, double largest, int64_t skip) {
     double total = 0.0;
     for (int64_t i = 0; i < n; i++)
-        total += i == skip ? 0.0 : exp(x[i] - largest);
+        total += i == skip ? 0.0 : exp(capped(x[i], cap) - largest);
     return total;
 }
 
 static void reference_row(loss_data *data, int64_t row) {
     int64_t n = data->n_vocabulary, target = (int64_t)data->targets[row];
     const double *x = data->logits + row * n;
-    double *gradient = data->gradient + row * n, largest = -INFINITY;
+    double *gradient = data->gradient + row * n, cap = data->cap, largest = -INFINITY;
     for (int64_t i = 0; i < n; i++)
-        largest = fmax(largest, x[i]);
-    double total = row_total(x, n, largest, -1);
-    double others = row_total(x, n, largest, target);
-    data->loss[row] = x[target] == largest ? log1p(others) : log(total) + (largest - x[target]);
+        largest = fmax(largest, capped(x[i], cap));
+    double total = row_total(x, n, cap, largest, -1);
+    double others = row_total(x, n, cap, largest, target), z = capped(x[target], cap);
+    data->loss[row] = z == largest ? log1p(others) : log(total) + (largest - z);
     for (int64_t i = 0; i < n; i++)
-        gradient[i] = (double)SCALE * exp(x[i] - largest) / total;
+        gradient[i] = (double)SCALE * exp(capped(x[i], cap) - largest) / total;
     gradient[target] = -(double)SCALE * others / total;
+    for (int64_t i = 0; i < n && cap > 0.0; i++)
+        gradient[i] /= cosh(x[i] / cap) * cosh(x[i] / cap);
 }
 
 static double reference_loss(void *closure) {
@@ -141,6 +160,7 @@ static void call_loss(op_run *run, const loss_case *c, op_buffer *logits, const 
                                   .n_vocabulary = c->n_vocabulary,
                                   .logits = logits->memory,
                                   .targets = targets->memory,
+                                  .softcap = (float)c->cap,
                                   .gradient_scale = SCALE,
                                   .gradient = gradient,
                                   .loss = loss->memory};
@@ -156,9 +176,9 @@ static void check_loss(op_run *run, const loss_case *c) {
     op_buffer *targets = op_indices(run, TD_I32, c->n_rows, c->n_vocabulary);
     double *values = case_logits(run, c, targets->values);
     int64_t n = c->n_rows * c->n_vocabulary;
-    loss_data data = {
-        c->n_rows,         c->n_vocabulary, targets->values, values, op_doubles(run, c->n_rows),
-        op_doubles(run, n)};
+    loss_data data = {c->n_rows,         c->n_vocabulary, c->cap,
+                      targets->values,   values,          op_doubles(run, c->n_rows),
+                      op_doubles(run, n)};
     reference_loss(&data);
     op_buffer *logits = op_given(run, TD_F32, n, values);
     op_buffer *loss = op_output(run, TD_F32, c->n_rows);
@@ -175,14 +195,15 @@ static void check_loss(op_run *run, const loss_case *c) {
 
 // NaN among the logits, where every thread of a GPU's block may meet it, makes loss and gradient
 // NaN: the step counts them as faults. The row beside it is as without.
-static void check_nan(op_run *run, int64_t vocabulary, int64_t where) {
-    if (!op_case_begin(run, "cross_entropy", "NaN at %d of %d", (int)where, (int)vocabulary))
+static void check_nan(op_run *run, int64_t vocabulary, int64_t where, double cap) {
+    if (!op_case_begin(run, "cross_entropy", "NaN at %d of %d cap=%g", (int)where, (int)vocabulary,
+                       cap))
         return;
-    loss_case c = {"NaN", 2, vocabulary, 3.0, 0.0, 0.0, 0, 0};
+    loss_case c = {"NaN", 2, vocabulary, 3.0, 0.0, 0.0, 0, cap, 0};
     double targets[2] = {1, 0};
     double *values = case_logits(run, &c, targets), *expected = op_doubles(run, 2);
     double *gradient = op_doubles(run, 2 * vocabulary);
-    loss_data data = {2, vocabulary, targets, values, expected, gradient};
+    loss_data data = {2, vocabulary, cap, targets, values, expected, gradient};
     reference_loss(&data);
     values[where] = NAN;
     op_buffer *logits = op_given(run, TD_F32, 2 * vocabulary, values);
@@ -201,12 +222,12 @@ static void check_nan(op_run *run, int64_t vocabulary, int64_t where) {
 }
 
 // On a GPU nobody can look at the targets first: one that is no class must touch nothing else.
-static void check_wrong_target(op_run *run, double target) {
+static void check_wrong_target(op_run *run, double target, double cap) {
     enum { V = 257 };
     if (run->context.device->unified ||
-        !op_case_begin(run, "cross_entropy", "target %g of %d", target, V))
+        !op_case_begin(run, "cross_entropy", "target %g of %d cap=%g", target, V, cap))
         return;
-    loss_case c = {"wrong", 3, V, 3.0, 0.0, 0.0, 0, 0};
+    loss_case c = {"wrong", 3, V, 3.0, 0.0, 0.0, 0, cap, 0};
     double targets[3] = {5, target, V - 1};
     double *values = case_logits(run, &c, targets);
     op_buffer *logits = op_given(run, TD_F32, 3 * V, values);
@@ -220,14 +241,15 @@ static void check_wrong_target(op_run *run, double target) {
 }
 
 // The reference against differences of its own loss, and the operation with it.
-static void check_differences(op_run *run) {
-    loss_case c = {"differences", 3, 37, 2.0, 0.0, 0.0, 0, 0};
-    if (!op_case_begin(run, "cross_entropy", "%s", c.name))
+static void check_differences(op_run *run, double cap) {
+    loss_case c = {"differences", 3, 37, 2.0, 0.0, 0.0, 0, cap, 0};
+    if (!op_case_begin(run, "cross_entropy", "%s cap=%g", c.name, cap))
         return;
     op_buffer *targets = op_indices(run, TD_I32, c.n_rows, c.n_vocabulary);
     int64_t n = c.n_rows * c.n_vocabulary;
     loss_data data = {c.n_rows,
                       c.n_vocabulary,
+                      cap,
                       targets->values,
                       case_logits(run, &c, targets->values),
                       op_doubles(run, c.n_rows),
@@ -253,10 +275,11 @@ void cases_loss(op_run *run) {
     }
     for (size_t i = 0; i < sizeof LOSS_CASES / sizeof LOSS_CASES[0]; i++)
         check_loss(run, &LOSS_CASES[i]);
-    check_differences(run);
+    check_differences(run, 0.0);
+    check_differences(run, 1.5);
     static const double wrong[] = {-1, 257, 258, 2147483647, -2147483648.0};
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0] && !run->timing; i++)
-        check_wrong_target(run, wrong[i]);
+        check_wrong_target(run, wrong[i], i == 1 ? 30.0 : 0.0);
     for (int64_t where = 0; where < 6000 && !run->timing; where = 3 * where + 1)
-        check_nan(run, where < 6 ? 7 : 6000, where);
+        check_nan(run, where < 6 ? 7 : 6000, where, where % 2 ? 30.0 : 0.0);
 }

@@ -45,6 +45,11 @@ double ref_silu(double x) {
     return x / (1.0 + exp(-x));
 }
 
+double ref_gelu_tanh(double x) {
+    const double pi = 3.14159265358979323846;
+    return 0.5 * x * (1.0 + tanh(sqrt(2.0 / pi) * (x + 0.044715 * x * x * x)));
+}
+
 void ref_rope(int64_t n_tokens, int64_t n_heads, int64_t head_dim, double *x,
               const double *positions, const double *cosine, const double *sine, double sign) {
     int64_t half = head_dim / 2;

@@ -20,6 +20,8 @@ void ref_linear_forward(const ref_linear *layer, double *xa, double *y);
 void ref_rmsnorm(int64_t rows, int64_t cols, const double *x, const double *weight, double eps,
                  double *y);
 double ref_silu(double x);
+// PyTorch's gelu(approximate="tanh").
+double ref_gelu_tanh(double x);
 
 // (T, heads, head_dim) rotated by the angles of each token's position; sign -1 rotates back.
 void ref_rope(int64_t n_tokens, int64_t n_heads, int64_t head_dim, double *x,
