@@ -17,6 +17,7 @@ typedef enum td_rng_domain {
     TD_RNG_GENERATE = 5,
     TD_RNG_TEST = 6,
     TD_RNG_WEIGHTS = 7,
+    TD_RNG_EXAMPLES = 8,
 } td_rng_domain;
 
 typedef struct td_philox_words {
@@ -61,7 +62,7 @@ typedef struct td_dropout {
     uint64_t key;
     uint32_t step;
     uint32_t micro_batch;
-    uint32_t module;    // layer * 8 + projection
+    uint32_t module;    // its number in the model
     uint32_t threshold; // keep when word >= threshold; p * 2^32
     float scale;
 } td_dropout;

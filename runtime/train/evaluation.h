@@ -1,9 +1,7 @@
-// Token-weighted mean loss over a token store, and exact match of generated answers. The same
-// numbers on any number of ranks.
+// Token-weighted mean loss over a token store. The same number on any number of ranks.
 #ifndef TANDEM_TRAIN_EVALUATION_H
 #define TANDEM_TRAIN_EVALUATION_H
 
-#include "model/generate.h"
 #include "runtime/train/session.h"
 #include "runtime/train/tokens.h"
 
@@ -18,7 +16,7 @@ typedef struct td_evaluation {
 } td_evaluation;
 
 // Collective. Packs the store's rows into micro-batches of micro_batch_tokens or max_length tokens,
-// whichever is more. Zero-initialise; fini also after failure.
+// or of its longest row's, whichever is most. Zero-initialise; fini also after failure.
 td_status td_evaluation_init(td_evaluation *evaluation, const td_config *config, td_comm *comm,
                              td_store *store);
 void td_evaluation_fini(td_evaluation *evaluation);
@@ -30,25 +28,5 @@ int64_t td_evaluation_max_rows(const td_evaluation *evaluation);
 // finite.
 td_status td_evaluation_loss(td_evaluation *evaluation, td_transformer *transformer,
                              const float *parameters, double *out_loss);
-
-typedef struct td_exact_match {
-    int64_t n_rows, n_matches;
-    int64_t n_skipped; // rows that ask nothing, are too long, or malformed where that is allowed
-} td_exact_match;
-
-typedef struct td_exact_match_options {
-    int64_t limit; // rows to take from the start of the file; 0: all
-    int64_t max_new_tokens;
-    int64_t max_length; // prompts are at most this long
-    int show;           // rank 0 logs this many mismatches
-} td_exact_match_options;
-
-// Collective. For every {"messages"} row of the JSONL file whose last message is the assistant's:
-// the rest is the prompt, the model answers greedily, and the answer must equal the last message
-// byte for byte. Other chats, prompts longer than max_length (unless too_long is "error") and, with
-// bad_rows "skip", malformed rows are skipped and counted. The ranks share the rows.
-td_status td_evaluation_exact_match(const td_session *session, td_transformer *transformer,
-                                    const float *parameters, const char *path,
-                                    const td_exact_match_options *options, td_exact_match *out);
 
 #endif

@@ -1,191 +1,302 @@
+#include "runtime/train/exact_match.h"
+
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/chat.h"
-#include "runtime/core/files.h"
-#include "runtime/core/json.h"
 #include "runtime/core/log.h"
 #include "runtime/core/progress.h"
-#include "runtime/train/evaluation.h"
+#include "runtime/core/rng.h"
+#include "runtime/train/metrics.h"
 
-enum { MAX_MESSAGES = 256 };
-static const size_t max_file_bytes = (size_t)1 << 30;
-
-typedef struct answerer {
+typedef struct matcher {
     const td_session *session;
-    td_transformer *transformer;
-    const float *parameters;
-    td_kv_cache *cache;
+    const td_contender *contenders;
+    int n_contenders;
     const td_exact_match_options *options;
-    td_generate_options generate;
-    const td_chat *chat; // the tokenizer's
-    int32_t stop_ids[TD_MAX_EOS + 2];
-    int32_t *ids; // (max_new_tokens)
+    td_answerer answerer;
+    td_exact_match *out; // of this rank
+    td_answer_sample sample;
     int shown;
-} answerer;
+    double last_progress;
+} matcher;
 
-static td_status read_messages(const char *where, const cJSON *row, td_message *messages,
-                               size_t *out_count) {
-    const cJSON *list = cJSON_GetObjectItemCaseSensitive(row, "messages"), *item;
-    size_t count = 0;
-    if (!cJSON_IsArray(list))
-        return td_fail(TD_ERR_DATA, "%s: exact match needs rows with \"messages\"", where);
-    cJSON_ArrayForEach(item, list) {
-        if (count == MAX_MESSAGES)
-            return td_fail(TD_ERR_DATA, "%s: more than %d messages", where, MAX_MESSAGES);
-        messages[count] = (td_message){NULL, NULL};
-        TD_TRY(td_json_string(where, item, "role", &messages[count].role));
-        TD_TRY(td_json_string(where, item, "content", &messages[count].content));
-        if (!messages[count].role || !messages[count].content)
-            return td_fail(TD_ERR_DATA, "%s: message %zu lacks role or content", where, count + 1);
-        count++;
+void td_wilson_interval(int64_t matches, int64_t n, double *out_low, double *out_high) {
+    const double z = 1.959963984540054; // of the normal distribution, at 97.5 %
+    *out_low = 0;
+    *out_high = 1;
+    if (n <= 0)
+        return;
+    double count = (double)n, share = (double)matches / count;
+    double middle = share + z * z / (2 * count);
+    double width = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count));
+    *out_low = matches == 0 ? 0 : (middle - width) / (1 + z * z / count);
+    *out_high = matches == n ? 1 : (middle + width) / (1 + z * z / count);
+}
+
+// --- Samples
+
+static int continues_character(char byte) {
+    return ((unsigned char)byte & 0xC0) == 0x80;
+}
+
+static void copy_cut(char out[TD_SAMPLE_BYTES], const char *text) {
+    static const char mark[] = "\xE2\x80\xA6"; // an ellipsis
+    size_t bytes = strlen(text), keep = TD_SAMPLE_BYTES - sizeof mark;
+    if (bytes < TD_SAMPLE_BYTES) {
+        memcpy(out, text, bytes + 1);
+        return;
     }
-    *out_count = count;
+    while (keep > 0 && continues_character(text[keep]))
+        keep--;
+    memcpy(out, text, keep);
+    memcpy(out + keep, mark, sizeof mark);
+}
+
+static void copy_end(char out[TD_SAMPLE_BYTES], const char *text) {
+    size_t bytes = strlen(text), begin = 0;
+    if (bytes >= TD_SAMPLE_BYTES)
+        begin = bytes - (TD_SAMPLE_BYTES - 1);
+    while (continues_character(text[begin]))
+        begin++;
+    memcpy(out, text + begin, bytes - begin + 1);
+}
+
+static int by_number(const void *a, const void *b) {
+    const td_answer_sample *x = a, *y = b;
+    if (x->number != y->number)
+        return x->number < y->number ? -1 : 1;
+    return (x->index > y->index) - (x->index < y->index);
+}
+
+static int by_index(const void *a, const void *b) {
+    const td_answer_sample *x = a, *y = b;
+    return (x->index > y->index) - (x->index < y->index);
+}
+
+static uint64_t sample_number(const matcher *self, int64_t index) {
+    uint64_t key = td_rng_key((uint64_t)self->session->config->seed, TD_RNG_EXAMPLES);
+    uint64_t i = 2 * (uint64_t)index;
+    return (uint64_t)td_rng_word(key, 1, 0, i) << 32 | td_rng_word(key, 1, 0, i + 1);
+}
+
+static td_status begin_sample(matcher *self, const td_row_visit *visit,
+                              const td_question *question) {
+    td_answer_sample *sample = &self->sample;
+    char *text;
+    size_t bytes, chars = strlen(visit->where), room = sizeof sample->where - 1;
+    TD_TRY(td_tokenizer_decode(self->session->tokenizer, question->prompt.ids,
+                               question->prompt.count, 1, &text, &bytes));
+    memset(sample, 0, sizeof *sample);
+    sample->number = sample_number(self, visit->index);
+    sample->index = visit->index;
+    snprintf(sample->where, sizeof sample->where, "%s",
+             visit->where + (chars > room ? chars - room : 0));
+    copy_end(sample->question, text);
+    copy_cut(sample->expected, question->answer);
+    free(text);
     return TD_OK;
 }
 
-// *out_text stays NULL when the prompt is too long to be answered.
-static td_status answer(answerer *self, const char *where, const td_tokens *prompt,
-                        char **out_text) {
-    const td_config *config = self->session->config;
-    int64_t count = 0;
-    size_t bytes;
-    if ((int64_t)prompt->count > self->options->max_length)
-        return config->too_long != TD_TOO_LONG_ERROR
-                   ? TD_OK
-                   : td_fail(TD_ERR_DATA, "%s: a prompt of %zu tokens, max_length is %lld", where,
-                             prompt->count, (long long)self->options->max_length);
-    TD_TRY(td_generate(self->transformer, self->parameters, self->cache, prompt->ids,
-                       (int64_t)prompt->count, &self->generate, self->ids, &count));
-    return td_tokenizer_decode(self->session->tokenizer, self->ids, (size_t)count, 0, out_text,
-                               &bytes);
-}
-
-static void count_answer(answerer *self, const char *where, const char *expected, const char *text,
-                         td_exact_match *out) {
-    if (!text) {
-        out->n_skipped++;
+// Keeps the samples with the smallest numbers.
+static void keep_sample(matcher *self) {
+    td_exact_match *out = self->out;
+    int most = self->options->n_samples, at = out->n_samples;
+    if (most == 0)
         return;
-    }
-    out->n_rows++;
-    if (strcmp(text, expected) == 0)
-        out->n_matches++;
-    else if (self->shown++ < self->options->show)
-        td_info("%s: expected %s, got %s", where, expected, text);
+    if (at < most)
+        out->n_samples++;
+    else if (by_number(&self->sample, &out->samples[most - 1]) < 0)
+        at = most - 1;
+    else
+        return;
+    out->samples[at] = self->sample;
+    qsort(out->samples, (size_t)out->n_samples, sizeof *out->samples, by_number);
 }
 
-static td_status compare_chat(answerer *self, const char *where, const td_message *messages,
-                              size_t count, td_exact_match *out) {
-    td_rendered prompt = {0};
-    td_tokens tokens = {0};
-    char *text = NULL;
-    td_status status = td_chat_render_prompt(self->chat, messages, count - 1, &prompt);
-    if (status == TD_OK)
-        status =
-            td_tokenizer_encode(self->session->tokenizer, prompt.text, prompt.bytes, 0, &tokens);
-    if (status == TD_OK)
-        status = answer(self, where, &tokens, &text);
-    if (status == TD_OK)
-        count_answer(self, where, messages[count - 1].content, text, out);
-    free(text);
-    td_tokens_fini(&tokens);
-    td_rendered_fini(&prompt);
+// --- One row
+
+static td_status answer_one(matcher *self, int number, const td_question *question,
+                            const char *where) {
+    td_score *score = &self->out->scores[number];
+    td_answer answer = {0};
+    const td_contender *contender = &self->contenders[number];
+    TD_TRY(td_answerer_ask(&self->answerer, contender->parameters, &question->prompt, NULL, 0,
+                           &answer));
+    int matches = strcmp(answer.text, question->answer) == 0;
+    score->n_matches += matches;
+    score->n_tokens += answer.n_tokens;
+    score->n_unfinished += !answer.is_finished;
+    score->n_examples += question->n_examples;
+    score->seconds += answer.seconds;
+    self->sample.matches[number] = matches;
+    copy_cut(self->sample.answers[number], answer.text);
+    if (!matches && number + 1 == self->n_contenders && self->shown < self->options->show) {
+        self->shown++;
+        td_info("%s: expected %s, got %s", where, question->answer, answer.text);
+    }
+    free(answer.text);
+    return TD_OK;
+}
+
+static td_status answer_with_examples(matcher *self, int number, const td_row_visit *visit) {
+    const td_examples *examples = self->contenders[number].examples;
+    td_question question = {0};
+    TD_TRY(td_question_fit(self->session, visit->where, &visit->line, examples,
+                           self->options->max_with_examples, &question));
+    self->out->scores[number].n_shortened += question.n_left_out > 0;
+    td_status status = answer_one(self, number, &question, visit->where);
+    td_question_fini(&question);
     return status;
 }
 
-static td_status compare_tree(answerer *self, const char *where, const cJSON *row,
-                              td_exact_match *out) {
-    td_message messages[MAX_MESSAGES];
-    size_t count = 0;
-    TD_TRY(read_messages(where, row, messages, &count));
-    if (count > 0 && strcmp(messages[count - 1].role, "assistant") == 0)
-        return compare_chat(self, where, messages, count, out);
-    out->n_skipped++;
+static td_status answer_all(matcher *self, const td_row_visit *visit, const td_question *question) {
+    TD_TRY(begin_sample(self, visit, question));
+    for (int i = 0; i < self->n_contenders; i++)
+        TD_TRY(self->contenders[i].examples ? answer_with_examples(self, i, visit)
+                                            : answer_one(self, i, question, visit->where));
+    self->out->n_rows++;
+    self->out->n_gained += self->sample.matches[1] && !self->sample.matches[0];
+    self->out->n_lost += self->sample.matches[0] && !self->sample.matches[1];
+    keep_sample(self);
     return TD_OK;
 }
 
-static td_status compare_line(answerer *self, const char *where, const char *line, size_t bytes,
-                              td_exact_match *out) {
-    cJSON *tree;
-    td_status status = td_json_parse(where, line, bytes, &tree);
-    if (status == TD_OK) {
-        status = compare_tree(self, where, tree, out);
-        cJSON_Delete(tree);
-    }
-    if (status == TD_ERR_DATA && self->session->config->bad_rows == TD_BAD_ROWS_SKIP) {
+static td_status answer_row(matcher *self, const td_row_visit *visit, const td_question *question) {
+    int64_t most = self->options->max_length, count = (int64_t)question->prompt.count;
+    int is_too_long = count > most;
+    if (is_too_long && self->session->config->too_long == TD_TOO_LONG_ERROR)
+        return td_fail(TD_ERR_DATA, "%s: a prompt of %lld tokens, max_length is %lld", visit->where,
+                       (long long)count, (long long)most);
+    if (!is_too_long && count > 0 && question->answer)
+        return answer_all(self, visit, question);
+    self->out->n_skipped++;
+    return TD_OK;
+}
+
+static void report_progress(matcher *self, const td_row_visit *visit) {
+    double now = td_seconds_now();
+    if (now - self->last_progress < 2 || td_comm_rank(self->session->comm) != 0)
+        return;
+    self->last_progress = now;
+    td_log_progress(0, "answering row %lld", (long long)visit->index + 1);
+}
+
+// Rows rank, rank + size, ... of each file.
+static td_status match_row(void *context, const td_row_visit *visit) {
+    matcher *self = context;
+    const td_session *session = self->session;
+    td_question question = {0};
+    if (self->options->limit > 0 && visit->file_index == self->options->limit)
+        return TD_STOPPED;
+    if (visit->file_index % td_comm_size(session->comm) != td_comm_rank(session->comm))
+        return TD_OK;
+    td_status status = td_question_read(session, visit->where, &visit->line, NULL, 0, &question);
+    if (status == TD_OK)
+        status = answer_row(self, visit, &question);
+    td_question_fini(&question);
+    report_progress(self, visit);
+    if (status == TD_ERR_DATA && session->config->bad_rows == TD_BAD_ROWS_SKIP) {
         td_error_clear();
-        out->n_skipped++;
+        self->out->n_skipped++;
         return TD_OK;
     }
     return status;
 }
 
-// Rows rank, rank + size, ... of the file.
-static td_status compare_file(answerer *self, const char *path, td_exact_match *out) {
-    char *text;
-    const char *line;
-    size_t bytes, length;
-    int rank = td_comm_rank(self->session->comm), size = td_comm_size(self->session->comm);
-    int64_t row = 0, number = 0;
-    td_status status = td_file_read(path, max_file_bytes, &text, &bytes);
-    if (status != TD_OK)
-        return status;
-    for (line = text; line < text + bytes && status == TD_OK; line += length + 1) {
-        char where[TD_PATH_MAX + 32];
-        const char *end = memchr(line, '\n', (size_t)(text + bytes - line));
-        length = end ? (size_t)(end - line) : (size_t)(text + bytes - line);
-        number++;
-        if (strspn(line, " \t\r") >= length)
-            continue;
-        if (self->options->limit > 0 && row == self->options->limit)
-            break;
-        if (row++ % size != rank)
-            continue;
-        snprintf(where, sizeof where, "%s:%lld", path, (long long)number);
-        status = compare_line(self, where, line, length, out);
+// --- All ranks
+
+static td_status match_mine(matcher *self, td_transformer *transformer,
+                            const td_string_list *files) {
+    const td_exact_match_options *options = self->options;
+    int64_t longest = options->max_length > options->max_with_examples ? options->max_length
+                                                                       : options->max_with_examples;
+    self->last_progress = td_seconds_now();
+    TD_TRY(td_answerer_init(&self->answerer, self->session, transformer, longest,
+                            options->max_new_tokens));
+    return td_rows_visit(files, match_row, self);
+}
+
+static td_status sum_counts(td_comm *comm, td_exact_match *out) {
+    int64_t sums[4 + 5 * TD_MAX_CONTENDERS] = {out->n_rows, out->n_skipped, out->n_gained,
+                                               out->n_lost};
+    for (int i = 0; i < TD_MAX_CONTENDERS; i++) {
+        const td_score *score = &out->scores[i];
+        const int64_t counts[5] = {score->n_matches, score->n_tokens, score->n_unfinished,
+                                   score->n_examples, score->n_shortened};
+        memcpy(sums + 4 + (size_t)(5 * i), counts, sizeof counts);
     }
-    free(text);
+    TD_TRY(td_comm_allreduce_i64(comm, sums, sizeof sums / sizeof *sums, "exact match"));
+    out->n_rows = sums[0];
+    out->n_skipped = sums[1];
+    out->n_gained = sums[2];
+    out->n_lost = sums[3];
+    for (int i = 0; i < TD_MAX_CONTENDERS; i++) {
+        const int64_t *counts = sums + 4 + (size_t)(5 * i);
+        double seconds = out->scores[i].seconds;
+        out->scores[i] = (td_score){counts[0], counts[1], counts[2], counts[3], counts[4], seconds};
+    }
+    return TD_OK;
+}
+
+// What one rank brings to the others.
+typedef struct rank_part {
+    double seconds[TD_MAX_CONTENDERS];
+    int64_t n_samples;
+    td_answer_sample samples[TD_MAX_SAMPLES];
+} rank_part;
+
+static void merge_parts(const rank_part *parts, int size, td_answer_sample *all, int most,
+                        td_exact_match *out) {
+    int count = 0;
+    for (int rank = 0; rank < size; rank++) {
+        for (int64_t i = 0; i < parts[rank].n_samples; i++)
+            all[count++] = parts[rank].samples[i];
+        for (int i = 0; i < TD_MAX_CONTENDERS; i++)
+            out->scores[i].seconds = fmax(out->scores[i].seconds, parts[rank].seconds[i]);
+    }
+    qsort(all, (size_t)count, sizeof *all, by_number);
+    out->n_samples = count < most ? count : most;
+    memcpy(out->samples, all, (size_t)out->n_samples * sizeof *all);
+    qsort(out->samples, (size_t)out->n_samples, sizeof *out->samples, by_index);
+}
+
+static td_status gather(td_comm *comm, int most, td_exact_match *out) {
+    size_t size = (size_t)td_comm_size(comm);
+    rank_part *parts = calloc(size + 1, sizeof *parts);
+    td_answer_sample *all = calloc(size * TD_MAX_SAMPLES, sizeof *all);
+    td_status status = parts && all ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for samples");
+    status = td_comm_agree(comm, status, "samples");
+    if (status == TD_OK) {
+        rank_part *mine = &parts[size];
+        mine->n_samples = out->n_samples;
+        memcpy(mine->samples, out->samples, sizeof mine->samples);
+        for (int i = 0; i < TD_MAX_CONTENDERS; i++)
+            mine->seconds[i] = out->scores[i].seconds;
+        status = td_comm_allgather(comm, mine, parts, sizeof *mine, "samples");
+    }
+    if (status == TD_OK)
+        merge_parts(parts, (int)size, all, most, out);
+    free(all);
+    free(parts);
     return status;
 }
 
-static td_status compare_mine(answerer *self, const char *path, td_exact_match *out) {
-    const td_session *session = self->session;
-    if (!session->tokenizer)
-        return td_fail(TD_ERR_DATA, "%s: exact match needs a tokenizer.json",
-                       session->config->model_name_or_path);
-    TD_TRY(td_tokenizer_chat(session->tokenizer, &self->chat));
-    self->generate = (td_generate_options){
-        .max_new_tokens = self->options->max_new_tokens,
-        .top_p = 1,
-        .stop_ids = self->stop_ids,
-        .n_stop_ids = td_session_stop_ids(session, self->stop_ids),
-    };
-    self->ids = calloc((size_t)self->options->max_new_tokens, sizeof *self->ids);
-    if (!self->ids)
-        return td_fail(TD_ERR_MEMORY, "no memory for %lld tokens",
-                       (long long)self->options->max_new_tokens);
-    TD_TRY(td_kv_cache_create(&session->model,
-                              self->options->max_length + self->options->max_new_tokens,
-                              &session->context, &self->cache));
-    return compare_file(self, path, out);
-}
-
-td_status td_evaluation_exact_match(const td_session *session, td_transformer *transformer,
-                                    const float *parameters, const char *path,
-                                    const td_exact_match_options *options, td_exact_match *out) {
-    answerer self = {.session = session,
-                     .transformer = transformer,
-                     .parameters = parameters,
-                     .options = options};
-    td_exact_match mine = {0};
+td_status td_exact_match_run(const td_session *session, td_transformer *transformer,
+                             const td_contender *contenders, int n_contenders,
+                             const td_string_list *files, const td_exact_match_options *options,
+                             td_exact_match *out) {
+    matcher self = {.session = session,
+                    .contenders = contenders,
+                    .n_contenders = n_contenders,
+                    .options = options,
+                    .out = out};
+    memset(out, 0, sizeof *out);
     td_progress_phase(TD_PHASE_GENERATE);
-    td_status status = compare_mine(&self, path, &mine);
-    td_kv_cache_destroy(self.cache);
-    free(self.ids);
+    td_status status = match_mine(&self, transformer, files);
+    td_answerer_fini(&self.answerer);
     TD_TRY(td_comm_agree(session->comm, status, "exact match"));
-    int64_t sums[3] = {mine.n_rows, mine.n_matches, mine.n_skipped};
-    TD_TRY(td_comm_allreduce_i64(session->comm, sums, 3, "exact match"));
-    *out = (td_exact_match){.n_rows = sums[0], .n_matches = sums[1], .n_skipped = sums[2]};
-    return TD_OK;
+    TD_TRY(sum_counts(session->comm, out));
+    return gather(session->comm, options->n_samples, out);
 }
