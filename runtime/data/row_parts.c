@@ -128,11 +128,12 @@ td_status td_part_writer_add(td_part_writer *writer, const td_part_row *row, con
     return put(writer, PART_SIGNATURES, signature, TD_MINHASH_PERMUTATIONS * sizeof *signature);
 }
 
-// Rank 0 may be another machine: what it is to read must have left this one.
+// Rank 0 may be on another machine. A network file system hands over what was written when a file
+// is closed; parts need not outlive a loss of power.
 static td_status finish_file(const td_part_writer *writer, FILE **file) {
     FILE *stream = *file;
     *file = NULL;
-    int done = fflush(stream) == 0 && fsync(fileno(stream)) == 0;
+    int done = fflush(stream) == 0;
     td_status status = done ? TD_OK : fail_write(writer);
     if (fclose(stream) != 0 && status == TD_OK)
         status = fail_write(writer);

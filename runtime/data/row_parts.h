@@ -41,7 +41,7 @@ td_status td_part_writer_block(td_part_writer *writer, int64_t block, int64_t n_
 td_status td_part_writer_add(td_part_writer *writer, const td_part_row *row, const int32_t *tokens,
                              const uint8_t *trained, const char *message,
                              const uint32_t *signature);
-// Ends the writer, also after a failure. On success everything has reached the file system.
+// Ends the writer, also after a failure. On success other ranks can read what it wrote.
 td_status td_part_writer_close(td_part_writer *writer);
 void td_part_writer_abandon(td_part_writer *writer); // NULL: nothing
 

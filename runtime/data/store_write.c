@@ -47,12 +47,14 @@ static hid_t create_array(hid_t file, td_store_array array) {
 }
 
 static hid_t create_file(const char *path) {
-    hid_t list = H5Pcreate(H5P_FILE_ACCESS), file = NO_ID;
+    hid_t list = H5Pcreate(H5P_FILE_ACCESS), creation = H5Pcreate(H5P_FILE_CREATE), file = NO_ID;
     // Locks keep a second run out of the temporary; file systems without them are used all the
-    // same.
-    if (list >= 0 && H5Pset_libver_bounds(list, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST) >= 0 &&
+    // same. Without times, equal rows make equal files.
+    if (list >= 0 && creation >= 0 && H5Pset_obj_track_times(creation, 0) >= 0 &&
+        H5Pset_libver_bounds(list, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST) >= 0 &&
         H5Pset_fclose_degree(list, H5F_CLOSE_STRONG) >= 0 && H5Pset_file_locking(list, 1, 1) >= 0)
-        file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, list);
+        file = H5Fcreate(path, H5F_ACC_TRUNC, creation, list);
+    H5Pclose(creation);
     H5Pclose(list);
     return file;
 }

@@ -1,7 +1,7 @@
 foreach(name tokenizer tokenizer_spm tokenizer_refusals bpe chat templates)
   tandem_test(${name} data/${name}.c LIBS tandem_model LABELS data)
 endforeach()
-foreach(name packing sampler store lines rows sources filters prepare)
+foreach(name packing sampler store lines rows sources filters prepare prepare_ranks histogram)
   tandem_test(${name} data/${name}.c LIBS tandem_data LABELS data)
 endforeach()
 foreach(name minhash duplicates)
