@@ -178,10 +178,12 @@ static void long_texts_are_searched_whole(void) {
             memcpy(text + place, saved, 3);
         }
     }
-    char *end[] = {"\\z"};
+    char *end[] = {"\\z"}, *halves[] = {"(*NO_START_OPT)[\\x{80}-\\x{bf}]"};
     td_filter_options options = td_filters_off;
-    td_string_list list = {end, 1};
+    td_string_list list = {halves, 1};
     options.drop_matching = &list;
+    CHECK_INT(judge(&options, "", text), TD_FILTER_KEEP);
+    list.items = end;
     CHECK_INT(judge(&options, "", text), TD_FILTER_DROP_MATCHING);
     free(text);
 }

@@ -338,6 +338,30 @@ static void lists_are_read_element_by_element(void) {
     check_lines(write_bytes("list.json.gz"), 19, elements, 6);
 }
 
+static void bombs_are_one_long_element(void) {
+    enum { CHUNK = 1 << 20 };
+    char *text = malloc(CHUNK);
+    REQUIRE(text != NULL);
+    memset(text, '[', CHUNK);
+    packed.count = 0;
+    add_zstd("[1,\"", 4, 0);
+    for (int i = 0; i < 100; i++)
+        add_zstd(text, CHUNK, 0);
+    add_zstd("\",2]", 4, 0);
+    free(text);
+    td_line_reader reader;
+    td_line line;
+    int found;
+    REQUIRE(td_line_reader_open(&reader, write_bytes("bomb"), 3 << 20) == TD_OK);
+    for (int i = 0; i < 3; i++) {
+        REQUIRE(td_line_reader_next(&reader, &line, &found) == TD_OK && found);
+        CHECK_INT(line.is_too_long, i == 1);
+    }
+    CHECK(line.bytes == 1 && line.text[0] == '2');
+    CHECK(reader.capacity <= 8 << 20);
+    td_line_reader_close(&reader);
+}
+
 // Elements longer than the buffer, kept by growing or thrown away in pieces.
 static void long_elements_are_read_or_passed_over(void) {
     size_t bytes = 3 << 20;
@@ -402,6 +426,7 @@ int main(void) {
     TEST(bombs_are_one_long_row);
     TEST(other_formats_are_named);
     TEST(lists_are_read_element_by_element);
+    TEST(bombs_are_one_long_element);
     TEST(long_elements_are_read_or_passed_over);
     TEST(malformed_lists_are_refused);
     TEST(rows_are_called_by_their_place);

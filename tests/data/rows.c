@@ -1,5 +1,7 @@
 #include "runtime/data/rows.h"
 #include "model/chat.h"
+#include "runtime/core/json.h"
+#include "runtime/data/rows_internal.h"
 #include "unit/scratch.h"
 
 enum { VOCABULARY = 900, END_OF_TEXT = 800 };
@@ -352,9 +354,27 @@ static void texts_are_what_is_asked_and_answered(void) {
     check_texts("{\"text\":\"To be\\u00e4\"}", "", "To be\xc3\xa4", 0);
 }
 
+static void calls_of_tools_are_part_of_the_answer(void) {
+    static const char line[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"Add\"},{\"role\":"
+                               "\"assistant\",\"content\":"
+                               "null,\"tool_calls\":[{\"function\":{\"name\":\"add\",\"arguments\":"
+                               "{\"a\":1}}}]},{\"role\":"
+                               "\"tool\",\"content\":{\"sum\":3}},{\"role\":\"assistant\","
+                               "\"content\":\"3\",\"tool_calls\":[]}]}";
+    cJSON *row;
+    td_row_texts texts = {0};
+    REQUIRE(td_json_parse("f", line, strlen(line), &row) == TD_OK);
+    REQUIRE(td_row_texts_read(NULL, "f", TD_ROW_MESSAGES, row, NULL, &texts) == TD_OK);
+    CHECK_STRING(texts.prompt, "Add\n{\"sum\":3}");
+    CHECK_STRING(texts.response, "[{\"function\":{\"name\":\"add\",\"arguments\":{\"a\":1}}}]\n3");
+    td_row_texts_fini(&texts);
+    cJSON_Delete(row);
+}
+
 static void texts_of_ids_are_decoded(void) {
     td_tokens prompt = {0}, answer = {0};
     char line[512], *at = line;
+    check_texts("{\"input_ids\":[83,257]}", "", "the", 0);
     REQUIRE(td_tokenizer_encode(chat_tokenizer, "the the", 7, 0, &prompt) == TD_OK);
     REQUIRE(td_tokenizer_encode(chat_tokenizer, " answer", 7, 0, &answer) == TD_OK);
     at += sprintf(at, "{\"input_ids\":[%d", END_OF_TEXT);
@@ -502,6 +522,7 @@ int main(void) {
     TEST(instructions_without_chats_are_worded);
     TEST(a_text_that_repeats_the_row_is_passed_over);
     TEST(texts_are_what_is_asked_and_answered);
+    TEST(calls_of_tools_are_part_of_the_answer);
     TEST(texts_of_ids_are_decoded);
     TEST(bad_rows_are_named);
     TEST(causes_that_all_rows_share_are_told_apart);
