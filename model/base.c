@@ -25,10 +25,6 @@ typedef struct base_reader {
     float nested_map[256]; // of a folder that holds nested NF4
 } base_reader;
 
-static int holds_nf4(const base_reader *reader, const td_base_item *item) {
-    return item->kind == TD_BASE_LINEAR && reader->config->stored != TD_STORED_WHOLE;
-}
-
 // One map of nested codes serves the whole base.
 static td_status check_nested_map(base_reader *reader, const td_base_item *item,
                                   const td_nf4_stored *stored) {
@@ -54,7 +50,7 @@ static td_status require_item(void *self, const td_base_item *item) {
     base_reader *reader = self;
     td_tensor view;
     td_nf4_stored stored;
-    if (holds_nf4(reader, item))
+    if (td_base_item_is_stored_nf4(reader->config, item))
         return find_nf4(reader, item, &stored);
     return td_safetensors_require(reader->files, item->name, item->n_dims, item->shape, &view);
 }

@@ -92,8 +92,8 @@ static td_status put_slice(const base_filler *filler, const td_base_item *item, 
 }
 
 static int is_nested(const base_filler *filler, const td_base_item *item) {
-    return item->kind == TD_BASE_LINEAR && filler->options->quantize &&
-           filler->options->double_quantize;
+    return item->kind == TD_BASE_LINEAR && filler->options->double_quantize &&
+           td_base_matrix(filler->base, item)->format == TD_MATRIX_NF4;
 }
 
 static td_status nest_absmax(const base_filler *filler, const td_base_item *item) {
@@ -139,8 +139,7 @@ static td_status store_nf4(const base_filler *filler, const td_base_item *item) 
 }
 
 static int is_stored_nf4(const base_filler *filler, const td_base_item *item) {
-    return filler->source->find_nf4 && item->kind == TD_BASE_LINEAR &&
-           filler->base->config.stored != TD_STORED_WHOLE;
+    return filler->source->find_nf4 && td_base_item_is_stored_nf4(&filler->base->config, item);
 }
 
 static td_status store(const base_filler *filler, const td_base_item *item) {

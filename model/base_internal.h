@@ -50,9 +50,12 @@ td_status td_base_visit(const td_model_config *config, td_base_visitor visit, vo
 td_matrix *td_base_matrix(td_base *base, const td_base_item *item);
 const float **td_base_vector(td_base *base, const td_base_item *item);
 
+// Whether the folder holds the item as NF4.
+int td_base_item_is_stored_nf4(const td_model_config *config, const td_base_item *item);
+
 // Format of an item; vectors are TD_MATRIX_F32. `matrix_dtype` is that of td_base_peek_dtype().
-td_matrix_format td_base_format(const td_base_options *options, td_dtype matrix_dtype,
-                                const td_base_item *item);
+td_matrix_format td_base_format(const td_model_config *config, const td_base_options *options,
+                                td_dtype matrix_dtype, const td_base_item *item);
 
 // Takes everything from base->arena, which may be measuring, and sets the views. base->layers may
 // be NULL when measuring.

@@ -3,11 +3,24 @@
 // 4 Mi elements: 16 MiB of fp32, enough for the quantizer's threads and for the disk.
 static const int64_t max_slice_elements = 4 << 20;
 
-td_matrix_format td_base_format(const td_base_options *options, td_dtype matrix_dtype,
-                                const td_base_item *item) {
+int td_base_item_is_stored_nf4(const td_model_config *config, const td_base_item *item) {
+    return item->kind == TD_BASE_LINEAR &&
+           td_projection_is_stored_nf4(config, item->layer, item->projection);
+}
+
+// What a quantized folder holds whole stays whole.
+static int is_nf4(const td_model_config *config, const td_base_options *options,
+                  const td_base_item *item) {
+    int is_partial = config->stored != TD_STORED_WHOLE;
+    return item->kind == TD_BASE_LINEAR && options->quantize &&
+           (!is_partial || td_base_item_is_stored_nf4(config, item));
+}
+
+td_matrix_format td_base_format(const td_model_config *config, const td_base_options *options,
+                                td_dtype matrix_dtype, const td_base_item *item) {
     if (!td_base_item_is_matrix(item))
         return TD_MATRIX_F32;
-    if (item->kind == TD_BASE_LINEAR && options->quantize)
+    if (is_nf4(config, options, item))
         return TD_MATRIX_NF4;
     int is_bf16 =
         options->compute == TD_BF16 || (options->stored == TD_BF16 && matrix_dtype == TD_BF16);
@@ -37,7 +50,8 @@ static void take_nf4(const base_layout *layout, int64_t n_elements, td_matrix *o
 
 static td_matrix take_matrix(const base_layout *layout, const td_base_item *item) {
     td_arena *arena = &layout->base->arena;
-    td_matrix matrix = {.format = td_base_format(layout->options, layout->matrix_dtype, item),
+    td_matrix matrix = {.format = td_base_format(&layout->base->config, layout->options,
+                                                 layout->matrix_dtype, item),
                         .rows = item->shape[0],
                         .cols = item->shape[1],
                         .compute = layout->options->compute};

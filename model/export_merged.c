@@ -95,7 +95,7 @@ static td_dtype target_dtype(const merge *self, td_dtype dtype) {
 static td_status plan_linear(merge *self, const td_base_item *item, const td_tensor *view,
                              td_tensor *out) {
     td_nf4_stored stored = {.dtype = view->dtype};
-    if (self->source.config.stored != TD_STORED_WHOLE)
+    if (td_base_item_is_stored_nf4(&self->source.config, item))
         TD_TRY(td_nf4_stored_find(self->source.files, item->name, item->shape[0], item->shape[1],
                                   self->source.config.stored == TD_STORED_NF4_NESTED, &stored));
     *out = (td_tensor){.dtype = target_dtype(self, stored.dtype),
@@ -165,7 +165,9 @@ static td_status read_rows(merge *self, const td_matrix *nf4, const td_tensor *v
 static td_status write_linear(merge *self, const td_base_item *item, const td_tensor *view,
                               td_dtype dtype) {
     const td_lora_module *module = td_lora_at(&self->lora, item->layer, item->projection);
-    int is_nf4 = self->options->dequantized || self->source.config.stored != TD_STORED_WHOLE;
+    int is_whole = self->source.config.stored == TD_STORED_WHOLE;
+    int is_nf4 = (is_whole && self->options->dequantized) ||
+                 td_base_item_is_stored_nf4(&self->source.config, item);
     int64_t rows = item->shape[0], cols = item->shape[1], step = self->source.slice_elements / cols;
     td_matrix nf4;
     if (is_nf4)

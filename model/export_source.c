@@ -23,7 +23,7 @@ static td_status add_item(void *self, const td_base_item *item) {
         source->linears[source->n_linears++] = *item;
     if (td_base_item_is_matrix(item) && item->shape[1] > source->slice_elements)
         source->slice_elements = item->shape[1];
-    if (is_linear && source->config.stored != TD_STORED_WHOLE)
+    if (td_base_item_is_stored_nf4(&source->config, item))
         return td_nf4_stored_find(source->files, item->name, item->shape[0], item->shape[1],
                                   source->config.stored == TD_STORED_NF4_NESTED, &stored);
     return td_safetensors_require(source->files, item->name, item->n_dims, item->shape, &view);
@@ -190,7 +190,7 @@ td_status td_export_source_nf4(td_export_source *source, const td_base_item *ite
                         .cols = item->shape[1],
                         .data = source->codes,
                         .compute = TD_F32};
-    if (source->config.stored != TD_STORED_WHOLE)
+    if (td_base_item_is_stored_nf4(&source->config, item))
         TD_TRY(copy_stored(source, item, &matrix));
     else
         TD_TRY(quantize(source, item, double_quantize, &matrix));

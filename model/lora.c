@@ -31,6 +31,12 @@ int td_projection_exists(const td_model_config *config, td_projection projection
                                      : projections[projection].is_separate;
 }
 
+int td_projection_is_stored_nf4(const td_model_config *config, int64_t layer,
+                                td_projection projection) {
+    return config->stored != TD_STORED_WHOLE &&
+           (config->whole_projections[layer] >> projection & 1) == 0;
+}
+
 uint32_t td_lora_module_number(int64_t layer, td_projection projection) {
     return (uint32_t)(layer * NUMBERS_OF_A_BLOCK + projections[projection].number);
 }

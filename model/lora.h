@@ -30,6 +30,9 @@ typedef enum td_projection {
 const char *td_projection_name(td_projection projection);
 // Whether blocks of this model have it.
 int td_projection_exists(const td_model_config *config, td_projection projection);
+// Whether the folder holds it as NF4.
+int td_projection_is_stored_nf4(const td_model_config *config, int64_t layer,
+                                td_projection projection);
 // Rows (out) and columns (in) of a projection's weight, of one that exists.
 int64_t td_projection_out(const td_model_config *config, td_projection projection);
 int64_t td_projection_in(const td_model_config *config, td_projection projection);

@@ -323,6 +323,7 @@ td_status td_model_config_parse(const char *where, const cJSON *root, td_model_c
     TD_TRY(read_stored(where, root, &config));
     TD_TRY(read_extents(where, root, &config));
     TD_TRY(read_switches(where, root, &config));
+    TD_TRY(td_model_config_parse_skips(where, root, &config));
     TD_TRY(td_model_config_parse_rope(where, root, &config));
     TD_TRY(td_model_config_parse_layers(where, root, &config));
     TD_TRY(read_special_ids(where, root, &config));

@@ -97,6 +97,8 @@ typedef enum td_stored_format {
 typedef struct td_model_config {
     const td_family *family;
     td_stored_format stored;
+    // Per layer: bit p is set when the folder holds td_projection p whole though `stored` is NF4.
+    uint16_t whole_projections[TD_MAX_LAYERS];
     int64_t vocabulary;
     int64_t hidden;
     int64_t intermediate;

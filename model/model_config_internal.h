@@ -14,6 +14,9 @@ td_status td_model_config_add_generation(const char *where, const cJSON *root,
 
 // Rotary embedding. Needs config->family and max_positions.
 td_status td_model_config_parse_rope(const char *where, const cJSON *root, td_model_config *config);
+// Which projections of a quantized folder are whole. Needs n_layers and fused_projections.
+td_status td_model_config_parse_skips(const char *where, const cJSON *root,
+                                      td_model_config *config);
 // Which layers use RoPE and a window. Needs config->family and n_layers.
 td_status td_model_config_parse_layers(const char *where, const cJSON *root,
                                        td_model_config *config);

@@ -60,8 +60,8 @@ static td_status find_codes(const nf4_reader *reader, td_tensor *out) {
         return td_fail(TD_ERR_DATA, "tensor \"%s\" is missing", reader->name);
     if (out->dtype == TD_F32 || out->dtype == TD_F16 || out->dtype == TD_BF16)
         return td_fail(TD_ERR_DATA,
-                       "tensor \"%s\" is %s in a folder that is quantized otherwise; folders in "
-                       "which some layers of the blocks are not quantized are not supported",
+                       "tensor \"%s\" is %s, but config.json does not name it in "
+                       "\"llm_int8_skip_modules\" among those that are not quantized",
                        reader->name, td_dtype_name(out->dtype));
     return check_part(reader->name, out, TD_U8, (elements_of(reader) + 1) / 2);
 }

@@ -236,6 +236,48 @@ static void into_nf4_two_ways(void) {
     close_model(&self);
 }
 
+static td_tensor view_of(const td_safetensors *files, const char *name) {
+    td_tensor view = {0};
+    REQUIRE(td_safetensors_find(files, name, &view));
+    return view;
+}
+
+// In a folder that was quantized in part, whole layers are merged into as they are and the others
+// as NF4 holds them.
+static void into_a_partial_folder(void) {
+    model self;
+    char outputs[3][512];
+    td_safetensors *files[3]; // of the whole base, of the quantized one, of the partial one
+    int64_t n_whole = 0, n_nf4 = 0;
+    open_model("llama", &self);
+    for (int i = 0; i < 3; i++) {
+        td_merge_options options = options_for(&self, TD_MERGE_SAME, outputs[i]);
+        options.dequantized = i == 1;
+        if (i == 2)
+            options.model = TEST_FIXTURES "/prequantized_partial";
+        merge(&options);
+        files[i] = open_weights(outputs[i]);
+    }
+    CHECK_INT(td_safetensors_count(files[2]), td_safetensors_count(files[0]));
+    for (int64_t t = 0; t < td_safetensors_count(files[0]); t++) {
+        const char *name = td_safetensors_name(files[0], t);
+        td_tensor a = view_of(files[0], name), b = view_of(files[1], name);
+        td_tensor c = view_of(files[2], name);
+        int64_t n;
+        REQUIRE(td_tensor_elements(&a, &n) == TD_OK);
+        int is_whole = memcmp(a.data, c.data, (size_t)n * sizeof(float)) == 0;
+        int is_nf4 = memcmp(b.data, c.data, (size_t)n * sizeof(float)) == 0;
+        CHECK(is_whole || is_nf4);
+        n_whole += is_whole && !is_nf4;
+        n_nf4 += is_nf4 && !is_whole;
+    }
+    CHECK_INT(n_whole, 6);
+    CHECK_INT(n_nf4, 8);
+    for (int i = 0; i < 3; i++)
+        td_safetensors_close(files[i]);
+    close_model(&self);
+}
+
 static void expect_config(const char *folder, const char *present, const char *absent) {
     char path[600], *text;
     size_t bytes;
@@ -305,6 +347,7 @@ int main(void) {
     TEST(every_weight_in_f32);
     TEST(bf16_in_several_files);
     TEST(into_nf4_two_ways);
+    TEST(into_a_partial_folder);
     TEST(config_of_the_output);
     TEST(refusals);
     TEST(nothing_is_left_behind);

@@ -3,10 +3,14 @@
 #include "model/nf4_folder.h"
 #include "model/base.h"
 #include "model/export.h"
+#include "model/transformer.h"
 #include "runtime/core/files.h"
 #include "test.h"
 
 #define FIXTURE TEST_FIXTURES "/prequantized"
+// families/llama, where some of the linear layers were left whole: named at the start, by a
+// pattern, and at the end; "model.layers.1.mlp.gate" and "up_pro" name none.
+#define PARTIAL TEST_FIXTURES "/prequantized_partial"
 #define LAYER   "model.layers.0.self_attn.q_proj.weight"
 
 static td_op_context context;
@@ -155,7 +159,68 @@ static void same_codes_as_transformers(void) {
     td_base_destroy(theirs);
 }
 
+// --- folders that are quantized in part ---
+
+static void whole_layers_stay_whole(void) {
+    static const unsigned char whole[2][TD_PROJ_COUNT] = {
+        {[TD_PROJ_GATE] = 1, [TD_PROJ_UP] = 1, [TD_PROJ_DOWN] = 1},
+        {[TD_PROJ_Q] = 1, [TD_PROJ_K] = 1, [TD_PROJ_V] = 1}};
+    td_base *base = load_whole(PARTIAL, 1), *llama = load_whole(TEST_FIXTURES "/families/llama", 0);
+    for (int layer = 0; layer < 2; layer++)
+        for (int j = 0; j < TD_PROJ_COUNT; j++) {
+            const td_matrix *matrix = &base->layers[layer].linear[j];
+            if (!td_projection_exists(&base->config, (td_projection)j))
+                continue;
+            CHECK_INT(matrix->format, whole[layer][j] ? TD_MATRIX_F32 : TD_MATRIX_NF4);
+            if (matrix->format == TD_MATRIX_F32)
+                CHECK(memcmp(matrix->data, llama->layers[layer].linear[j].data,
+                             (size_t)(matrix->rows * matrix->cols) * sizeof(float)) == 0);
+        }
+    td_base_destroy(base);
+    td_base_destroy(llama);
+}
+
+static void logits_of_a_partial_folder_equal_transformers(void) {
+    td_base *base = load_whole(PARTIAL, 1);
+    td_transformer *transformer;
+    td_safetensors *files;
+    td_tensor ids, right;
+    td_transformer_options options = {.max_tokens = 32,
+                                      .max_sequences = 1,
+                                      .max_positions = 32,
+                                      .logits_chunk_tokens = 32,
+                                      .recompute = TD_RECOMPUTE_BLOCK};
+    int32_t rows[32], cu[2] = {0};
+    REQUIRE(td_safetensors_open(PARTIAL "/expected.safetensors", &files) == TD_OK);
+    REQUIRE(td_safetensors_find(files, "input_ids", &ids) == 1);
+    REQUIRE(td_safetensors_find(files, "logits", &right) == 1);
+    int64_t n = ids.shape[0], vocabulary = base->config.vocabulary;
+    REQUIRE(n <= 32);
+    cu[1] = (int32_t)n;
+    for (int32_t i = 0; i < n; i++)
+        rows[i] = i;
+    td_token_batch batch = {.n_tokens = n,
+                            .ids = ids.data,
+                            .n_sequences = 1,
+                            .cu = cu,
+                            .n_targets = n,
+                            .target_rows = rows};
+    float *logits = calloc((size_t)(n * vocabulary), sizeof *logits);
+    REQUIRE(td_transformer_create(base, NULL, &options, &context, &transformer) == TD_OK);
+    REQUIRE(td_transformer_logits(transformer, NULL, &batch, NULL, logits) == TD_OK);
+    double worst = 0;
+    for (int64_t i = 0; i < n * vocabulary; i++)
+        worst = fmax(worst, fabs((double)logits[i] - ((const float *)right.data)[i]));
+    CHECK_NEAR(worst, 0, 1e-4);
+    free(logits);
+    td_transformer_destroy(transformer);
+    td_safetensors_close(files);
+    td_base_destroy(base);
+}
+
 // --- refusals ---
+
+static const char *copied = FIXTURE;
 
 static char *read_text(const char *path, size_t *bytes) {
     char *text;
@@ -167,7 +232,7 @@ static char *read_text(const char *path, size_t *bytes) {
 static void copy_with(const char *folder, const char *file, const char *from, const char *to) {
     char source[512], target[512];
     size_t bytes, found = 0, length = strlen(from);
-    snprintf(source, sizeof source, "%s/%s", FIXTURE, file);
+    snprintf(source, sizeof source, "%s/%s", copied, file);
     snprintf(target, sizeof target, "%s/%s", folder, file);
     char *text = read_text(source, &bytes), *copy = malloc(bytes + 256);
     size_t used = 0;
@@ -222,13 +287,29 @@ static void other_quantizations(void) {
     refused(weights, "q_proj.weight.absmax", "q_proj.weight.absmix", "absmax\" is missing");
 }
 
+static void other_lists_of_whole_layers(void) {
+    static const char config[] = "config.json";
+    copied = PARTIAL;
+    refused(config, "\"llm_int8_skip_modules\": [", "\"llm_int8_remark\": [", "does not name it");
+    refused(config, "\"model.layers.0.mlp\"", "\"model.layers.0.ml\"", "llm_int8_skip_modules");
+    refused(config, "\"up_pro\"", "\"up_proj\"", "found U8");
+    refused(config, "\"up_pro\"", "\"(up_pro\"", "malformed");
+    refused(config, "\"up_pro\"", "7", "names of modules");
+    refused(config, "\"llm_int8_skip_modules\": [", "\"llm_int8_skip_modules\": 7, \"x\": [",
+            "null or a list");
+    copied = FIXTURE;
+}
+
 int main(void) {
     prepare();
     TEST(written_and_read_back);
     TEST(written_without_double_quantization);
     TEST(stored_codes_are_used);
     TEST(same_codes_as_transformers);
+    TEST(whole_layers_stay_whole);
+    TEST(logits_of_a_partial_folder_equal_transformers);
     TEST(other_quantizations);
+    TEST(other_lists_of_whole_layers);
     context.device->table->stream_destroy(context.stream);
     CHECK(td_folder_remove_tree(scratch) == TD_OK);
     return test_report();
