@@ -17,12 +17,6 @@ static const td_filter_reason reasons[TD_OUTCOME_FILTERED] = {
     [TD_OUTCOME_NEAR_DUPLICATE] = {"near_duplicate", "near duplicates of an earlier row"},
 };
 
-static const char *const split_names[TD_SPLITS] = {
-    [TD_SPLIT_TRAIN] = "train",
-    [TD_SPLIT_EVAL] = "eval",
-    [TD_SPLIT_TEST] = "test",
-};
-
 static const td_filter_reason *reason_of(td_outcome outcome) {
     if ((int)outcome < 0 || outcome >= TD_OUTCOMES)
         return &reasons[TD_OUTCOME_KEPT];
@@ -38,8 +32,20 @@ const char *td_outcome_text(td_outcome outcome) {
     return outcome == TD_OUTCOME_FILTERED ? NULL : reason_of(outcome)->text;
 }
 
-td_status td_account_init(td_prepare_account *account, const td_string_list *files) {
+// "FOLDER/train.h5" -> "train"
+static void name_store(const char *path, char *out, size_t room) {
+    const char *slash = path ? strrchr(path, '/') : NULL;
+    snprintf(out, room, "%s", slash ? slash + 1 : path ? path : "");
+    char *dot = strrchr(out, '.');
+    if (dot)
+        *dot = '\0';
+}
+
+td_status td_account_init(td_prepare_account *account, const td_string_list *files,
+                          const char *const stores[TD_SPLITS]) {
     *account = (td_prepare_account){0};
+    for (int split = 0; split < TD_SPLITS; split++)
+        name_store(stores[split], account->stores[split].name, sizeof account->stores[0].name);
     account->files = calloc((size_t)files->count, sizeof *account->files);
     if (!account->files)
         return td_fail(TD_ERR_MEMORY, "no memory for the account of %d files", files->count);
@@ -107,7 +113,7 @@ static int add_stores(const td_prepare_account *account, cJSON *tree) {
         const td_store_account_part *store = &account->stores[split];
         if (store->rows == 0)
             continue;
-        cJSON *one = cJSON_AddObjectToObject(all, split_names[split]);
+        cJSON *one = cJSON_AddObjectToObject(all, store->name);
         done = one && add_number(one, "rows", store->rows) &&
                add_number(one, "tokens", store->tokens) &&
                add_number(one, "trained_tokens", store->trained_tokens) &&
@@ -207,7 +213,7 @@ void td_account_print(const td_prepare_account *account, FILE *out) {
     for (int split = 0; split < TD_SPLITS; split++) {
         const td_store_account_part *store = &account->stores[split];
         if (store->rows > 0)
-            fprintf(out, "%-10s %12lld rows, %lld tokens, %lld trained\n", split_names[split],
+            fprintf(out, "%-10s %12lld rows, %lld tokens, %lld trained\n", store->name,
                     (long long)store->rows, (long long)store->tokens,
                     (long long)store->trained_tokens);
     }

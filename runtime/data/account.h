@@ -38,6 +38,7 @@ typedef struct td_file_account {
 } td_file_account;
 
 typedef struct td_store_account_part {
+    char name[64]; // of its file, without ".h5"; "": there is no such store
     int64_t rows, tokens, trained_tokens, longest;
 } td_store_account_part;
 
@@ -52,7 +53,8 @@ struct td_prepare_account {
 };
 
 // The zero account is empty; nothing is owned after fini.
-td_status td_account_init(td_prepare_account *account, const td_string_list *files);
+td_status td_account_init(td_prepare_account *account, const td_string_list *files,
+                          const char *const stores[TD_SPLITS]);
 void td_account_fini(td_prepare_account *account);
 
 // The outcome that most rows share of those that were dropped; TD_OUTCOME_KEPT: none were.

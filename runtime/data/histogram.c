@@ -2,6 +2,11 @@
 
 #include <math.h>
 
+enum {
+    WANTED_BARS = 8, // at least, where lengths differ enough
+    MAX_STEPS = 16,  // of an octave
+};
+
 // Index of the highest bit that is set.
 static int log2_floor(uint64_t value) {
     return 63 - __builtin_clzll(value);
@@ -42,12 +47,12 @@ int64_t td_histogram_quantile(const td_histogram *histogram, double share) {
     return 0;
 }
 
-// 1, 2, 3, 4, 6, 8, 12, 16, 24, ...
-static int64_t next_edge(int64_t edge) {
-    if (edge < 4)
+// With two steps per octave: 1, 2, 3, 4, 6, 8, 12, 16, 24, ...
+static int64_t next_edge(int64_t edge, int steps) {
+    if (edge < steps)
         return edge + 1;
-    int is_power = (edge & (edge - 1)) == 0;
-    return is_power ? edge + edge / 2 : edge + edge / 3;
+    int64_t octave = (int64_t)1 << log2_floor((uint64_t)edge);
+    return edge + (octave > steps ? octave / steps : 1);
 }
 
 static int64_t rows_between(const td_histogram *histogram, int64_t from, int64_t to) {
@@ -57,16 +62,26 @@ static int64_t rows_between(const td_histogram *histogram, int64_t from, int64_t
     return rows;
 }
 
-int td_histogram_bars(const td_histogram *histogram, td_histogram_bar out[TD_HISTOGRAM_MAX_BARS]) {
+static int fill_bars(const td_histogram *histogram, int steps,
+                     td_histogram_bar out[TD_HISTOGRAM_MAX_BARS]) {
     int n = 0;
-    for (int64_t from = 0; from <= histogram->longest && histogram->n > 0;) {
-        int64_t next = next_edge(from);
+    for (int64_t from = 0, next; from <= histogram->longest; from = next) {
+        next = next_edge(from, steps);
         td_histogram_bar bar = {.from = from, .to = next - 1};
         bar.rows = rows_between(histogram, bar.from, bar.to);
-        // Nothing is shorter than the first bar.
-        if ((n > 0 || bar.rows > 0) && n < TD_HISTOGRAM_MAX_BARS)
-            out[n++] = bar;
-        from = next;
+        int is_before_first = n == 0 && bar.rows == 0;
+        if (is_before_first)
+            continue;
+        if (n == TD_HISTOGRAM_MAX_BARS)
+            return n + 1;
+        out[n++] = bar;
     }
+    return n;
+}
+
+int td_histogram_bars(const td_histogram *histogram, td_histogram_bar out[TD_HISTOGRAM_MAX_BARS]) {
+    int n = 0, steps = histogram->n > 0 ? 1 : MAX_STEPS + 1;
+    for (; steps <= MAX_STEPS && n < WANTED_BARS; steps *= 2)
+        n = fill_bars(histogram, steps, out);
     return n;
 }

@@ -22,7 +22,8 @@ void td_histogram_add(td_histogram *histogram, int64_t length);
 // The length that `share` of the rows do not exceed; 0 without rows.
 int64_t td_histogram_quantile(const td_histogram *histogram, double share);
 
-// Rows of lengths in [from, to], two bars per factor of two, from the shortest to the longest.
+// Rows of lengths in [from, to], from the shortest to the longest: equal parts of each factor of
+// two, as many as it takes for eight bars, at most 16.
 typedef struct td_histogram_bar {
     int64_t from, to, rows;
 } td_histogram_bar;

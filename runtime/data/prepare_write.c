@@ -202,7 +202,7 @@ static td_status assemble(assembly *self, td_hash fingerprint) {
 td_status td_prepare_write(const td_preparation *preparation, const td_choices *choices,
                            td_hash fingerprint, td_prepare_account *account) {
     assembly self = {.preparation = preparation, .choices = choices, .account = account};
-    td_status status = td_account_init(account, preparation->options->files);
+    td_status status = td_account_init(account, preparation->options->files, preparation->stores);
     if (status == TD_OK)
         status = assemble(&self, fingerprint);
     abandon(&self);

@@ -125,23 +125,6 @@ static int is_current(const char *path, td_hash fingerprint) {
     return current;
 }
 
-static void warn_of_dropped(const td_prepare_account *account, const char *path) {
-    char where[TD_PATH_MAX + 32];
-    td_info("prepared %s: %lld of %lld rows, %lld tokens, %lld trained", path,
-            (long long)account->rows_kept, (long long)account->rows_read,
-            (long long)account->tokens, (long long)account->trained_tokens);
-    for (int outcome = 1; outcome < TD_OUTCOMES; outcome++) {
-        if (account->dropped[outcome].rows == 0)
-            continue;
-        td_account_where(account, (td_outcome)outcome, where, sizeof where);
-        td_warn("%lld rows dropped: %s (the first: %s)", (long long)account->dropped[outcome].rows,
-                td_outcome_text((td_outcome)outcome), where);
-    }
-    if (account->rows_truncated > 0)
-        td_warn("%lld rows longer than max_length were truncated",
-                (long long)account->rows_truncated);
-}
-
 // What rank 0 finds before the others are asked to work.
 typedef struct job_state {
     int32_t status, is_current;
@@ -184,8 +167,6 @@ static td_status make_current(data_job *job, const td_session *session, const ch
         return TD_OK;
     TD_TRY(td_prepare(&job->options, &team, state.fingerprint, job->stores, &job->account));
     job->made = 1;
-    if (team.rank == 0)
-        warn_of_dropped(&job->account, job->paths[TD_SPLIT_TRAIN]);
     return TD_OK;
 }
 
@@ -302,10 +283,33 @@ void td_run_data_report_fini(td_run_data_report *report) {
     td_account_fini(&report->eval);
 }
 
+// What a run says of data that it had to prepare; tandem prepare prints the account.
+static void say_what_was_made(const td_session *session, const td_prepare_account *account,
+                              const char *path) {
+    char where[TD_PATH_MAX + 32];
+    if (td_comm_rank(session->comm) != 0)
+        return;
+    td_info("prepared %s: %lld of %lld rows, %lld tokens, %lld trained", path,
+            (long long)account->rows_kept, (long long)account->rows_read,
+            (long long)account->tokens, (long long)account->trained_tokens);
+    for (int outcome = 1; outcome < TD_OUTCOMES; outcome++) {
+        if (account->dropped[outcome].rows == 0)
+            continue;
+        td_account_where(account, (td_outcome)outcome, where, sizeof where);
+        td_warn("%lld rows dropped: %s (the first: %s)", (long long)account->dropped[outcome].rows,
+                td_outcome_text((td_outcome)outcome), where);
+    }
+    if (account->rows_truncated > 0)
+        td_warn("%lld rows longer than max_length were truncated",
+                (long long)account->rows_truncated);
+}
+
 td_status td_run_data_open_files(const td_session *session, const td_string_list *files,
                                  const char *folder, const char *name, td_store **out) {
     td_run_data_report report = {0};
     td_status status = make_files(session, files, folder, name, &report);
+    if (status == TD_OK && report.made_eval)
+        say_what_was_made(session, &report.eval, report.eval_path);
     if (status == TD_OK)
         status = open_store(session, report.eval_path, out);
     td_run_data_report_fini(&report);
@@ -315,6 +319,10 @@ td_status td_run_data_open_files(const td_session *session, const td_string_list
 td_status td_run_data_open(td_run_data *data, const td_session *session, const char *folder) {
     td_run_data_report report = {0};
     td_status status = td_run_data_prepare(session, folder, &report);
+    if (status == TD_OK && report.made_train)
+        say_what_was_made(session, &report.train, report.train_path);
+    if (status == TD_OK && report.made_eval)
+        say_what_was_made(session, &report.eval, report.eval_path);
     if (status == TD_OK)
         status = open_store(session, report.train_path, &data->train);
     if (status == TD_OK && report.eval_path[0])

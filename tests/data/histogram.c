@@ -31,10 +31,15 @@ static void bars_begin_with_the_shortest_row(void) {
     td_histogram_bar bars[TD_HISTOGRAM_MAX_BARS];
     clear();
     CHECK_INT(td_histogram_bars(&histogram, bars), 0);
-    td_histogram_add(&histogram, 100);
+    td_histogram_add(&histogram, 70);
     CHECK_INT(td_histogram_bars(&histogram, bars), 1);
-    CHECK_INT(bars[0].from, 96);
-    CHECK_INT(bars[0].to, 127);
+    CHECK_INT(bars[0].from, 68);
+    CHECK_INT(bars[0].to, 71);
+    td_histogram_add(&histogram, 1000);
+    int n = td_histogram_bars(&histogram, bars);
+    CHECK_INT(n, 8); // two parts of an octave: 64, 96, 128, ... 768
+    CHECK_INT(bars[0].from, 64);
+    CHECK_INT(bars[7].to, 1023);
 }
 
 static void quantiles_are_right_to_a_hundredth(void) {
