@@ -18,8 +18,8 @@ const td_filter_reason td_filter_reasons[TD_FILTER_VERDICTS] = {
                                   "response of fewer words than min_response_words"},
     [TD_FILTER_LONG_RESPONSE] = {"response_too_long",
                                  "response of more words than max_response_words"},
-    [TD_FILTER_REPEATS_PROMPT] = {"repeats_prompt",
-                                  "response too much like the prompt (max_jaccard)"},
+    [TD_FILTER_REPEATS_PROMPT] =
+        {"repeats_prompt", "response too much like the prompt (max_prompt_response_jaccard)"},
     [TD_FILTER_DROP_MATCHING] = {"drop_matching", "matches a pattern of drop_matching"},
     [TD_FILTER_KEEP_MATCHING] = {"keep_matching", "matches no pattern of keep_matching"},
 };
@@ -46,7 +46,7 @@ static td_status check_options(const td_filter_options *options) {
     if (options->min_tokens < 0)
         return td_fail(TD_ERR_USAGE, "min_tokens must not be negative");
     if (!(options->max_jaccard >= 0 && options->max_jaccard <= 1))
-        return td_fail(TD_ERR_USAGE, "max_jaccard must be from 0 to 1 (1: off)");
+        return td_fail(TD_ERR_USAGE, "max_prompt_response_jaccard must be from 0 to 1 (1: off)");
     return TD_OK;
 }
 

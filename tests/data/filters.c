@@ -248,9 +248,9 @@ static void limits_that_contradict_are_refused(void) {
     check_refused(&options, "min_tokens");
     options = td_filters_off;
     options.max_jaccard = 1.5;
-    check_refused(&options, "max_jaccard");
+    check_refused(&options, "max_prompt_response_jaccard must be");
     options.max_jaccard = NAN;
-    check_refused(&options, "max_jaccard");
+    check_refused(&options, "max_prompt_response_jaccard must be");
 }
 
 static void every_verdict_has_a_name_of_its_own(void) {
