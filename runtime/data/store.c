@@ -173,13 +173,20 @@ static td_status check_file_size(const td_store *store) {
     return bytes >= needed ? TD_OK : fail_damaged(store, "the file is too short for its rows");
 }
 
-// Data must lie in this file, as it is: no link to elsewhere, no virtual or external storage, no
-// filter.
-static int is_plain_storage(hid_t file, const char *name, hid_t dataset) {
+// Asked before a name is opened: the file that a link leads to must not even be looked at.
+static int is_hard_link(hid_t file, const char *name) {
     H5L_info_t link;
+    return H5Lexists(file, name, H5P_DEFAULT) > 0 &&
+           H5Lget_info(file, name, &link, H5P_DEFAULT) >= 0 && link.type == H5L_TYPE_HARD;
+}
+
+// Data must lie in this file, as it is: no virtual or external storage, no filter, and in chunks of
+// the writer's size, as reading takes memory for whole ones.
+static int is_plain_storage(hid_t dataset, hsize_t chunk_items) {
+    hsize_t chunk = 0;
     hid_t list = H5Dget_create_plist(dataset);
-    int plain = list >= 0 && H5Lget_info(file, name, &link, H5P_DEFAULT) >= 0 &&
-                link.type == H5L_TYPE_HARD && H5Pget_layout(list) == H5D_CHUNKED &&
+    int plain = list >= 0 && H5Pget_layout(list) == H5D_CHUNKED &&
+                H5Pget_chunk(list, 1, &chunk) == 1 && chunk == chunk_items &&
                 H5Pget_nfilters(list) == 0 && H5Pget_external_count(list) == 0;
     H5Pclose(list);
     return plain;
@@ -205,12 +212,12 @@ static int is_expected_extent(hid_t dataset, int64_t items) {
 static td_status open_array(td_store *store, td_store_array array) {
     const td_store_array_info *info = &td_store_arrays[array];
     hid_t dataset = NO_ID;
-    if (H5Lexists(store->file, info->name, H5P_DEFAULT) > 0)
+    if (is_hard_link(store->file, info->name))
         dataset = H5Dopen2(store->file, info->name, H5P_DEFAULT);
     store->arrays[array] = dataset;
     if (dataset < 0)
-        return fail_damaged_array(store, array, "is missing");
-    if (!is_plain_storage(store->file, info->name, dataset))
+        return fail_damaged_array(store, array, "is missing or a link");
+    if (!is_plain_storage(dataset, (hsize_t)info->chunk_items))
         return fail_damaged_array(store, array, "is not stored plainly");
     if (!is_expected_type(dataset, info->item_bytes))
         return fail_damaged_array(store, array, "has another type");

@@ -364,13 +364,36 @@ static int locked_has_type(hid_t dataset, hid_t expected) {
     return same;
 }
 
-static hid_t locked_open_dataset(hid_t file, const char *name, hid_t type, hsize_t rows,
-                                 hsize_t columns) {
-    hsize_t dims[2] = {rows, columns};
-    hid_t dataset = H5Dopen2(file, name, H5P_DEFAULT);
+// What a link leads to, or a dataset's storage, may lie in any other file of the system.
+static int locked_is_hard_link(hid_t file, const char *name) {
+    H5L_info_t link;
+    return H5Lget_info(file, name, &link, H5P_DEFAULT) >= 0 && link.type == H5L_TYPE_HARD;
+}
+
+// Stored in this file as td_shard_write() does: in chunks of one row or in one piece, and without
+// filters, which could make a small file fill the memory.
+static int locked_is_plain(hid_t dataset, hsize_t columns, int is_chunked) {
+    hsize_t chunk[2] = {0, 0};
+    hid_t list = H5Dget_create_plist(dataset);
+    if (list < 0)
+        return 0;
+    int plain = H5Pget_nfilters(list) == 0 && H5Pget_external_count(list) == 0 &&
+                H5Pget_layout(list) == (is_chunked ? H5D_CHUNKED : H5D_CONTIGUOUS);
+    if (plain && is_chunked)
+        plain = H5Pget_chunk(list, 2, chunk) == 2 && chunk[0] == 1 && chunk[1] == columns;
+    H5Pclose(list);
+    return plain;
+}
+
+static hid_t locked_open_dataset(hid_t file, const char *name, hid_t type, const hsize_t dims[2],
+                                 int is_chunked) {
+    hid_t dataset = NO_ID;
+    if (locked_is_hard_link(file, name))
+        dataset = H5Dopen2(file, name, H5P_DEFAULT);
     if (dataset < 0)
         return NO_ID;
-    if (locked_has_type(dataset, type) && locked_has_shape(dataset, dims))
+    if (locked_has_type(dataset, type) && locked_has_shape(dataset, dims) &&
+        locked_is_plain(dataset, dims[1], is_chunked))
         return dataset;
     H5Dclose(dataset);
     return NO_ID;
@@ -392,8 +415,8 @@ static td_status locked_check_attributes(td_shard_reader *reader) {
 }
 
 static td_status locked_read_hashes(td_shard_reader *reader) {
-    hsize_t n = (hsize_t)pages_of(&reader->shard);
-    hid_t table = locked_open_dataset(reader->file, "hashes", H5T_STD_U64LE, n, HASH_WORDS);
+    hsize_t dims[2] = {(hsize_t)pages_of(&reader->shard), HASH_WORDS};
+    hid_t table = locked_open_dataset(reader->file, "hashes", H5T_STD_U64LE, dims, 0);
     if (table < 0)
         return fail_read(reader->path, "its checksums");
     herr_t result =
@@ -404,7 +427,9 @@ static td_status locked_read_hashes(td_shard_reader *reader) {
 
 static td_status locked_open(td_shard_reader *reader) {
     const td_shard *shard = &reader->shard;
-    hsize_t n = (hsize_t)pages_of(shard), width = (hsize_t)td_page_width(&shard->map);
+    hsize_t n = (hsize_t)pages_of(shard);
+    hsize_t params_dims[2] = {n, (hsize_t)td_page_width(&shard->map)};
+    hsize_t state_dims[2] = {n, shard->state_bytes};
     hid_t access = locked_access_list();
     if (access >= 0) {
         reader->file = H5Fopen(reader->path, H5F_ACC_RDONLY, access);
@@ -413,10 +438,10 @@ static td_status locked_open(td_shard_reader *reader) {
     if (reader->file < 0)
         return td_fail(TD_ERR_DATA, "%s: is damaged or no HDF5 file", reader->path);
     TD_TRY(locked_check_attributes(reader));
-    reader->params = locked_open_dataset(reader->file, "params", H5T_IEEE_F32LE, n, width);
+    reader->params = locked_open_dataset(reader->file, "params", H5T_IEEE_F32LE, params_dims, 1);
     if (reader->params < 0)
         return fail_read(reader->path, "its parameters");
-    reader->state = locked_open_dataset(reader->file, "state", H5T_STD_U8LE, n, shard->state_bytes);
+    reader->state = locked_open_dataset(reader->file, "state", H5T_STD_U8LE, state_dims, 1);
     if (reader->state < 0)
         return fail_read(reader->path, "its optimizer state");
     return locked_read_hashes(reader);

@@ -270,21 +270,44 @@ static td_status parse_files(const char *where, const cJSON *root, td_manifest *
     return TD_OK;
 }
 
-static int lists_file(const td_manifest *manifest, const char *name) {
-    for (int64_t i = 0; i < manifest->n_files; i++)
-        if (strcmp(manifest->files[i].name, name) == 0)
-            return 1;
-    return 0;
+// The rank whose pages a file holds by its name, or -1.
+static int shard_rank(const char *name, int size) {
+    static const char prefix[] = "pages-";
+    char expected[TD_CHECKPOINT_NAME_CHARS];
+    if (strncmp(name, prefix, strlen(prefix)) != 0)
+        return -1;
+    long rank = strtol(name + strlen(prefix), NULL, 10);
+    if (rank < 0 || rank >= size)
+        return -1;
+    td_shard_name(expected, (int)rank, size);
+    return strcmp(name, expected) == 0 ? (int)rank : -1;
 }
 
-static td_status require_shards(const char *where, const td_manifest *manifest) {
-    for (int rank = 0; rank < manifest->map.size; rank++) {
+static td_status check_listed(const char *where, const td_page_map *map,
+                              const unsigned char *is_listed) {
+    for (int rank = 0; rank < map->size; rank++) {
         char name[TD_CHECKPOINT_NAME_CHARS];
-        td_shard_name(name, rank, manifest->map.size);
-        if (td_page_map_owned_count(&manifest->map, rank) > 0 && !lists_file(manifest, name))
-            return td_fail(TD_ERR_DATA, "%s: is damaged: it does not list %s", where, name);
+        if (is_listed[rank] || td_page_map_owned_count(map, rank) == 0)
+            continue;
+        td_shard_name(name, rank, map->size);
+        return td_fail(TD_ERR_DATA, "%s: is damaged: it does not list %s", where, name);
     }
     return TD_OK;
+}
+
+// In one pass over the files: a manifest may name a million of them, and as many ranks.
+static td_status require_shards(const char *where, const td_manifest *manifest) {
+    unsigned char *is_listed = calloc((size_t)manifest->map.size, 1);
+    if (!is_listed)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for its list of files", where);
+    for (int64_t i = 0; i < manifest->n_files; i++) {
+        int rank = shard_rank(manifest->files[i].name, manifest->map.size);
+        if (rank >= 0)
+            is_listed[rank] = 1;
+    }
+    td_status status = check_listed(where, &manifest->map, is_listed);
+    free(is_listed);
+    return status;
 }
 
 static td_status parse_tree(const char *where, cJSON *root, td_manifest *out) {

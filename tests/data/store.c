@@ -6,7 +6,7 @@
 
 #include "runtime/core/rng.h"
 #include "runtime/data/hdf5_lock.h"
-#include "runtime/data/store.h"
+#include "runtime/data/store_internal.h"
 #include "unit/scratch.h"
 
 enum { MAX_ROW = 4000 };
@@ -235,7 +235,8 @@ static void make_external_link(hid_t file, hsize_t items) {
 }
 
 static hid_t make_dataset(hid_t file, hsize_t items, hid_t type, hid_t list) {
-    hid_t space = H5Screate_simple(1, &items, NULL);
+    hsize_t most = H5Pget_layout(list) == H5D_CHUNKED ? H5S_UNLIMITED : items;
+    hid_t space = H5Screate_simple(1, &items, &most);
     hid_t dataset = H5Dcreate2(file, "tokens", type, space, H5P_DEFAULT, list, H5P_DEFAULT);
     REQUIRE(space >= 0 && dataset >= 0);
     H5Sclose(space);
@@ -243,9 +244,8 @@ static hid_t make_dataset(hid_t file, hsize_t items, hid_t type, hid_t list) {
     return list;
 }
 
-static hid_t chunked_list(void) {
+static hid_t chunked_list(hsize_t chunk) {
     hid_t list = H5Pcreate(H5P_DATASET_CREATE);
-    hsize_t chunk = 64;
     REQUIRE(list >= 0 && H5Pset_chunk(list, 1, &chunk) >= 0);
     return list;
 }
@@ -258,17 +258,21 @@ static void make_virtual(hid_t file, hsize_t items) {
 }
 
 static void make_filtered(hid_t file, hsize_t items) {
-    hid_t list = chunked_list();
+    hid_t list = chunked_list(TD_STORE_CHUNK_TOKENS);
     REQUIRE(H5Pset_shuffle(list) >= 0);
     H5Pclose(make_dataset(file, items, H5T_STD_I32LE, list));
 }
 
 static void make_other_type(hid_t file, hsize_t items) {
-    H5Pclose(make_dataset(file, items, H5T_IEEE_F32LE, chunked_list()));
+    H5Pclose(make_dataset(file, items, H5T_IEEE_F32LE, chunked_list(TD_STORE_CHUNK_TOKENS)));
 }
 
 static void make_other_length(hid_t file, hsize_t items) {
-    H5Pclose(make_dataset(file, items - 1, H5T_STD_I32LE, chunked_list()));
+    H5Pclose(make_dataset(file, items - 1, H5T_STD_I32LE, chunked_list(TD_STORE_CHUNK_TOKENS)));
+}
+
+static void make_other_chunks(hid_t file, hsize_t items) {
+    H5Pclose(make_dataset(file, items, H5T_STD_I32LE, chunked_list(64)));
 }
 
 static void storage_elsewhere_or_of_other_kind_is_refused(void) {
@@ -279,6 +283,7 @@ static void storage_elsewhere_or_of_other_kind_is_refused(void) {
     check_storage_refused(make_filtered);
     check_storage_refused(make_other_type);
     check_storage_refused(make_other_length);
+    check_storage_refused(make_other_chunks);
 }
 
 static void bad_rows_are_refused(void) {

@@ -1,7 +1,10 @@
 // Damaged checkpoints: each is refused by name, and "auto" goes back to the one before. Never are
 // zeros loaded.
 #define _GNU_SOURCE // memmem
+#include <hdf5.h>
+
 #include "checkpoint_run.h"
+#include "runtime/data/hdf5_lock.h"
 
 // HDF5 itself loses some memory when it meets a damaged file. For the sanitizer; else nobody calls
 // it.
@@ -261,6 +264,77 @@ static void a_shard_tells_where_it_belongs(void) {
     finish();
 }
 
+// Puts what `make` creates in the place of /params, as somebody could who makes up the manifest as
+// well.
+static void check_storage_refused(const char *path, void (*make)(hid_t file, hid_t space)) {
+    const hsize_t dims[2] = {(hsize_t)run.options.map.n_pages, RUN_PAGE};
+    td_hdf5_lock();
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT), space = H5Screate_simple(2, dims, NULL);
+    REQUIRE(file >= 0 && space >= 0 && H5Ldelete(file, "params", H5P_DEFAULT) >= 0);
+    make(file, space);
+    REQUIRE(H5Sclose(space) >= 0 && H5Fclose(file) >= 0);
+    td_hdf5_unlock();
+    td_shard shard = {.map = run.options.map, .step = 2, .state_bytes = RUN_STATE_BYTES};
+    td_shard_reader *reader = NULL;
+    CHECK_INT(td_shard_open(path, &shard, &reader), TD_ERR_DATA);
+    CHECK_MESSAGE("cannot read its parameters");
+}
+
+static void make_dataset(hid_t file, hid_t space, hid_t list) {
+    hid_t dataset =
+        H5Dcreate2(file, "params", H5T_IEEE_F32LE, space, H5P_DEFAULT, list, H5P_DEFAULT);
+    REQUIRE(dataset >= 0 && H5Dclose(dataset) >= 0 && H5Pclose(list) >= 0);
+}
+
+static hid_t chunked_list(hsize_t rows) {
+    const hsize_t chunk[2] = {rows, RUN_PAGE};
+    hid_t list = H5Pcreate(H5P_DATASET_CREATE);
+    REQUIRE(list >= 0 && H5Pset_chunk(list, 2, chunk) >= 0);
+    return list;
+}
+
+static void make_link(hid_t file, hid_t space) {
+    CHECK(space >= 0);
+    REQUIRE(H5Lcreate_external("elsewhere.h5", "/params", file, "params", H5P_DEFAULT,
+                               H5P_DEFAULT) >= 0);
+}
+
+static void make_external(hid_t file, hid_t space) {
+    hid_t list = H5Pcreate(H5P_DATASET_CREATE);
+    REQUIRE(H5Pset_external(list, "/etc/passwd", 0, H5F_UNLIMITED) >= 0);
+    make_dataset(file, space, list);
+}
+
+static void make_virtual(hid_t file, hid_t space) {
+    hid_t list = H5Pcreate(H5P_DATASET_CREATE);
+    REQUIRE(H5Pset_virtual(list, space, "elsewhere.h5", "/params", space) >= 0);
+    make_dataset(file, space, list);
+}
+
+static void make_filtered(hid_t file, hid_t space) {
+    hid_t list = chunked_list(1);
+    REQUIRE(H5Pset_shuffle(list) >= 0);
+    make_dataset(file, space, list);
+}
+
+static void make_large_chunks(hid_t file, hid_t space) {
+    make_dataset(file, space, chunked_list(2));
+}
+
+static void pages_stored_elsewhere_or_otherwise_are_refused(void) {
+    char path[TD_PATH_MAX];
+    void (*const makers[])(hid_t, hid_t) = {make_link, make_external, make_virtual, make_filtered,
+                                            make_large_chunks};
+    for (size_t i = 0; i < sizeof makers / sizeof makers[0]; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "elsewhere-%zu", i);
+        start(name);
+        shard_path(2, path);
+        check_storage_refused(path, makers[i]);
+        finish();
+    }
+}
+
 static void overwrite(const char *path, const char *data, size_t bytes) {
     FILE *file = fopen(path, "wb");
     REQUIRE(file && fwrite(data, 1, bytes, file) == bytes && fclose(file) == 0);
@@ -306,8 +380,10 @@ int main(void) {
     TEST(a_damaged_manifest);
     TEST(everything_damaged_starts_anew);
     TEST(a_shard_tells_where_it_belongs);
-    if (td_comm_size(comm) == 1)
+    if (td_comm_size(comm) == 1) {
+        TEST(pages_stored_elsewhere_or_otherwise_are_refused);
         TEST(damage_behind_the_manifest);
+    }
     REQUIRE(td_comm_barrier(comm, "test") == TD_OK);
     if (td_comm_rank(comm) == 0)
         td_folder_remove_tree(base);
