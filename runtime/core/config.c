@@ -292,6 +292,8 @@ td_status td_config_set(td_config *config, const char *assignment) {
     const td_key *key = td_key_find(name);
     if (!key)
         return fail_unknown("--set", name);
+    if (!td_json_is_utf8(equals + 1, strlen(equals + 1)))
+        return td_fail(TD_ERR_USAGE, "--set %s: the value is not UTF-8", name);
     cJSON *value = NULL;
     TD_TRY(value_of_text(key, equals + 1, &value));
     td_status status = set_field("--set", key, config, value);

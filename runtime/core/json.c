@@ -50,6 +50,16 @@ static size_t utf8_length(const unsigned char *text, size_t room) {
     return length;
 }
 
+int td_json_is_utf8(const char *text, size_t bytes) {
+    for (size_t i = 0; i < bytes;) {
+        size_t length = utf8_length((const unsigned char *)text + i, bytes - i);
+        if (length == 0)
+            return 0;
+        i += length;
+    }
+    return 1;
+}
+
 static int is_nul_escape(const char *text, size_t offset, size_t bytes) {
     return bytes - offset >= 6 && memcmp(text + offset, "\\u0000", 6) == 0;
 }

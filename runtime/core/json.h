@@ -17,6 +17,9 @@ enum { TD_JSON_MAX_DEPTH = 64 };
 td_status td_json_parse(const char *where, const char *text, size_t bytes, cJSON **out);
 td_status td_json_read(const char *path, size_t max_bytes, cJSON **out);
 
+// Whether JSON can hold the text: anything else would print to a file that nobody can read.
+int td_json_is_utf8(const char *text, size_t bytes);
+
 // Typed look-ups in an object. Missing or null key: *out keeps its value and TD_OK is returned (set
 // the default first). Wrong type or, for integers, a fraction or a value outside [min, max]:
 // TD_ERR_DATA.

@@ -116,6 +116,7 @@ static void a_list_or_a_pattern_of_modules(void) {
 
 static void wrong_types_are_refused_with_both_types(void) {
     reset();
+    CHECK_SET_REFUSED("output_dir=a\xff", "not UTF-8");
     CHECK_SET_REFUSED("lora_r=many", "lora_r must be an integer, found \"many\"");
     CHECK_SET_REFUSED("lora_r=1.5", "must be an integer, found 1.5");
     CHECK_SET_REFUSED("learning_rate=true", "learning_rate must be a number, found true");
