@@ -93,19 +93,19 @@ static td_status ask(td_render *self, const td_chat *chat, const td_chat_source 
     td_chat_request request = {
         .chat = chat, .variant = has_own ? &chat->with_tools : &chat->plain, .row = &row};
     size_t n_question = question_length(&row), n_own = row.messages.list->count;
-    if (n_question == 0)
-        td_raise(self, "the row asks nothing: it has no message before the answer");
+    bool is_prompt_alone = row.n_prompt == n_own, asks = n_question > 0;
     row.messages = with_examples(self, &row, source->examples, source->n_examples);
     size_t count = row.messages.list->count;
     n_question += count - n_own;
     td_chat_fit_messages(self, request.variant, row.messages);
-    const td_string *prompt = td_chat_text(self, &request, n_question, true);
+    const td_string *prompt =
+        asks ? td_chat_text(self, &request, n_question, true) : td_string_literal(self, "");
     TD_TRY(copy(prompt, &out->prompt, &out->prompt_bytes));
-    if (n_question == count)
+    if (is_prompt_alone)
         return TD_OK;
     const td_string *text = td_chat_text(self, &request, count, false);
     TD_TRY(copy(text, &out->text, &out->text_bytes));
-    if (n_question + 1 < count || !td_chat_is_assistant(&row, n_question))
+    if (!asks || n_question + 1 != count || !td_chat_is_assistant(&row, n_question))
         return TD_OK;
     return take_answer(self, &row.messages.list->items[n_question], prompt, text, out);
 }

@@ -4,7 +4,7 @@
 #include "runtime/train/checkpoint_export.h"
 
 typedef struct export_options {
-    const char *checkpoint, *output;
+    const char *checkpoint, *output, *model;
 } export_options;
 
 static td_status parse(const td_command *command, int argc, char **argv, export_options *options,
@@ -13,6 +13,8 @@ static td_status parse(const td_command *command, int argc, char **argv, export_
         {"--checkpoint", TD_OPTION_STRING, &options->checkpoint, "FOLDER",
          "RUN/checkpoints/step-..., or RUN for its newest whole one"},
         {"--output", TD_OPTION_STRING, &options->output, "FOLDER", "where to; must not exist yet"},
+        {"--model", TD_OPTION_STRING, &options->model, "FOLDER",
+         "base model, when it has moved since: its shapes are needed to rebuild an adapter"},
     };
     TD_TRY(
         td_options_parse(command, table, sizeof table / sizeof *table, argc, argv, NULL, 0, help));
@@ -32,7 +34,8 @@ static td_status run(const td_command *command, td_comm *comm, int argc, char **
     if (status == TD_OK)
         status = td_cli_require_alone(command, comm);
     TD_TRY(td_comm_agree(comm, status, "command line"));
-    TD_TRY(td_checkpoint_export_adapter(options.checkpoint, options.output, checkpoint));
+    TD_TRY(td_checkpoint_export_adapter(options.checkpoint, options.model, options.output,
+                                        checkpoint));
     printf("%s: the adapter of %s\n", options.output, checkpoint);
     return TD_OK;
 }
@@ -41,7 +44,10 @@ const td_command td_command_export = {
     .name = "export",
     .arguments = "--checkpoint FOLDER --output FOLDER",
     .summary = "take the adapter out of any checkpoint, as PEFT loads it",
-    .details = "Size and checksum are compared with the checkpoint's manifest.\n\n"
+    .details = "Size and checksum are compared with the checkpoint's manifest. Where the adapter's "
+               "files are "
+               "missing or damaged\n"
+               "it is rebuilt from the checkpoint's pages, bit for bit.\n\n"
                "example: tandem export --checkpoint runs/a/checkpoints/step-000100 --output "
                "adapter-100",
     .run = run,

@@ -53,8 +53,7 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
         {"--prompt", TD_OPTION_STRING, &wanted->prompt, "TEXT", "plain text to continue"},
         {"--batch", TD_OPTION_STRING, &wanted->batch, "FILE",
          "answer every row of a JSONL file; on any number of ranks"},
-        {"--out", TD_OPTION_STRING, &wanted->output, "FILE",
-         "batch: where to; must not exist yet"},
+        {"--out", TD_OPTION_STRING, &wanted->output, "FILE", "batch: where to; must not exist yet"},
         {"--resume", TD_OPTION_FLAG, &wanted->resume, NULL,
          "batch: go on after the answers that --out holds"},
         {"--max-new-tokens", TD_OPTION_INT, &wanted->max_new_tokens, "N", "longest answer (256)"},
@@ -126,8 +125,8 @@ static td_status ask(td_inference *inference, const generate_options *wanted, pr
         .on_token = on_token,
         .self = out,
     };
-    TD_TRY(td_inference_prepare(inference, 256, 1,
-                                (int64_t)prompt->count + wanted->max_new_tokens));
+    TD_TRY(
+        td_inference_prepare(inference, 256, 1, (int64_t)prompt->count + wanted->max_new_tokens));
     td_status status = td_answerer_init(&answerer, &inference->session, inference->transformer,
                                         (int64_t)prompt->count, wanted->max_new_tokens);
     if (status == TD_OK)
@@ -203,8 +202,8 @@ static td_status take_turn(td_inference *inference, const generate_options *want
     char *text = NULL;
     uint32_t turn = (uint32_t)self->count;
     self->messages[self->count++] = (td_message){"user", line};
-    td_status status = encode_chat(inference->session.tokenizer, self->messages, self->count,
-                                   &prompt);
+    td_status status =
+        encode_chat(inference->session.tokenizer, self->messages, self->count, &prompt);
     if (status == TD_OK)
         status = answer(inference, wanted, &prompt, turn, &text);
     td_tokens_fini(&prompt);

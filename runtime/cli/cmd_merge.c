@@ -1,6 +1,7 @@
 #include <string.h>
 
 #include "runtime/cli/folder_out.h"
+#include "runtime/train/session.h"
 
 typedef struct merge_words {
     const char *into, *max_file_bytes;
@@ -21,8 +22,8 @@ static td_status read_into(const char *into, td_merge_options *options) {
                    into);
 }
 
-static td_status parse(const td_command *command, int argc, char **argv, td_merge_options *options,
-                       int *help) {
+static td_status parse(const td_command *command, int argc, char **argv, void *target, int *help) {
+    td_merge_options *options = target;
     merge_words words = {.into = "same", .max_file_bytes = "5G"};
     const td_option table[] = {
         {"--model", TD_OPTION_STRING, &options->model, "FOLDER", "base model"},
@@ -48,28 +49,17 @@ static td_status parse(const td_command *command, int argc, char **argv, td_merg
     return td_cli_parse_size("--max-shard-size", words.max_file_bytes, &options->max_file_bytes);
 }
 
-static td_status merge(const td_merge_options *options) {
-    td_op_context context;
-    td_export_report report;
-    td_status status = td_cli_cpu_open(&context);
-    if (status == TD_OK)
-        status = td_export_merged(options, &context, &report);
-    td_cli_cpu_close(&context);
-    if (status == TD_OK)
-        td_cli_print_export(options->output, "merged", &report);
-    return status;
+static td_status write_merge(const void *options, const td_op_context *context,
+                             td_export_report *report) {
+    const td_merge_options *merge = options;
+    TD_TRY(td_session_warn_other_base(merge->adapter, merge->model));
+    return td_export_merged(merge, context, report);
 }
 
 static td_status run(const td_command *command, td_comm *comm, int argc, char **argv) {
+    static const td_folder_command body = {parse, write_merge, "merged"};
     td_merge_options options = {0};
-    int help = 0;
-    td_status status = parse(command, argc, argv, &options, &help);
-    if (help)
-        return status;
-    if (status == TD_OK)
-        status = td_cli_require_alone(command, comm);
-    TD_TRY(td_comm_agree(comm, status, "command line"));
-    return merge(&options);
+    return td_cli_run_folder_command(command, &body, comm, argc, argv, &options, &options.output);
 }
 
 const td_command td_command_merge = {

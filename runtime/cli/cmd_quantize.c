@@ -1,7 +1,7 @@
 #include "runtime/cli/folder_out.h"
 
-static td_status parse(const td_command *command, int argc, char **argv,
-                       td_quantize_options *options, int *help) {
+static td_status parse(const td_command *command, int argc, char **argv, void *target, int *help) {
+    td_quantize_options *options = target;
     const char *max_file_bytes = "5G";
     int is_single = 0;
     const td_option table[] = {
@@ -21,28 +21,15 @@ static td_status parse(const td_command *command, int argc, char **argv,
     return td_cli_parse_size("--max-shard-size", max_file_bytes, &options->max_file_bytes);
 }
 
-static td_status quantize(const td_quantize_options *options) {
-    td_op_context context;
-    td_export_report report;
-    td_status status = td_cli_cpu_open(&context);
-    if (status == TD_OK)
-        status = td_export_nf4(options, &context, &report);
-    td_cli_cpu_close(&context);
-    if (status == TD_OK)
-        td_cli_print_export(options->output, "quantized", &report);
-    return status;
+static td_status write_quantize(const void *options, const td_op_context *context,
+                                td_export_report *report) {
+    return td_export_nf4(options, context, report);
 }
 
 static td_status run(const td_command *command, td_comm *comm, int argc, char **argv) {
+    static const td_folder_command body = {parse, write_quantize, "quantized"};
     td_quantize_options options = {0};
-    int help = 0;
-    td_status status = parse(command, argc, argv, &options, &help);
-    if (help)
-        return status;
-    if (status == TD_OK)
-        status = td_cli_require_alone(command, comm);
-    TD_TRY(td_comm_agree(comm, status, "command line"));
-    return quantize(&options);
+    return td_cli_run_folder_command(command, &body, comm, argc, argv, &options, &options.output);
 }
 
 const td_command td_command_quantize = {

@@ -39,22 +39,44 @@ td_status td_cli_require_option(const td_command *command, const char *option, c
                    command->name);
 }
 
-td_status td_cli_cpu_open(td_op_context *out) {
+static td_status open_cpu(td_op_context *out) {
     *out = (td_op_context){.device = td_device_cpu()};
     TD_TRY(td_ops_check(&td_ops_cpu, &out->ops));
     return out->device->table->stream_create(out->device, &out->stream);
 }
 
-void td_cli_cpu_close(td_op_context *context) {
-    if (context->stream)
-        context->device->table->stream_destroy(context->stream);
-}
-
-void td_cli_print_export(const char *output, const char *verb, const td_export_report *report) {
+static void print_report(const char *output, const char *verb, const td_export_report *report) {
     struct rusage usage = {0};
     getrusage(RUSAGE_SELF, &usage);
     printf("%s: %lld weights %s; %lld tensors, %.3f GB in %d file%s; peak memory %.0f MB\n", output,
            (long long)report->n_changed, verb, (long long)report->n_tensors,
            (double)report->bytes / 1e9, report->n_files, report->n_files == 1 ? "" : "s",
            (double)usage.ru_maxrss * 1024 / 1e6);
+}
+
+static td_status write_folder(const td_folder_command *body, const void *options,
+                              const char *output) {
+    td_op_context context;
+    td_export_report report;
+    td_status status = open_cpu(&context);
+    if (status == TD_OK)
+        status = body->write(options, &context, &report);
+    if (context.stream)
+        context.device->table->stream_destroy(context.stream);
+    if (status == TD_OK)
+        print_report(output, body->verb, &report);
+    return status;
+}
+
+td_status td_cli_run_folder_command(const td_command *command, const td_folder_command *body,
+                                    td_comm *comm, int argc, char **argv, void *options,
+                                    const char *const *output) {
+    int help = 0;
+    td_status status = body->parse(command, argc, argv, options, &help);
+    if (help)
+        return status;
+    if (status == TD_OK)
+        status = td_cli_require_alone(command, comm);
+    TD_TRY(td_comm_agree(comm, status, "command line"));
+    return write_folder(body, options, *output);
 }

@@ -12,11 +12,19 @@ td_status td_cli_require_alone(const td_command *command, const td_comm *comm);
 // TD_ERR_USAGE names the option that lacks a value.
 td_status td_cli_require_option(const td_command *command, const char *option, const char *value);
 
-// A context of the CPU; close also after failure.
-td_status td_cli_cpu_open(td_op_context *out);
-void td_cli_cpu_close(td_op_context *context);
+// The body of a command that writes a model folder.
+typedef struct td_folder_command {
+    // Fills in `options`. td_options_parse() sets *help.
+    td_status (*parse)(const td_command *command, int argc, char **argv, void *options, int *help);
+    // On the CPU.
+    td_status (*write)(const void *options, const td_op_context *context, td_export_report *report);
+    const char *verb; // "merged": "OUTPUT: 7 weights merged, ..."
+} td_folder_command;
 
-// "OUTPUT: 7 weights merged, ..." with the largest memory of the process.
-void td_cli_print_export(const char *output, const char *verb, const td_export_report *report);
+// Parses, refuses more than one rank, writes, and prints what became of it with the largest memory
+// of the process. `output` points to where the options have the folder.
+td_status td_cli_run_folder_command(const td_command *command, const td_folder_command *body,
+                                    td_comm *comm, int argc, char **argv, void *options,
+                                    const char *const *output);
 
 #endif

@@ -44,8 +44,9 @@ static td_status read_question(const batch *self, const td_row_visit *visit, td_
     int64_t count = (int64_t)out->prompt.count;
     td_status status = td_answer_keys_check(visit);
     if (status == TD_OK && count == 0)
-        status = td_fail(TD_ERR_DATA, "%s: the row asks nothing: there is no message or text to "
-                                      "answer",
+        status = td_fail(TD_ERR_DATA,
+                         "%s: the row asks nothing: there is no message or text to "
+                         "answer",
                          visit->where);
     if (status == TD_OK && count + self->options->max_new_tokens > most)
         status = td_fail(TD_ERR_DATA,
@@ -59,8 +60,7 @@ static td_status read_question(const batch *self, const td_row_visit *visit, td_
 }
 
 static int is_skipped(const batch *self, td_status status) {
-    return status == TD_ERR_DATA &&
-           self->inference->session.config->bad_rows == TD_BAD_ROWS_SKIP;
+    return status == TD_ERR_DATA && self->inference->session.config->bad_rows == TD_BAD_ROWS_SKIP;
 }
 
 static td_status look_at_row(void *context, const td_row_visit *visit) {

@@ -88,9 +88,9 @@ td_status td_answer_lines_add(td_answer_lines *lines, const td_row_visit *visit,
     char end[96];
     if (!answer)
         return add_error(lines, error);
-    int chars = snprintf(end, sizeof end,
-                         ", \"completion_tokens\": %lld, \"finish_reason\": \"%s\"}\n",
-                         (long long)answer->n_tokens, answer->is_finished ? "stop" : "length");
+    int chars =
+        snprintf(end, sizeof end, ", \"completion_tokens\": %lld, \"finish_reason\": \"%s\"}\n",
+                 (long long)answer->n_tokens, answer->is_finished ? "stop" : "length");
     TD_TRY(add_row(lines, &visit->line));
     TD_TRY(add(lines, key, sizeof key - 1));
     TD_TRY(add_string(lines, answer->text, answer->bytes));
@@ -152,7 +152,8 @@ static td_status compare_rows(found_output *self) {
     const td_string_list files = {&rows, 1};
     TD_TRY(td_rows_visit(&files, compare_row, self));
     if (memchr(self->text + self->at, '\n', self->bytes - self->at))
-        return td_fail(TD_ERR_USAGE, "%s holds more answers than %s has rows; choose another output",
+        return td_fail(TD_ERR_USAGE,
+                       "%s holds more answers than %s has rows; choose another output",
                        self->options->output, self->options->rows);
     if (self->at < self->bytes && truncate(self->options->output, (off_t)self->at) != 0)
         return td_fail(TD_ERR_IO, "%s: cannot be cut: %s", self->options->output, strerror(errno));

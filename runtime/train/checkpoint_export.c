@@ -6,7 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "runtime/train/checkpoint_internal.h"
+#include "runtime/core/log.h"
+#include "runtime/train/checkpoint_adapter.h"
 
 static const size_t max_manifest_bytes = (size_t)256 << 20;
 static const size_t max_file_bytes = (size_t)1 << 40;
@@ -62,7 +63,19 @@ static td_status copy_all(const char *from, const char *to, const td_manifest *m
     return td_file_sync(to);
 }
 
-static td_status copy_adapter(const char *from, const char *output, const td_manifest *manifest) {
+// The files as they are, or, where they are missing or damaged, anew from the pages.
+static td_status copy_or_rebuild(const char *from, const char *to, const td_manifest *manifest,
+                                 const char *model) {
+    if (verify(from, manifest) == TD_OK)
+        return copy_all(from, to, manifest);
+    td_info("%s; the adapter is rebuilt from the checkpoint's pages", td_error_message());
+    td_error_clear();
+    TD_TRY(td_checkpoint_rebuild_adapter(from, manifest, model, to));
+    return td_file_sync(to);
+}
+
+static td_status make_adapter(const char *from, const char *output, const td_manifest *manifest,
+                              const char *model) {
     char temporary[TD_PATH_MAX];
     size_t chars = strlen(output);
     while (chars > 1 && output[chars - 1] == '/')
@@ -71,7 +84,7 @@ static td_status copy_adapter(const char *from, const char *output, const td_man
         (int)sizeof temporary)
         return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...", TD_PATH_MAX - 1,
                        output);
-    td_status status = copy_all(from, temporary, manifest);
+    td_status status = copy_or_rebuild(from, temporary, manifest, model);
     if (status == TD_OK && rename(temporary, output) != 0)
         status = td_fail(TD_ERR_IO, "%s: cannot be made: %s", output, strerror(errno));
     if (status != TD_OK)
@@ -79,22 +92,23 @@ static td_status copy_adapter(const char *from, const char *output, const td_man
     return status;
 }
 
-static td_status export_one(const char *folder, const char *output) {
+static td_status export_one(const char *folder, const char *model, const char *output) {
     td_manifest manifest = {0};
     td_status status = read_manifest(folder, &manifest);
     if (status == TD_OK)
-        status = verify(folder, &manifest);
-    if (status == TD_OK)
-        status = copy_adapter(folder, output, &manifest);
+        status = make_adapter(folder, output, &manifest, model);
     td_manifest_fini(&manifest);
     return status;
 }
 
+// Adapter files or pages are enough.
 static td_status is_usable(const char *folder) {
     td_manifest manifest = {0};
     td_status status = read_manifest(folder, &manifest);
-    if (status == TD_OK)
-        status = verify(folder, &manifest);
+    if (status == TD_OK && verify(folder, &manifest) != TD_OK) {
+        td_error_clear();
+        status = td_checkpoint_verify_pages(folder, &manifest);
+    }
     td_manifest_fini(&manifest);
     return status;
 }
@@ -121,7 +135,7 @@ static td_status find_newest(const char *run, char out[TD_PATH_MAX]) {
     return status;
 }
 
-td_status td_checkpoint_export_adapter(const char *path, const char *output,
+td_status td_checkpoint_export_adapter(const char *path, const char *model, const char *output,
                                        char out_checkpoint[TD_PATH_MAX]) {
     char manifest[TD_PATH_MAX];
     if (td_path_exists(output))
@@ -136,5 +150,5 @@ td_status td_checkpoint_export_adapter(const char *path, const char *output,
         snprintf(out_checkpoint, TD_PATH_MAX, "%s", path);
     else
         TD_TRY(find_newest(path, out_checkpoint));
-    return export_one(out_checkpoint, output);
+    return export_one(out_checkpoint, model, output);
 }

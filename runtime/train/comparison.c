@@ -37,9 +37,9 @@ static td_status measure_store(comparer *self, td_store *store, const int *colum
                          columns[i] == TD_COLUMN_TUNED ? inference->parameters : NULL);
     if (status == TD_OK && self->out->n_loss_tokens != 0 &&
         self->out->n_loss_tokens != evaluation.batch.n_trained)
-        status = td_fail(TD_ERR_INTERNAL, "%lld targets without and %lld with examples",
-                         (long long)self->out->n_loss_tokens,
-                         (long long)evaluation.batch.n_trained);
+        status =
+            td_fail(TD_ERR_INTERNAL, "%lld targets without and %lld with examples",
+                    (long long)self->out->n_loss_tokens, (long long)evaluation.batch.n_trained);
     if (status == TD_OK)
         self->out->n_loss_tokens = evaluation.batch.n_trained;
     td_evaluation_fini(&evaluation);
@@ -51,9 +51,9 @@ static td_status open_few_shot(comparer *self, td_store *plain, td_store **out) 
     char path[TD_PATH_MAX];
     td_status status = td_path_join(path, self->options->scratch, "few_shot.h5");
     if (status == TD_OK && td_comm_rank(session->comm) == 0)
-        status = td_few_shot_store(session, plain, &session->config->eval_files, &self->examples,
-                                   self->out->max_with_examples, path,
-                                   &self->out->n_loss_shortened);
+        status =
+            td_few_shot_store(session, plain, &session->config->eval_files, &self->examples,
+                              self->out->max_with_examples, path, &self->out->n_loss_shortened);
     TD_TRY(td_comm_agree(session->comm, status, "rows with examples"));
     TD_TRY(td_comm_broadcast(session->comm, &self->out->n_loss_shortened,
                              sizeof self->out->n_loss_shortened, 0, "rows with examples"));

@@ -101,8 +101,7 @@ static td_status add_with_examples(builder *self, const td_row_visit *visit,
 static td_status add_row(void *context, const td_row_visit *visit) {
     builder *self = context;
     td_question row = {0};
-    td_status status =
-        td_question_read(self->session, visit->where, &visit->line, NULL, 0, &row);
+    td_status status = td_question_read(self->session, visit->where, &visit->line, NULL, 0, &row);
     if (status == TD_ERR_DATA && self->session->config->bad_rows == TD_BAD_ROWS_SKIP) {
         td_error_clear();
         return TD_OK;

@@ -262,9 +262,8 @@ static td_status dispatch(const reader *self, const cJSON *object) {
 
 static int is_chat(const cJSON *object) {
     return cJSON_IsArray(cJSON_GetObjectItemCaseSensitive(object, "prompt")) ||
-           (!string_of(object, "prompt") &&
-            (cJSON_HasObjectItem(object, "messages") ||
-             cJSON_HasObjectItem(object, "conversations")));
+           (!string_of(object, "prompt") && (cJSON_HasObjectItem(object, "messages") ||
+                                             cJSON_HasObjectItem(object, "conversations")));
 }
 
 // Examples of the row's own kind, without the row itself.

@@ -28,7 +28,7 @@ void td_examples_fini(td_examples *examples);
 typedef struct td_question {
     td_tokens prompt; // without tokens when the row asks nothing
     td_tokens whole;  // the row as it is trained on; without tokens when it is only a prompt
-    char *answer;    // UTF-8, owned; NULL: nothing to compare with
+    char *answer;     // UTF-8, owned; NULL: nothing to compare with
     int is_chat, takes_examples;
     int64_t n_examples; // that stand before it
     int64_t n_left_out; // examples for which there was no room (td_question_fit)

@@ -160,7 +160,8 @@ td_status td_examples_choose(const td_session *session, const td_string_list *fi
     *out = (td_examples){0};
     out->items = calloc((size_t)count + 1, sizeof *out->items);
     td_status status =
-        out->items ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for %lld examples", (long long)count);
+        out->items ? TD_OK
+                   : td_fail(TD_ERR_MEMORY, "no memory for %lld examples", (long long)count);
     if (status == TD_OK && td_comm_rank(session->comm) == 0 && count > 0)
         status = choose(session, files, count, out);
     TD_TRY(td_comm_agree(session->comm, status, "examples"));

@@ -38,8 +38,7 @@ static void print_interval(td_report_text *out, const td_comparison *it, int col
 }
 
 static void print_length(td_report_text *out, const td_comparison *it, int column) {
-    td_report_print(out, "%.1f",
-                    share_of(it->answers.scores[column].n_tokens, it->answers.n_rows));
+    td_report_print(out, "%.1f", share_of(it->answers.scores[column].n_tokens, it->answers.n_rows));
 }
 
 static void print_unfinished(td_report_text *out, const td_comparison *it, int column) {
@@ -99,13 +98,14 @@ static void print_results(td_report_text *out, const td_comparison *it) {
             td_report_print(out, " |");
         }
     }
-    td_report_print(out,
-                    "\n\nThe loss is the mean over %lld trained tokens of %lld rows. %lld questions "
-                    "were answered greedily, %lld rows skipped. Tuned right and base wrong: %lld; "
-                    "base right and tuned wrong: %lld.\n",
-                    (long long)it->n_loss_tokens, (long long)it->n_loss_rows,
-                    (long long)it->answers.n_rows, (long long)it->answers.n_skipped,
-                    (long long)it->answers.n_gained, (long long)it->answers.n_lost);
+    td_report_print(
+        out,
+        "\n\nThe loss is the mean over %lld trained tokens of %lld rows. %lld questions "
+        "were answered greedily, %lld rows skipped. Tuned right and base wrong: %lld; "
+        "base right and tuned wrong: %lld.\n",
+        (long long)it->n_loss_tokens, (long long)it->n_loss_rows, (long long)it->answers.n_rows,
+        (long long)it->answers.n_skipped, (long long)it->answers.n_gained,
+        (long long)it->answers.n_lost);
     if (it->n_columns > TD_COLUMN_FEW_SHOT)
         print_examples(out, it);
 }
@@ -259,8 +259,7 @@ static void print_json_column(td_report_text *out, const td_comparison *it, int 
         td_report_print(out,
                         ", \"examples\": %lld, \"mean_examples\": %.9g, \"shortened\": %lld, "
                         "\"shortened_for_loss\": %lld",
-                        (long long)it->n_examples,
-                        share_of(score->n_examples, it->answers.n_rows),
+                        (long long)it->n_examples, share_of(score->n_examples, it->answers.n_rows),
                         (long long)score->n_shortened, (long long)it->n_loss_shortened);
     td_report_print(out, "}");
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "runtime/core/files.h"
+#include "runtime/core/json.h"
 #include "runtime/core/log.h"
 #include "runtime/core/progress.h"
 
@@ -46,27 +47,75 @@ static td_status open_model(td_session *session) {
     return TD_OK;
 }
 
+// The last part of a path or of a name on the hub.
+static const char *last_part(const char *name, size_t *out_chars) {
+    size_t end = strlen(name);
+    while (end > 0 && name[end - 1] == '/')
+        end--;
+    size_t begin = end;
+    while (begin > 0 && name[begin - 1] != '/')
+        begin--;
+    *out_chars = end - begin;
+    return name + begin;
+}
+
+static int is_same_base(const char *adapters, const char *given) {
+    size_t n, m;
+    const char *a = last_part(adapters, &n), *b = last_part(given, &m);
+    if (n == m && memcmp(a, b, n) == 0)
+        return 1;
+    char *x = realpath(adapters, NULL), *y = realpath(given, NULL);
+    int is_same = x && y && strcmp(x, y) == 0;
+    free(x);
+    free(y);
+    return is_same;
+}
+
+td_status td_session_warn_other_base(const char *adapter, const char *model) {
+    static const size_t max_bytes = (size_t)16 << 20;
+    char path[TD_PATH_MAX];
+    const char *name = NULL;
+    cJSON *root;
+    TD_TRY(td_path_join(path, adapter, "adapter_config.json"));
+    if (!td_path_exists(path)) // reading the adapter says so
+        return TD_OK;
+    TD_TRY(td_json_read(path, max_bytes, &root));
+    td_status status = td_json_string(path, root, "base_model_name_or_path", &name);
+    if (status == TD_OK && name && name[0] && !is_same_base(name, model))
+        td_warn("%s was made for the base model %s; it is used with %s", adapter, name, model);
+    cJSON_Delete(root);
+    return status;
+}
+
+td_lora_options td_session_lora_options(const td_config *config, const td_adapter_info *adapter) {
+    td_lora_options options = {
+        .rank = config->lora_r,
+        .alpha = config->lora_alpha,
+        .use_rslora = config->use_rslora,
+        .target_modules = &config->target_modules,
+        .target_modules_is_pattern = config->target_modules_is_pattern,
+        .rank_pattern = config->rank_pattern,
+        .alpha_pattern = config->alpha_pattern,
+    };
+    if (adapter)
+        options = td_adapter_lora_options(adapter);
+    options.dropout = config->lora_dropout;
+    return options;
+}
+
 static td_status lay_out_lora(td_session *session, int want_lora) {
     const td_config *config = session->config;
-    if (config->adapter_name_or_path) {
-        session->has_adapter = 1;
-        TD_TRY(td_adapter_info_read(config->adapter_name_or_path, &session->adapter));
-        session->lora_options = td_adapter_lora_options(&session->adapter);
-        session->lora_options.dropout = config->lora_dropout;
-    } else if (want_lora) {
-        session->lora_options = (td_lora_options){
-            .rank = config->lora_r,
-            .alpha = config->lora_alpha,
-            .dropout = config->lora_dropout,
-            .use_rslora = config->use_rslora,
-            .target_modules = &config->target_modules,
-            .target_modules_is_pattern = config->target_modules_is_pattern,
-            .rank_pattern = config->rank_pattern,
-            .alpha_pattern = config->alpha_pattern,
-        };
-    } else {
+    session->has_adapter = config->adapter_name_or_path != NULL;
+    if (!session->has_adapter && !want_lora)
         return TD_OK;
+    if (session->has_adapter) {
+        TD_TRY(td_adapter_info_read(config->adapter_name_or_path, &session->adapter));
+        if (td_comm_rank(session->comm) == 0)
+            TD_TRY(td_session_warn_other_base(config->adapter_name_or_path,
+                                              config->model_name_or_path));
     }
+    session->lora_options =
+        td_session_lora_options(config, session->has_adapter ? &session->adapter : NULL);
     TD_TRY(td_lora_init(&session->lora, &session->model, &session->lora_options));
     session->has_lora = 1;
     return TD_OK;

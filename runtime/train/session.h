@@ -42,6 +42,14 @@ td_status td_session_load_base(td_session *session);
 // device memory.
 td_status td_session_load_parameters(const td_session *session, float *values);
 
+// How LoRA is laid out: as the adapter says, else (NULL) as the config. Points into either.
+td_lora_options td_session_lora_options(const td_config *config, const td_adapter_info *adapter);
+
+// Local. A warning when the adapter's config names a base model other than `model`, by the last
+// part of the name and by where it lies. That can be the same model in another place: what does not
+// fit is refused when the adapter is read.
+td_status td_session_warn_other_base(const char *adapter, const char *model);
+
 // Threads of this process: num_threads, else OMP_NUM_THREADS, else its share of the cores it may
 // run on.
 int td_session_threads(const td_config *config, int local_size);
