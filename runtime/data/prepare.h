@@ -2,18 +2,26 @@
 // account for it.
 //
 // Row formats: {"messages": [{"role", "content"}, ...]}, {"conversations": [{"from", "value"},
-// ...]},
-// {"prompt", "completion"} (strings, or lists of messages), {"text"}, and {"input_ids", "labels"}
-// (labels unshifted; -100 where not trained, else equal to input_ids). Chats are written by the
-// model's chat template (model/chat.h), with "tools" and "tool_calls" when it knows them. Trained
-// tokens: of chats, what the assistant is to produce (assistant_only_loss), else all; of
+// ...]}, {"prompt", "completion"} (strings, or lists of messages), {"instruction", "input",
+// "output"}, {"text"}, and {"input_ids", "labels"} (labels unshifted; -100 where not trained, else
+// equal to input_ids). Every row is told for itself. With keys of two formats it is TD_ERR_DATA,
+// unless it has "input_ids", which decide, or a "text" that only repeats what the others say.
+//
+// Chats are written by the model's chat template (model/chat.h), with "tools" and "tool_calls" when
+// it knows them. Instruction rows are chats: the user says instruction, blank line and input, and
+// the assistant the output; where the model has neither template nor the tokens of ChatML they are
+// prompt and completion in the words of Stanford's Alpaca. "context" and "response" are other names
+// for input and output; "system" is the system message, or stands for Alpaca's first paragraph;
+// "history" is a list of [question, answer] before the instruction.
+//
+// Trained tokens: of chats, what the assistant is to produce (assistant_only_loss), else all; of
 // prompt/completion, the completion and its end (completion_only_loss), else all; of text, all. The
 // end-of-sequence token is appended to text and completion rows only when missing. A token is
 // trained when any byte of it is to be produced: one that spans the border of prompt and completion
 // is, as in TRL, where training begins at the first token that the completion changes. Of a
 // completion that is a list of messages, what follows the opening of the assistant's turn is
 // trained; with assistant_only_loss, of that what the assistant says. A row's first token is never
-// trained.
+// trained. An empty answer is no error: it trains its end (min_response_words drops it).
 #ifndef TANDEM_DATA_PREPARE_H
 #define TANDEM_DATA_PREPARE_H
 
