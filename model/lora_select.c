@@ -9,6 +9,10 @@
 #include "model/lora_internal.h"
 #include "runtime/core/log.h"
 
+// Steps for one name, which has some forty characters: a hundred times what a sensible pattern
+// takes, and so few that a pattern made to hang is found out at once on every model.
+enum { MAX_STEPS = 1 << 16 };
+
 // The keys of rank_pattern or alpha_pattern, compiled, in the order of the file: the first that
 // matches counts.
 typedef struct pattern_keys {
@@ -28,6 +32,7 @@ struct td_lora_selector {
     int *was_matched;    // per listed name
     pattern_keys ranks, alphas;
     pcre2_match_data *match;
+    pcre2_match_context *limits;
 };
 
 static td_status fail_memory(void) {
@@ -53,10 +58,10 @@ static td_status compile(const char *what, const char *pattern, uint32_t options
                    pattern, (size_t)offset, reason);
 }
 
-// A pattern that was written to hang ends at the library's own limit of steps.
 static td_status matches(const td_lora_selector *selector, const char *what, const pcre2_code *code,
                          const char *module, int *out) {
-    int found = pcre2_match(code, (PCRE2_SPTR)module, strlen(module), 0, 0, selector->match, NULL);
+    int found = pcre2_match(code, (PCRE2_SPTR)module, strlen(module), 0, 0, selector->match,
+                            selector->limits);
     if (found < 0 && found != PCRE2_ERROR_NOMATCH)
         return td_fail(TD_ERR_USAGE, "%s: matching the pattern with \"%s\" takes too long", what,
                        module);
@@ -134,8 +139,10 @@ static td_status prepare(td_lora_selector *selector) {
     selector->was_matched =
         calloc((size_t)options->target_modules->count, sizeof *selector->was_matched);
     selector->match = pcre2_match_data_create(1, NULL);
-    if (!selector->was_matched || !selector->match)
+    selector->limits = pcre2_match_context_create(NULL);
+    if (!selector->was_matched || !selector->match || !selector->limits)
         return fail_memory();
+    pcre2_set_match_limit(selector->limits, MAX_STEPS);
     TD_TRY(compile_keys("rank_pattern", options->rank_pattern, check_rank, &selector->ranks));
     return compile_keys("alpha_pattern", options->alpha_pattern, check_alpha, &selector->alphas);
 }
@@ -161,6 +168,7 @@ void td_lora_selector_destroy(td_lora_selector *selector) {
     free_keys(&selector->alphas);
     pcre2_code_free(selector->pattern);
     pcre2_match_data_free(selector->match);
+    pcre2_match_context_free(selector->limits);
     free(selector->was_matched);
     free(selector);
 }
