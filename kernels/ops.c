@@ -46,6 +46,7 @@ CHECKED(fixed_add, td_fixed_add_args)
 CHECKED(fixed_to_f32, td_fixed_to_f32_args)
 CHECKED(f32_add, td_f32_add_args)
 CHECKED(sum_squares, td_sum_squares_args)
+CHECKED(word_sum, td_word_sum_args)
 CHECKED(adamw, td_adamw_args)
 CHECKED(adamw_8bit, td_adamw_args)
 
@@ -71,6 +72,7 @@ static const td_ops checked = {
     .fixed_to_f32 = checked_fixed_to_f32,
     .f32_add = checked_f32_add,
     .sum_squares = checked_sum_squares,
+    .word_sum = checked_word_sum,
     .adamw = checked_adamw,
     .adamw_8bit = checked_adamw_8bit,
 };
@@ -107,6 +109,7 @@ static const op_slot slots[] = {
     SLOT(fixed_to_f32),
     SLOT(f32_add),
     SLOT(sum_squares),
+    SLOT(word_sum),
     SLOT(adamw),
     SLOT(adamw_8bit),
 };

@@ -281,6 +281,14 @@ typedef struct td_sum_squares_args {
     double *sum_squares; // (1) out, as above but not NULL
 } td_sum_squares_args;
 
+// *sum += words[0] + ... + words[n - 1], modulo 2^64: a check that survives exact sums, since the
+// check of a sum is the sum of the checks.
+typedef struct td_word_sum_args {
+    int64_t n_elements;
+    const int64_t *words; // (n)
+    int64_t *sum;         // (1) in place
+} td_word_sum_args;
+
 // AdamW as torch.optim.AdamW (Loshchilov and Hutter, ICLR 2019): p *= 1 - lr * decay; g' = g *
 // gradient_scale; m = b1 m + (1 - b1) g'; v = b2 v + (1 - b2) g'^2; p -= lr / (1 - b1^t) * m /
 // (sqrt(v / (1 - b2^t)) + eps). State layout: adamw: float m[page_elements], float
@@ -328,7 +336,8 @@ struct td_ops {
     td_status (*fixed_to_f32)(const td_op_context *, const td_fixed_to_f32_args *); // exact
     td_status (*f32_add)(const td_op_context *, const td_f32_add_args *);
     td_status (*sum_squares)(const td_op_context *, const td_sum_squares_args *);
-    td_status (*adamw)(const td_op_context *, const td_adamw_args *); // 1e-6
+    td_status (*word_sum)(const td_op_context *, const td_word_sum_args *); // exact
+    td_status (*adamw)(const td_op_context *, const td_adamw_args *);       // 1e-6
     td_status (*adamw_8bit)(const td_op_context *,
                             const td_adamw_args *); // codes equal to the reference's
 };

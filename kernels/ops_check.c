@@ -219,6 +219,13 @@ td_status td_check_sum_squares(const td_sum_squares_args *args) {
     return TD_OK;
 }
 
+td_status td_check_word_sum(const td_word_sum_args *args) {
+    static const char op[] = "word_sum";
+    REQUIRE(op, args->n_elements >= 0);
+    REQUIRE(op, args->words && args->sum);
+    return TD_OK;
+}
+
 static td_status check_adamw(const char *op, const td_adamw_args *args) {
     REQUIRE(op, args->n_elements >= 0 && args->n_elements <= args->page_elements);
     REQUIRE(op, args->parameters && args->gradient && args->state);

@@ -30,6 +30,7 @@ td_status td_check_fixed_add(const td_fixed_add_args *args);
 td_status td_check_fixed_to_f32(const td_fixed_to_f32_args *args);
 td_status td_check_f32_add(const td_f32_add_args *args);
 td_status td_check_sum_squares(const td_sum_squares_args *args);
+td_status td_check_word_sum(const td_word_sum_args *args);
 td_status td_check_adamw(const td_adamw_args *args);
 td_status td_check_adamw_8bit(const td_adamw_args *args);
 

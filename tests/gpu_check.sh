@@ -48,7 +48,7 @@ sanitizer=$(find_sanitizer)
 
 operations=(linear_forward linear_backward nf4_quantize absmax_quantize dequantize embedding rmsnorm_forward
     rmsnorm_backward rope attention_forward attention_backward glu_forward glu_backward add gather_rows
-    scatter_rows cross_entropy fixed_add fixed_to_f32 f32_add sum_squares adamw adamw_8bit)
+    scatter_rows cross_entropy fixed_add fixed_to_f32 f32_add sum_squares word_sum adamw adamw_8bit)
 [ -z "$quick" ] || operations=(add f32_add)
 
 wanted() {

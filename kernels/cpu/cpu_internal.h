@@ -97,6 +97,7 @@ td_status td_cpu_fixed_add(const td_op_context *context, const td_fixed_add_args
 td_status td_cpu_fixed_to_f32(const td_op_context *context, const td_fixed_to_f32_args *args);
 td_status td_cpu_f32_add(const td_op_context *context, const td_f32_add_args *args);
 td_status td_cpu_sum_squares(const td_op_context *context, const td_sum_squares_args *args);
+td_status td_cpu_word_sum(const td_op_context *context, const td_word_sum_args *args);
 td_status td_cpu_adamw(const td_op_context *context, const td_adamw_args *args);
 td_status td_cpu_adamw_8bit(const td_op_context *context, const td_adamw_args *args);
 

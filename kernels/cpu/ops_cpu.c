@@ -36,6 +36,7 @@ const td_ops td_ops_cpu = {
     .fixed_to_f32 = td_cpu_fixed_to_f32,
     .f32_add = td_cpu_f32_add,
     .sum_squares = td_cpu_sum_squares,
+    .word_sum = td_cpu_word_sum,
     .adamw = td_cpu_adamw,
     .adamw_8bit = td_cpu_adamw_8bit,
 };

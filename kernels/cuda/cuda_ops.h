@@ -34,6 +34,7 @@ td_status td_cuda_fixed_add(const td_op_context *, const td_fixed_add_args *);
 td_status td_cuda_fixed_to_f32(const td_op_context *, const td_fixed_to_f32_args *);
 td_status td_cuda_f32_add(const td_op_context *, const td_f32_add_args *);
 td_status td_cuda_sum_squares(const td_op_context *, const td_sum_squares_args *);
+td_status td_cuda_word_sum(const td_op_context *, const td_word_sum_args *);
 td_status td_cuda_adamw(const td_op_context *, const td_adamw_args *);
 td_status td_cuda_adamw_8bit(const td_op_context *, const td_adamw_args *);
 

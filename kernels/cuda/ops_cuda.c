@@ -24,6 +24,7 @@
     .fixed_to_f32 = td_cuda_fixed_to_f32,                                                          \
     .f32_add = td_cuda_f32_add,                                                                    \
     .sum_squares = td_cuda_sum_squares,                                                            \
+    .word_sum = td_cuda_word_sum,                                                                  \
     .adamw = td_cuda_adamw,                                                                        \
     .adamw_8bit = td_cuda_adamw_8bit
 // clang-format on

@@ -11,11 +11,13 @@
 // The flat vectors of a run and who owns which page of them.
 typedef struct td_parameters {
     td_page_map map;
-    float *values;  // (n_elements) fp32, device memory: the same on every rank
+    float *values; // (n_elements, and a zero behind an odd number) fp32, device memory: the same on
+                   // every rank
     int64_t *fixed; // (n_elements) gradient sums, fixed point; TD_REDUCE_EXACT
     float *floats;  // (n_elements) gradient sums; TD_REDUCE_FP32
     int64_t
         *faults; // (1) gradient values that were not finite or did not fit, this rank, this step
+    int64_t *checks; // (td_parameter_check_count) sums of words, see step.c
 } td_parameters;
 
 typedef struct td_optimizer {
@@ -29,6 +31,11 @@ typedef struct td_optimizer {
     int64_t *page_slots;  // (n_pages) the same of all pages, as bits
     td_request *requests; // (n_pages)
 } td_optimizer;
+
+// Before and after the reduction one for each page, and one of all parameters.
+static inline int64_t td_parameter_check_count(const td_page_map *map) {
+    return 2 * map->n_pages + 1;
+}
 
 // Bytes of optimizer state per page.
 size_t td_optimizer_state_bytes(td_optimizer_kind kind, int64_t page_elements);

@@ -116,12 +116,14 @@ td_status td_run_plan(td_run *run, td_session *session, td_store *store,
 static void take_vectors(td_run *run, td_arena *arena) {
     td_parameters *parameters = &run->parameters;
     size_t n = (size_t)parameters->map.n_elements;
-    parameters->values = td_arena_take(arena, n, sizeof(float));
+    parameters->values = td_arena_take(arena, n + n % 2, sizeof(float));
     if (run->session->config->reduce == TD_REDUCE_FP32)
         parameters->floats = td_arena_take(arena, n, sizeof(float));
     else
         parameters->fixed = td_arena_take(arena, n, sizeof(int64_t));
     parameters->faults = td_arena_take(arena, 1, sizeof(int64_t));
+    parameters->checks =
+        td_arena_take(arena, (size_t)td_parameter_check_count(&parameters->map), sizeof(int64_t));
     td_optimizer_take(&run->optimizer, &parameters->map, arena);
 }
 

@@ -21,8 +21,10 @@ typedef struct td_step {
     td_schedule schedule;
     int64_t max_micro_batches; // of a step
     int *owners;               // (max_micro_batches)
-    int64_t *slots;            // the step's table: losses, faults, requests
+    int64_t *slots;            // the step's table: losses, faults, requests, checks
     int64_t slot_count;
+    int64_t *checks;       // (td_parameter_check_count) this rank's, host memory
+    int64_t first_checked; // the pages from here on have their check of this step
     int last_of_mine; // the running micro-batch is this rank's last: its layers' buckets may start
     volatile const int *stop_requested; // set by a signal handler on any rank; may be NULL
 } td_step;
@@ -40,8 +42,9 @@ td_status td_step_init(td_step *step);
 void td_step_fini(td_step *step);
 
 // Collective. Update number `index` from 0. TD_ERR_NUMERIC, on every rank and with the parameters
-// untouched, when the loss or a gradient is not finite or a gradient does not fit the fixed-point
-// range.
+// untouched, when the loss or a gradient is not finite, a gradient does not fit the fixed-point
+// range, or, with several ranks and exact sums, when a sum that arrived is not the sum of what was
+// sent, or a rank's parameters are not those of the others.
 td_status td_step_run(td_step *step, int64_t index, td_step_result *out);
 
 #endif

@@ -175,6 +175,25 @@ static void check_sum_squares(op_run *run, int64_t n) {
     op_case_end(run);
 }
 
+static void check_word_sum(op_run *run, int64_t n) {
+    if (!op_case_begin(run, "word_sum", "n=%d", (int)n))
+        return;
+    uint64_t *words = malloc((size_t)n * sizeof *words + 1), start = UINT64_C(1) << 63 | 12345;
+    uint64_t expected = start;
+    for (int64_t i = 0; i < n; i++) {
+        words[i] = (uint64_t)op_word(run) << 32 | op_word(run);
+        expected += words[i];
+    }
+    op_buffer *buffer = op_raw(run, TD_I64, n, words), *sum = op_raw(run, TD_I64, 1, &start);
+    td_word_sum_args args = {n, buffer->memory, sum->memory};
+    uint64_t result = 0;
+    OP_CALL(run, word_sum, &args, 0, 8.0 * (double)n);
+    op_fetch_raw(run, sum, &result);
+    op_expect_true(run, "sum", run->timing || result == expected);
+    free(words);
+    op_case_end(run);
+}
+
 // Two sums in a row share the workspace: the first has left it before the second writes there.
 static void check_two_sums(op_run *run) {
     enum { N = 30000 };
@@ -238,11 +257,13 @@ void cases_optimizer(op_run *run) {
         check_fixed_to_f32(run, counts[i], QUANTUM);
         check_fixed_to_f32(run, counts[i], i % 2 ? -126 : 0);
         check_sum_squares(run, counts[i]);
+        check_word_sum(run, counts[i]);
         check_f32_add(run, counts[i]);
     }
     if (!run->timing) {
         check_any_order(run);
         check_sum_squares(run, 0);
+        check_word_sum(run, 0);
         check_sum_squares(run, 1024 * 4096 + 5000);
         check_two_sums(run);
         check_no_workspace(run);
@@ -250,6 +271,7 @@ void cases_optimizer(op_run *run) {
         check_fixed_add(run, 1 << 22, INT64_MAX);
         check_fixed_to_f32(run, 1 << 22, QUANTUM);
         check_sum_squares(run, 1 << 22);
+        check_word_sum(run, 1 << 22);
         check_f32_add(run, 1 << 22);
     }
     cases_adamw(run);

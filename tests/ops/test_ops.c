@@ -36,8 +36,8 @@ static void five_threads(void) {
 // Where no product sums are reordered and no multiply-add is fused, vector width changes nothing.
 #define ANY_LEVEL                                                                                  \
     "nf4_quantize absmax_quantize dequantize embedding rmsnorm_forward rmsnorm_backward rope "     \
-    "glu_forward glu_backward add gather_rows scatter_rows fixed_add fixed_to_f32 f32_add "  \
-    "sum_squares adamw adamw_8bit"
+    "glu_forward glu_backward add gather_rows scatter_rows fixed_add fixed_to_f32 f32_add "        \
+    "sum_squares word_sum adamw adamw_8bit"
 
 // Sixteen lanes and fused multiply-adds on AVX2 as on AVX-512 (lanes.h).
 #define ANY_FUSED_LEVEL ANY_LEVEL " attention_forward attention_backward cross_entropy"

@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# Sourced by the Slurm tests, after lib.sh and begin: a private Slurm on this machine, of two nodes n1 and n2 with four processors
+# and two GPUs (device nodes of nothing) each. Its own munged, slurmctld and slurmd, all files in one temporary folder, free
+# ports; nothing of an installed Slurm is read or written. Works without systemd and cgroups.
+#
+# slurm_start           skips the case, saying why, where that is impossible
+# submit NAME ARGUMENT...   sbatch; sets $job. Output in $work/NAME.log
+# await_job JOB [SECONDS]   until it is over or has left the queue
+# ...and stops by end() of lib.sh, or, when the test itself is killed, by a guardian that looks whether the test lives.
+
+# Cluster-wide words of the processes: each inherits this variable.
+slurm_mark() {
+    echo "TANDEM_SLURM_FOLDER=$slurm_folder"
+}
+
+slurm_need() {
+    local program
+    PATH=$PATH:/usr/sbin:/sbin
+    for program in munged slurmctld slurmd sbatch srun scontrol squeue mpirun; do
+        command -v "$program" >/dev/null || skip "no $program (launch/dependencies.sh --tests installs it)"
+    done
+    [ "$(id -u)" = 0 ] || skip "a private Slurm needs root: slurmd starts jobs as their users"
+}
+
+# free_ports N: numbers of ports that nothing listens on, below the range that connections are given.
+free_ports() {
+    local port found=0 taken
+    taken=$(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk '{ sub(/.*:/, "", $2); print $2 }')
+    port=$((12000 + ($$ * 37 + RANDOM) % 18000))
+    while [ "$found" -lt "$1" ]; do
+        port=$((port + 1))
+        grep -qix "$(printf %04X "$port")" <<<"$taken" || { echo "$port" && found=$((found + 1)); }
+    done
+}
+
+slurm_write_config() {
+    local ports node host
+    mapfile -t ports < <(free_ports 3)
+    host=$(hostname -s)
+    mkdir -p "$slurm_folder"/{state,n1,n2}
+    : >"$slurm_folder/plugstack.conf"
+    cat >"$slurm_folder/slurm.conf" <<END
+ClusterName=tandem
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=${ports[0]}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket=$slurm_folder/munge.socket
+CredType=cred/munge
+MpiDefault=none
+MpiParams=ports=$((ports[0] + 10))-$((ports[0] + 30))
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/builtin
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,default_queue_depth=20
+PlugStackConfig=$slurm_folder/plugstack.conf
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+KillWait=4
+MessageTimeout=30
+SlurmdTimeout=${slurm_node_timeout:-300}
+InactiveLimit=0
+MinJobAge=300
+SlurmctldPidFile=$slurm_folder/slurmctld.pid
+SlurmctldLogFile=$slurm_folder/slurmctld.log
+StateSaveLocation=$slurm_folder/state
+SlurmdSpoolDir=$slurm_folder/%n
+SlurmdPidFile=$slurm_folder/%n.pid
+SlurmdLogFile=$slurm_folder/%n.log
+GresTypes=gpu
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=4 RealMemory=2000 Gres=gpu:2
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=4 RealMemory=2000 Gres=gpu:2
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverTimeLimit=0
+END
+    for node in n1 n2; do
+        # Slurm hands out device files and looks at no more than their numbers: these are /dev/null by another name.
+        mknod "$slurm_folder/$node-gpu0" c 1 3 2>/dev/null && mknod "$slurm_folder/$node-gpu1" c 1 3 2>/dev/null ||
+            skip "this container may not make device nodes"
+        echo "NodeName=$node Name=gpu File=$slurm_folder/$node-gpu[0-1]"
+    done >"$slurm_folder/gres.conf"
+}
+
+# Ends what slurm_start started, in any order of things: by the mark in the environment.
+slurm_kill() {
+    local file pid round
+    for round in 1 2 3; do
+        for file in /proc/[0-9]*/environ; do
+            pid=${file#/proc/}
+            pid=${pid%/environ}
+            [ "$pid" = "$BASHPID" ] || ! grep -qaz "^$(slurm_mark)\$" "$file" 2>/dev/null || kill -9 "$pid" 2>/dev/null
+        done
+    done
+}
+
+slurm_stop() {
+    slurm_kill
+    rm -rf "$slurm_folder"
+}
+
+# Outlives the test, and cleans up should the test be killed.
+slurm_guard() {
+    local test=$$
+    export -f slurm_kill slurm_mark slurm_stop
+    slurm_folder=$slurm_folder work=$work setsid bash -c '
+        while kill -0 '"$test"' 2>/dev/null; do sleep 0.3; done
+        slurm_stop
+        rm -rf "$work"' >/dev/null 2>&1 </dev/null &
+    slurm_guardian=$!
+    disown
+}
+
+slurm_daemon() {
+    env "$(slurm_mark)" setsid "$@" >>"$slurm_folder/daemons.log" 2>&1 </dev/null &
+    disown # the shell is to say nothing of its end
+}
+
+slurm_start() {
+    local i node
+    slurm_need
+    slurm_folder=$work/slurm
+    mkdir -m 755 "$slurm_folder"
+    chmod 755 "$work"
+    on_end+=('kill "$slurm_guardian" 2>/dev/null; slurm_stop')
+    slurm_guard
+    slurm_write_config
+    export SLURM_CONF=$slurm_folder/slurm.conf
+    srun --mpi=list 2>&1 | grep -q pmix || skip "this Slurm has no pmix plugin"
+    dd if=/dev/urandom of="$slurm_folder/munge.key" bs=128 count=1 status=none
+    chmod 600 "$slurm_folder/munge.key"
+    slurm_daemon munged --foreground --force --key-file="$slurm_folder/munge.key" --socket="$slurm_folder/munge.socket" \
+        --pid-file="$slurm_folder/munge.pid" --seed-file="$slurm_folder/munge.seed" --log-file="$slurm_folder/munge.log"
+    for i in $(seq 100); do
+        [ ! -S "$slurm_folder/munge.socket" ] || break
+        sleep 0.1
+    done
+    slurm_daemon slurmctld -D -f "$SLURM_CONF"
+    for node in n1 n2; do
+        # Ranks of both nodes share a host name, and Open MPI shared memory by it; each node's launcher has files of its own.
+        slurm_daemon env OMPI_MCA_btl=^vader slurmd -D -N "$node" -f "$SLURM_CONF"
+    done
+    for i in $(seq 300); do
+        [ "$(sinfo -h -N -o %t 2>/dev/null | grep -c idle)" != 2 ] || return 0
+        sleep 0.1
+    done
+    fail "Slurm did not start: $(tail -n 5 "$slurm_folder"/*.log 2>&1)"
+}
