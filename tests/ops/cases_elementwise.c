@@ -160,8 +160,8 @@ static void check_rope(op_run *run, const rope_shape *shape) {
 typedef enum overlap { APART, OVER_GATE, OVER_UP, OVER_BOTH } overlap;
 
 // Gate and up are arrays of their own, or the halves of one matrix with columns behind them that
-// belong to neither.
-typedef enum glu_layout { OWN_ARRAYS, HALVES } glu_layout;
+// belong to neither, or up alone has columns behind it.
+typedef enum glu_layout { OWN_ARRAYS, HALVES, WIDER_UP } glu_layout;
 
 typedef struct glu_shape {
     td_gate activation;
@@ -174,7 +174,7 @@ typedef struct glu_shape {
 
 typedef struct glu_operands {
     op_buffer *gate, *up; // the same one with halves
-    int64_t up_first, stride;
+    int64_t gate_stride, up_first, up_stride;
 } glu_operands;
 
 static double activation_of(td_gate activation, double x) {
@@ -182,20 +182,23 @@ static double activation_of(td_gate activation, double x) {
 }
 
 static int glu_begin(op_run *run, const char *op, const glu_shape *shape) {
+    static const char *const layout_names[] = {"", " halves", " wider up"};
     return op_case_begin(run, op, "%s %dx%d scale=%g overlap=%d%s behind=%d",
                          shape->activation == TD_GATE_SILU ? "silu" : "gelu", (int)shape->rows,
                          (int)shape->cols, shape->scale, (int)shape->where,
-                         shape->layout == HALVES ? " halves" : "", (int)shape->behind);
+                         layout_names[shape->layout], (int)shape->behind);
 }
 
 static glu_operands random_operands(op_run *run, const glu_shape *shape) {
     td_dtype act = run->ops->activation;
-    if (shape->layout == OWN_ARRAYS)
-        return (glu_operands){op_random(run, act, shape->rows * shape->cols, shape->scale),
-                              op_random(run, act, shape->rows * shape->cols, 1.0), 0, shape->cols};
-    int64_t stride = 2 * shape->cols + shape->behind;
-    op_buffer *matrix = op_random(run, act, shape->rows * stride, shape->scale);
-    return (glu_operands){matrix, matrix, shape->cols, stride};
+    int64_t rows = shape->rows, cols = shape->cols, both = 2 * cols + shape->behind;
+    if (shape->layout == HALVES) {
+        op_buffer *matrix = op_random(run, act, rows * both, shape->scale);
+        return (glu_operands){matrix, matrix, both, cols, both};
+    }
+    int64_t up_stride = cols + shape->behind;
+    return (glu_operands){op_random(run, act, rows * cols, shape->scale),
+                          op_random(run, act, rows * up_stride, 1.0), cols, 0, up_stride};
 }
 
 // Columns [first, first + cols) of what the buffer holds.
@@ -216,8 +219,8 @@ static void check_glu_forward(op_run *run, const glu_shape *shape) {
     op_buffer *y = shape->where == OVER_GATE ? in.gate
                    : shape->where == OVER_UP ? in.up
                                              : op_output(run, run->ops->activation, n);
-    double *gate = columns_of(run, in.gate, 0, in.stride, shape);
-    double *up = columns_of(run, in.up, in.up_first, in.stride, shape);
+    double *gate = columns_of(run, in.gate, 0, in.gate_stride, shape);
+    double *up = columns_of(run, in.up, in.up_first, in.up_stride, shape);
     double *expected = op_doubles(run, n);
     for (int64_t i = 0; i < n; i++)
         expected[i] = activation_of(shape->activation, gate[i]) * up[i];
@@ -226,8 +229,8 @@ static void check_glu_forward(op_run *run, const glu_shape *shape) {
                                 .n_cols = shape->cols,
                                 .gate = in.gate->memory,
                                 .up = element_at(in.up, in.up_first),
-                                .gate_stride = in.stride,
-                                .up_stride = in.stride,
+                                .gate_stride = in.gate_stride,
+                                .up_stride = in.up_stride,
                                 .y = y->memory};
     OP_CALL(run, glu_forward, &args, 0, 3.0 * act_bytes(run) * (double)n);
     op_expect(run, "y", y, expected, op_tolerance(run));
@@ -255,12 +258,13 @@ static double *copy_values(op_run *run, const op_buffer *buffer) {
     return copy;
 }
 
-// Of columns that belong to neither half: what they held.
+// Columns that belong to neither gate nor up hold what they held.
 static int behind_stays(const glu_shape *shape, const glu_operands *out, const double *before) {
     int same = 1;
     for (int64_t i = 0; i < shape->rows * shape->behind; i++) {
-        int64_t at = i / shape->behind * out->stride + 2 * shape->cols + i % shape->behind;
-        same &= out->gate->values[at] == before[at];
+        int64_t col = out->up_first + shape->cols + i % shape->behind;
+        int64_t at = i / shape->behind * out->up_stride + col;
+        same &= out->up->values[at] == before[at];
     }
     return same;
 }
@@ -271,9 +275,9 @@ static void expect_glu_gradients(op_run *run, const glu_shape *shape, const glu_
     op_fetch(run, out->gate);
     op_fetch(run, out->up);
     op_buffer *dgate =
-        op_given(run, act, inputs->n, columns_of(run, out->gate, 0, out->stride, shape));
-    op_buffer *dup =
-        op_given(run, act, inputs->n, columns_of(run, out->up, out->up_first, out->stride, shape));
+        op_given(run, act, inputs->n, columns_of(run, out->gate, 0, out->gate_stride, shape));
+    op_buffer *dup = op_given(run, act, inputs->n,
+                              columns_of(run, out->up, out->up_first, out->up_stride, shape));
     op_expect_gradient(run, "dgate", dgate, inputs->gate, weighted_output, inputs,
                        op_tolerance(run));
     op_expect_gradient(run, "dup", dup, inputs->up, weighted_output, inputs, op_tolerance(run));
@@ -287,14 +291,14 @@ static void check_glu_backward(op_run *run, const glu_shape *shape) {
     op_buffer *dy = op_random(run, run->ops->activation, n, 1.0);
     glu_operands out = shape->where == APART ? random_operands(run, shape) : in;
     glu_case inputs = {n, shape->activation, copy_values(run, dy),
-                       columns_of(run, in.gate, 0, in.stride, shape),
-                       columns_of(run, in.up, in.up_first, in.stride, shape)};
-    double *before = copy_values(run, out.gate);
+                       columns_of(run, in.gate, 0, in.gate_stride, shape),
+                       columns_of(run, in.up, in.up_first, in.up_stride, shape)};
+    double *before = copy_values(run, out.up);
     td_glu_backward_args args = {.activation = shape->activation,
                                  .n_rows = shape->rows,
                                  .n_cols = shape->cols,
-                                 .gate_stride = in.stride,
-                                 .up_stride = in.stride,
+                                 .gate_stride = in.gate_stride,
+                                 .up_stride = in.up_stride,
                                  .dy = dy->memory,
                                  .gate = in.gate->memory,
                                  .up = element_at(in.up, in.up_first),
@@ -358,6 +362,9 @@ static void glu_cases(op_run *run) {
         {TD_GATE_SILU, 9, 64, 3.0, OVER_BOTH, HALVES, 0},
         {TD_GATE_SILU, 6, 24, 3.0, APART, HALVES, 8},
         {TD_GATE_SILU, 6, 21, 3.0, OVER_BOTH, HALVES, 6}, // aligned strides, odd columns
+        {TD_GATE_SILU, 4, 32, 3.0, OVER_GATE, WIDER_UP, 8},
+        {TD_GATE_SILU, 4, 32, 3.0, APART, WIDER_UP, 2},
+        {TD_GATE_GELU_TANH, 3, 20, 3.0, OVER_GATE, WIDER_UP, 5},
         {TD_GATE_GELU_TANH, 4, 33, 3.0, OVER_BOTH, HALVES, 3},
         {TD_GATE_GELU_TANH, 9, 64, 3.0, APART, HALVES, 0},
         {TD_GATE_GELU_TANH, 40, 520, 3.0, OVER_BOTH, HALVES, 16},

@@ -81,6 +81,7 @@ static const loss_case LOSS_CASES[] = {
     {"largest exponents", 3, 4100, 80.0, 0.0, 3e38, 0, 0.0, 0},
     {"capped", 7, 1000, 40.0, 0.0, 0.0, 0, 30.0, 0},
     {"capped beyond tanh's slope", 5, 333, 200.0, 0.0, 0.0, 0, 30.0, 0},
+    {"all capped to almost the same", 3, 203, 10.0, 0.0, 250.0, 0, 30.0, 0},
     {"capped, one class", 3, 1, 50.0, 0.0, 0.0, 0, 30.0, 0},
     {"capped, less than a vector", 23, 3, 9.0, 0.0, 0.0, 0, 4.0, 0},
     {"capped, sure", 4, 500, 1.0, 60.0, 0.0, 0, 30.0, 0},
