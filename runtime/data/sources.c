@@ -49,10 +49,11 @@ static td_status add_file(source_list *list, const char *path, const struct stat
         list->items = grown;
         list->room = room;
     }
-    char *copy = strdup(path);
-    if (!copy)
+    source *item = &list->items[list->count];
+    *item = (source){strdup(path), info->st_dev, info->st_ino, entry};
+    if (!item->path)
         return fail_memory(path);
-    list->items[list->count++] = (source){copy, info->st_dev, info->st_ino, entry};
+    list->count++;
     return TD_OK;
 }
 
