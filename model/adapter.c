@@ -21,9 +21,10 @@ typedef struct part {
     int64_t offset; // in the flat vector
 } part;
 
-static void name_part(int64_t module, char letter, char out[NAME_CHARS]) {
+static void name_part(const td_lora *lora, int64_t module, char letter, char out[NAME_CHARS]) {
     char name[TD_MODULE_NAME_CHARS];
-    td_lora_module_name(module / TD_PROJ_COUNT, (td_projection)(module % TD_PROJ_COUNT), name);
+    td_lora_module_name(lora->module_prefix, module / TD_PROJ_COUNT,
+                        (td_projection)(module % TD_PROJ_COUNT), name);
     snprintf(out, NAME_CHARS, "base_model.model.%s.lora_%c.weight", name, letter);
 }
 
@@ -44,8 +45,8 @@ static td_status list_parts(const td_lora *lora, part **out) {
             continue;
         part a = {.shape = {module->rank, module->in}, .offset = module->a_offset};
         part b = {.shape = {module->out, module->rank}, .offset = module->b_offset};
-        name_part(i, 'A', a.name);
-        name_part(i, 'B', b.name);
+        name_part(lora, i, 'A', a.name);
+        name_part(lora, i, 'B', b.name);
         parts[count++] = a;
         parts[count++] = b;
     }
@@ -58,7 +59,8 @@ static td_status compare_modules(const char *folder, const td_lora *mine, const 
     for (int64_t i = 0; i < mine->n_layers * TD_PROJ_COUNT; i++) {
         const td_lora_module *a = &mine->modules[i], *b = &found->modules[i];
         char name[TD_MODULE_NAME_CHARS];
-        td_lora_module_name(i / TD_PROJ_COUNT, (td_projection)(i % TD_PROJ_COUNT), name);
+        td_lora_module_name(mine->module_prefix, i / TD_PROJ_COUNT,
+                            (td_projection)(i % TD_PROJ_COUNT), name);
         if (a->present != b->present)
             return td_fail(TD_ERR_DATA, "%s: the adapter %s %s, which the config %s", folder,
                            b->present ? "adapts" : "does not adapt", name,

@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -35,13 +36,41 @@ static cJSON *all_projections(const td_lora *lora) {
     return sorted_list(names, count);
 }
 
+// The names as a pattern for the text model's modules alone: a list would have PEFT adapt those of
+// the other parts that are called the same. The names are those of modules: letters, digits, "_"
+// and ".".
+static cJSON *within_text_model(cJSON *list) {
+    char *text = NULL;
+    size_t bytes;
+    FILE *stream = list ? open_memstream(&text, &bytes) : NULL;
+    if (!stream) {
+        cJSON_Delete(list);
+        return NULL;
+    }
+    fputs("model\\.language_model\\.(?:.*\\.)?(?:", stream);
+    for (const cJSON *item = list->child; item; item = item->next) {
+        for (const char *c = item->valuestring; *c; c++)
+            fprintf(stream, *c == '.' ? "\\%c" : "%c", *c);
+        fputc(item->next ? '|' : ')', stream);
+    }
+    int failed = fclose(stream) != 0;
+    cJSON *pattern = failed ? NULL : cJSON_CreateString(text);
+    free(text);
+    cJSON_Delete(list);
+    return pattern;
+}
+
 static cJSON *targets(const td_lora *lora, const td_lora_options *options) {
     const td_string_list *names = options->target_modules;
+    int is_text_part = strcmp(lora->module_prefix, "model.") != 0;
+    cJSON *list;
     if (!options->target_modules_is_pattern)
-        return sorted_list((const char *const *)names->items, names->count);
-    if (strcasecmp(names->items[0], "all-linear") == 0)
-        return all_projections(lora);
-    return cJSON_CreateString(names->items[0]);
+        list = sorted_list((const char *const *)names->items, names->count);
+    else if (strcasecmp(names->items[0], "all-linear") == 0)
+        list = all_projections(lora);
+    else
+        return cJSON_CreateString(names->items[0]);
+    return is_text_part ? within_text_model(list) : list;
 }
 
 static cJSON *pattern(const cJSON *object) {

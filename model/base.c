@@ -70,12 +70,26 @@ static td_dtype shared_dtype(const td_safetensors *files, td_dtype dtype) {
     return dtype;
 }
 
+static int find_embedding(const td_safetensors *files, td_tensor_names names, td_tensor *out) {
+    char name[TD_BASE_NAME_CHARS];
+    td_base_embedding_name(names, name);
+    return td_safetensors_find(files, name, out);
+}
+
+void td_base_find_names(const td_safetensors *files, td_model_config *config) {
+    td_tensor embedding;
+    if (td_model_is_multimodal(config) && find_embedding(files, TD_NAMES_INNER, &embedding))
+        config->names = TD_NAMES_INNER;
+}
+
 static td_status peek(const char *folder, const td_safetensors *files, td_dtype *out) {
     td_tensor embedding;
-    if (!td_safetensors_find(files, "model.embed_tokens.weight", &embedding))
-        return td_fail(TD_ERR_DATA, "%s: tensor \"model.embed_tokens.weight\" is missing", folder);
-    *out = shared_dtype(files, embedding.dtype);
-    return TD_OK;
+    for (int names = 0; names < TD_NAMES_COUNT; names++)
+        if (find_embedding(files, (td_tensor_names)names, &embedding)) {
+            *out = shared_dtype(files, embedding.dtype);
+            return TD_OK;
+        }
+    return td_fail(TD_ERR_DATA, "%s: tensor \"model.embed_tokens.weight\" is missing", folder);
 }
 
 td_status td_base_peek_dtype(const char *folder, td_dtype *out) {
@@ -106,6 +120,7 @@ static td_status open_reader(const char *folder, base_reader *reader, base_prolo
     out->family = (int)(out->config.family - td_families);
     reader->config = &out->config;
     TD_TRY(td_safetensors_open(folder, &reader->files));
+    td_base_find_names(reader->files, &out->config);
     TD_TRY(td_base_visit(&out->config, require_item, reader));
     TD_TRY(peek(folder, reader->files, &out->matrix_dtype));
     return begin_fingerprint(reader);

@@ -5,6 +5,7 @@
 
 #include "model/base.h"
 #include "model/nf4_folder.h"
+#include "model/safetensors.h"
 
 enum { TD_BASE_NAME_CHARS = 96 };
 
@@ -45,6 +46,12 @@ static inline int td_base_item_is_norm(const td_base_item *item) {
 // head is not visited.
 typedef td_status (*td_base_visitor)(void *self, const td_base_item *item);
 td_status td_base_visit(const td_model_config *config, td_base_visitor visit, void *self);
+
+void td_base_embedding_name(td_tensor_names names, char out[TD_BASE_NAME_CHARS]);
+// Whether it is the LM head's, in any folder.
+int td_base_is_head_name(const char *name);
+// Sets config->names to what the folder's tensors are called, where config.json leaves a choice.
+void td_base_find_names(const td_safetensors *files, td_model_config *config);
 
 // Where the view of an item is in the base.
 td_matrix *td_base_matrix(td_base *base, const td_base_item *item);

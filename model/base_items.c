@@ -1,5 +1,6 @@
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "model/base_internal.h"
 
@@ -12,16 +13,42 @@ static td_base_item vector_item(td_base_kind kind, int64_t elements) {
     return (td_base_item){.kind = kind, .n_dims = 1, .shape = {elements}, .n_elements = elements};
 }
 
-static td_status visit_global(td_base_item item, const char *name, td_base_visitor visit,
-                              void *self) {
-    snprintf(item.name, sizeof item.name, "%s", name);
+static const struct {
+    const char *model, *head;
+} prefixes[TD_NAMES_COUNT] = {
+    [TD_NAMES_PLAIN] = {"model.", ""},
+    [TD_NAMES_OUTER] = {"language_model.model.", "language_model."},
+    [TD_NAMES_INNER] = {"model.language_model.", ""},
+};
+
+void td_base_embedding_name(td_tensor_names names, char out[TD_BASE_NAME_CHARS]) {
+    snprintf(out, TD_BASE_NAME_CHARS, "%sembed_tokens.weight", prefixes[names].model);
+}
+
+int td_base_is_head_name(const char *name) {
+    for (int i = 0; i < TD_NAMES_COUNT; i++) {
+        size_t chars = strlen(prefixes[i].head);
+        if (strncmp(name, prefixes[i].head, chars) == 0 &&
+            strcmp(name + chars, "lm_head.weight") == 0)
+            return 1;
+    }
+    return 0;
+}
+
+static td_status visit_global(const td_model_config *config, td_base_item item, const char *name,
+                              td_base_visitor visit, void *self) {
+    int is_head = item.kind == TD_BASE_HEAD;
+    snprintf(item.name, sizeof item.name, "%s%s",
+             is_head ? prefixes[config->names].head : prefixes[config->names].model, name);
     return visit(self, &item);
 }
 
-static td_status visit_in_layer(td_base_item item, int64_t layer, const char *name,
-                                const char *ending, td_base_visitor visit, void *self) {
+static td_status visit_in_layer(const td_model_config *config, td_base_item item, int64_t layer,
+                                const char *name, const char *ending, td_base_visitor visit,
+                                void *self) {
     item.layer = layer;
-    snprintf(item.name, sizeof item.name, "model.layers.%d.%s.%s", (int)layer, name, ending);
+    snprintf(item.name, sizeof item.name, "%slayers.%d.%s.%s", prefixes[config->names].model,
+             (int)layer, name, ending);
     return visit(self, &item);
 }
 
@@ -46,10 +73,10 @@ static td_status visit_projection(const td_model_config *config, int64_t layer,
     td_base_item weight = matrix_item(TD_BASE_LINEAR, out, td_projection_in(config, projection));
     td_base_item bias = vector_item(TD_BASE_BIAS, out);
     weight.projection = bias.projection = projection;
-    TD_TRY(visit_in_layer(weight, layer, name, "weight", visit, self));
+    TD_TRY(visit_in_layer(config, weight, layer, name, "weight", visit, self));
     if (!has_bias(config, projection))
         return TD_OK;
-    return visit_in_layer(bias, layer, name, "bias", visit, self);
+    return visit_in_layer(config, bias, layer, name, "bias", visit, self);
 }
 
 // "post_attention_layernorm" stands before the MLP in most families, and behind attention in those
@@ -63,40 +90,40 @@ static td_status visit_outer_norms(const td_model_config *config, int64_t layer,
                 {TD_BASE_MLP_NORM, "pre_feedforward_layernorm"},
                 {TD_BASE_MLP_OUT_NORM, "post_feedforward_layernorm"}};
     if (!config->family->sandwich_norms)
-        return visit_in_layer(vector_item(TD_BASE_MLP_NORM, config->hidden), layer,
+        return visit_in_layer(config, vector_item(TD_BASE_MLP_NORM, config->hidden), layer,
                               "post_attention_layernorm", "weight", visit, self);
     for (int i = 0; i < 3; i++)
-        TD_TRY(visit_in_layer(vector_item(four[i].kind, config->hidden), layer, four[i].name,
-                              "weight", visit, self));
+        TD_TRY(visit_in_layer(config, vector_item(four[i].kind, config->hidden), layer,
+                              four[i].name, "weight", visit, self));
     return TD_OK;
 }
 
 static td_status visit_layer(const td_model_config *config, int64_t layer, td_base_visitor visit,
                              void *self) {
-    TD_TRY(visit_in_layer(vector_item(TD_BASE_INPUT_NORM, config->hidden), layer, "input_layernorm",
-                          "weight", visit, self));
+    TD_TRY(visit_in_layer(config, vector_item(TD_BASE_INPUT_NORM, config->hidden), layer,
+                          "input_layernorm", "weight", visit, self));
     for (int projection = 0; projection < TD_PROJ_COUNT; projection++)
         if (td_projection_exists(config, (td_projection)projection))
             TD_TRY(visit_projection(config, layer, (td_projection)projection, visit, self));
     if (config->qk_norm) {
-        TD_TRY(visit_in_layer(vector_item(TD_BASE_Q_NORM, config->head_dim), layer,
+        TD_TRY(visit_in_layer(config, vector_item(TD_BASE_Q_NORM, config->head_dim), layer,
                               "self_attn.q_norm", "weight", visit, self));
-        TD_TRY(visit_in_layer(vector_item(TD_BASE_K_NORM, config->head_dim), layer,
+        TD_TRY(visit_in_layer(config, vector_item(TD_BASE_K_NORM, config->head_dim), layer,
                               "self_attn.k_norm", "weight", visit, self));
     }
     return visit_outer_norms(config, layer, visit, self);
 }
 
 td_status td_base_visit(const td_model_config *config, td_base_visitor visit, void *self) {
-    TD_TRY(visit_global(matrix_item(TD_BASE_EMBEDDING, config->vocabulary, config->hidden),
-                        "model.embed_tokens.weight", visit, self));
+    TD_TRY(visit_global(config, matrix_item(TD_BASE_EMBEDDING, config->vocabulary, config->hidden),
+                        "embed_tokens.weight", visit, self));
     for (int64_t layer = 0; layer < config->n_layers; layer++)
         TD_TRY(visit_layer(config, layer, visit, self));
-    TD_TRY(visit_global(vector_item(TD_BASE_FINAL_NORM, config->hidden), "model.norm.weight", visit,
-                        self));
+    TD_TRY(visit_global(config, vector_item(TD_BASE_FINAL_NORM, config->hidden), "norm.weight",
+                        visit, self));
     if (config->tie_word_embeddings)
         return TD_OK;
-    return visit_global(matrix_item(TD_BASE_HEAD, config->vocabulary, config->hidden),
+    return visit_global(config, matrix_item(TD_BASE_HEAD, config->vocabulary, config->hidden),
                         "lm_head.weight", visit, self);
 }
 

@@ -107,6 +107,7 @@ static td_status plan_linear(merge *self, const td_base_item *item, const td_ten
 static td_status plan(merge *self) {
     const td_safetensors *files = self->source.files;
     int64_t n = td_safetensors_count(files);
+    int is_quantized = self->source.config.stored != TD_STORED_WHOLE;
     self->tensors = calloc((size_t)n + 1, sizeof *self->tensors);
     self->packed = malloc((size_t)self->source.slice_elements * sizeof(float));
     if (!self->tensors || !self->packed)
@@ -119,6 +120,11 @@ static td_status plan(merge *self) {
             continue;
         if (item)
             TD_TRY(plan_linear(self, item, &view, &view));
+        else if (is_quantized && view.dtype == TD_U8)
+            return td_fail(TD_ERR_DATA,
+                           "%s: tensor \"%s\" is quantized and no part of the text model; merge "
+                           "into the folder of whole weights",
+                           self->source.folder, name);
         view.dtype = target_dtype(self, view.dtype);
         self->tensors[self->count++] = (td_named_tensor){name, view};
     }

@@ -81,6 +81,10 @@ static td_status write_all(nf4_export *self) {
 
 // As transformers writes it. F16 and BF16 weights are computed with in their own type.
 static void print_quantization(const nf4_export *self, char *out, size_t room) {
+    // What is not the text model's stays whole, by the names of transformers 5 and 4.
+    static const char other_parts[] = "[\"lm_head\", \"model.vision_tower\", \"vision_tower\", "
+                                      "\"model.multi_modal_projector\", \"multi_modal_projector\"]";
+    int is_part = td_model_is_multimodal(&self->source.config);
     snprintf(out, room,
              "{\n"
              "    \"_load_in_4bit\": true,\n"
@@ -91,13 +95,14 @@ static void print_quantization(const nf4_export *self, char *out, size_t room) {
              "    \"bnb_4bit_use_double_quant\": %s,\n"
              "    \"llm_int8_enable_fp32_cpu_offload\": false,\n"
              "    \"llm_int8_has_fp16_weight\": false,\n"
-             "    \"llm_int8_skip_modules\": null,\n"
+             "    \"llm_int8_skip_modules\": %s,\n"
              "    \"llm_int8_threshold\": 6.0,\n"
              "    \"load_in_4bit\": true,\n"
              "    \"load_in_8bit\": false,\n"
              "    \"quant_method\": \"bitsandbytes\"\n"
              "  }",
-             td_export_torch_dtype(self->dtype), self->options->double_quantize ? "true" : "false");
+             td_export_torch_dtype(self->dtype), self->options->double_quantize ? "true" : "false",
+             is_part ? other_parts : "null");
 }
 
 static td_status run(nf4_export *self, const td_op_context *context, td_export_report *out) {

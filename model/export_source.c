@@ -62,6 +62,7 @@ td_status td_export_source_open(const char *folder, const td_op_context *context
     out->context.workspace = NULL;
     TD_TRY(td_model_config_read(folder, &out->config));
     TD_TRY(td_safetensors_open(folder, &out->files));
+    td_base_find_names(out->files, &out->config);
     out->linears = calloc((size_t)out->config.n_layers * TD_PROJ_COUNT, sizeof *out->linears);
     if (!out->linears)
         return td_fail(TD_ERR_MEMORY, "%s: no memory for the list of its weights", folder);
@@ -92,7 +93,7 @@ const td_base_item *td_export_source_linear(const td_export_source *source, cons
 }
 
 int td_export_source_skips(const td_export_source *source, const char *name) {
-    if (source->config.tie_word_embeddings && strcmp(name, "lm_head.weight") == 0)
+    if (source->config.tie_word_embeddings && td_base_is_head_name(name))
         return 1;
     return source->config.stored != TD_STORED_WHOLE && td_nf4_is_part(name);
 }

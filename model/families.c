@@ -8,6 +8,10 @@
               .scaled_embedding = 1, .soft_caps = 1, .rms_eps_default = 1e-6,                      \
               .kv_heads_default = 4, .sliding_window_default = 4096,                               \
               .tie_word_embeddings_default = 1, .bos_default = 2, .eos_default = 1
+#define GEMMA3                                                                                     \
+    GEMMA, .qk_norm = 1, .sliding_window = TD_WINDOW_BY_PATTERN, .rope_theta_default = 1000000.0,  \
+           .local_rope_theta_default = 10000.0, .max_positions_default = 131072,                   \
+           .vocabulary_default = 262208, .heads_default = 8
 
 // Defaults are those of the configuration classes of transformers (models/*/configuration_*.py).
 const td_family td_families[] = {
@@ -101,15 +105,12 @@ const td_family td_families[] = {
      .attention_softcap_default = 50.0,
      .final_softcap_default = 30.0,
      .max_positions_default = 8192},
-    {.name = "gemma3",
-     .architecture = "Gemma3ForCausalLM",
-     .model_type = "gemma3_text",
-     GEMMA,
-     .qk_norm = 1,
-     .sliding_window = TD_WINDOW_BY_PATTERN,
-     .rope_theta_default = 1000000.0,
-     .local_rope_theta_default = 10000.0,
-     .max_positions_default = 131072},
+    {.name = "gemma3", .architecture = "Gemma3ForCausalLM", .model_type = "gemma3_text", GEMMA3},
+    {.name = "gemma3_multimodal",
+     .architecture = "Gemma3ForConditionalGeneration",
+     .model_type = "gemma3",
+     .text_model_type = "gemma3_text",
+     GEMMA3},
 };
 
 const int td_families_count = sizeof td_families / sizeof td_families[0];

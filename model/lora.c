@@ -22,6 +22,10 @@ static const struct {
     [TD_PROJ_DOWN] = {"mlp.down_proj", 1, 1, 6},
 };
 
+const char *td_model_module_prefix(const td_model_config *config) {
+    return config->names == TD_NAMES_PLAIN ? "model." : "model.language_model.";
+}
+
 const char *td_projection_name(td_projection projection) {
     return projections[projection].name;
 }
@@ -71,8 +75,9 @@ int64_t td_projection_in(const td_model_config *config, td_projection projection
     }
 }
 
-void td_lora_module_name(int64_t layer, td_projection projection, char out[TD_MODULE_NAME_CHARS]) {
-    snprintf(out, TD_MODULE_NAME_CHARS, "model.layers.%d.%s", (int)layer,
+void td_lora_module_name(const char *prefix, int64_t layer, td_projection projection,
+                         char out[TD_MODULE_NAME_CHARS]) {
+    snprintf(out, TD_MODULE_NAME_CHARS, "%slayers.%d.%s", prefix, (int)layer,
              projections[projection].name);
 }
 
@@ -100,7 +105,7 @@ static void list_modules(const td_lora *lora, char *out, size_t room) {
             used += (size_t)snprintf(out + used, room - used, "%s%s", used > 0 ? ", " : "",
                                      strchr(projections[i].name, '.') + 1);
     if (used < room)
-        snprintf(out + used, room - used, " (model.layers.0.%s, ...)", first);
+        snprintf(out + used, room - used, " (%slayers.0.%s, ...)", lora->module_prefix, first);
 }
 
 static td_status fail_unmatched(const td_lora *lora, const char *name) {
@@ -115,12 +120,12 @@ static td_status fail_unmatched(const td_lora *lora, const char *name) {
                    modules);
 }
 
-static td_status fail_nothing(const td_lora_options *options) {
+static td_status fail_nothing(const td_lora *lora, const td_lora_options *options) {
     return td_fail(TD_ERR_USAGE,
                    "target_modules: the pattern \"%s\" matches no module as a whole; names look "
-                   "like model.layers.0.self_attn.q_proj (to give names instead of a pattern, "
+                   "like %slayers.0.self_attn.o_proj (to give names instead of a pattern, "
                    "write a list)",
-                   options->target_modules->items[0]);
+                   options->target_modules->items[0], lora->module_prefix);
 }
 
 static void place(td_lora *lora, td_lora_module *module) {
@@ -142,7 +147,8 @@ static td_status select_modules(td_lora *lora, const td_lora_options *options,
     for (int64_t i = 0; i < lora->n_layers * TD_PROJ_COUNT; i++) {
         td_lora_module *module = &lora->modules[i];
         char name[TD_MODULE_NAME_CHARS];
-        td_lora_module_name(i / TD_PROJ_COUNT, (td_projection)(i % TD_PROJ_COUNT), name);
+        td_lora_module_name(lora->module_prefix, i / TD_PROJ_COUNT,
+                            (td_projection)(i % TD_PROJ_COUNT), name);
         if (module->out > 0)
             TD_TRY(td_lora_selector_ask(selector, name, &module->present, &module->rank,
                                         &module->alpha));
@@ -155,7 +161,7 @@ static td_status select_modules(td_lora *lora, const td_lora_options *options,
     const char *unmatched = td_lora_selector_unmatched(selector);
     if (unmatched)
         return fail_unmatched(lora, unmatched);
-    return lora->n_modules > 0 ? TD_OK : fail_nothing(options);
+    return lora->n_modules > 0 ? TD_OK : fail_nothing(lora, options);
 }
 
 // lora->modules has the extents; everything else follows from the options.
@@ -172,8 +178,8 @@ static td_status apply(td_lora *lora, const td_lora_options *options, int report
     return status;
 }
 
-static td_status allocate(td_lora *lora, int64_t n_layers) {
-    *lora = (td_lora){.n_layers = n_layers};
+static td_status allocate(td_lora *lora, const char *module_prefix, int64_t n_layers) {
+    *lora = (td_lora){.module_prefix = module_prefix, .n_layers = n_layers};
     lora->modules = calloc((size_t)(n_layers * TD_PROJ_COUNT), sizeof *lora->modules);
     if (!lora->modules)
         return td_fail(TD_ERR_MEMORY, "no memory for the list of LoRA modules");
@@ -188,7 +194,7 @@ static td_status finish(td_lora *lora, td_status status) {
 
 td_status td_lora_init(td_lora *lora, const td_model_config *config,
                        const td_lora_options *options) {
-    TD_TRY(allocate(lora, config->n_layers));
+    TD_TRY(allocate(lora, td_model_module_prefix(config), config->n_layers));
     for (int64_t i = 0; i < config->n_layers * TD_PROJ_COUNT; i++) {
         td_projection projection = (td_projection)(i % TD_PROJ_COUNT);
         if (!td_projection_exists(config, projection))
@@ -200,7 +206,7 @@ td_status td_lora_init(td_lora *lora, const td_model_config *config,
 }
 
 td_status td_lora_init_like(td_lora *lora, const td_lora *shapes, const td_lora_options *options) {
-    TD_TRY(allocate(lora, shapes->n_layers));
+    TD_TRY(allocate(lora, shapes->module_prefix, shapes->n_layers));
     for (int64_t i = 0; i < shapes->n_layers * TD_PROJ_COUNT; i++) {
         lora->modules[i].in = shapes->modules[i].in;
         lora->modules[i].out = shapes->modules[i].out;

@@ -26,6 +26,9 @@ typedef enum td_projection {
     TD_PROJ_COUNT,
 } td_projection;
 
+// What transformers' names of the blocks' modules begin with: "model.", or "model.language_model."
+// where the text model is one part of several.
+const char *td_model_module_prefix(const td_model_config *config);
 // "self_attn.q_proj", ...
 const char *td_projection_name(td_projection projection);
 // Whether blocks of this model have it.
@@ -60,6 +63,7 @@ typedef struct td_lora_options {
 } td_lora_options;
 
 typedef struct td_lora {
+    const char *module_prefix; // "model.", which names of modules begin with
     int64_t n_layers;
     int64_t n_modules;    // that are present
     int64_t n_parameters; // P

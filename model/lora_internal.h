@@ -6,8 +6,9 @@
 
 enum { TD_MODULE_NAME_CHARS = 64, TD_LORA_MAX_RANK = 1 << 16 };
 
-// "model.layers.N.self_attn.q_proj"
-void td_lora_module_name(int64_t layer, td_projection projection, char out[TD_MODULE_NAME_CHARS]);
+// "model.layers.N.self_attn.q_proj"; `prefix` is td_lora's.
+void td_lora_module_name(const char *prefix, int64_t layer, td_projection projection,
+                         char out[TD_MODULE_NAME_CHARS]);
 
 // Like td_lora_init(), for the layers and extents of an existing layout.
 td_status td_lora_init_like(td_lora *lora, const td_lora *shapes, const td_lora_options *options);

@@ -81,10 +81,12 @@ static td_status find_family(const char *where, const cJSON *root, const td_fami
     return TD_OK;
 }
 
+// family_default 0: must be given.
 static td_status require_extent(const char *where, const cJSON *root, const char *key, int64_t max,
-                                int64_t *out) {
-    if (!td_model_config_item(root, key))
+                                int64_t family_default, int64_t *out) {
+    if (!td_model_config_item(root, key) && family_default == 0)
         return td_fail(TD_ERR_DATA, "%s: \"%s\" is missing", where, key);
+    *out = family_default;
     return td_json_int(where, root, key, 1, max, out);
 }
 
@@ -118,12 +120,20 @@ static td_status read_head_dim(const char *where, const cJSON *root, td_model_co
 }
 
 static td_status read_extents(const char *where, const cJSON *root, td_model_config *config) {
-    TD_TRY(require_extent(where, root, "vocab_size", MAX_VOCABULARY, &config->vocabulary));
-    TD_TRY(require_extent(where, root, "hidden_size", MAX_HIDDEN, &config->hidden));
-    TD_TRY(
-        require_extent(where, root, "intermediate_size", MAX_INTERMEDIATE, &config->intermediate));
-    TD_TRY(require_extent(where, root, "num_hidden_layers", TD_MAX_LAYERS, &config->n_layers));
-    TD_TRY(require_extent(where, root, "num_attention_heads", MAX_HEADS, &config->n_heads));
+    const struct {
+        const char *key;
+        int64_t max, family_default;
+        int64_t *out;
+    } extents[] = {
+        {"vocab_size", MAX_VOCABULARY, config->family->vocabulary_default, &config->vocabulary},
+        {"hidden_size", MAX_HIDDEN, 0, &config->hidden},
+        {"intermediate_size", MAX_INTERMEDIATE, 0, &config->intermediate},
+        {"num_hidden_layers", TD_MAX_LAYERS, 0, &config->n_layers},
+        {"num_attention_heads", MAX_HEADS, config->family->heads_default, &config->n_heads},
+    };
+    for (size_t i = 0; i < sizeof extents / sizeof extents[0]; i++)
+        TD_TRY(require_extent(where, root, extents[i].key, extents[i].max,
+                              extents[i].family_default, extents[i].out));
     TD_TRY(read_kv_heads(where, root, config));
     TD_TRY(read_head_dim(where, root, config));
     config->max_positions = config->family->max_positions_default;
@@ -315,18 +325,48 @@ static td_status read_special_ids(const char *where, const cJSON *root, td_model
     return add_eos_list(where, root, config);
 }
 
+// The part of the tree that describes the text model.
+static td_status find_text(const char *where, const cJSON *root, const td_family *family,
+                           const cJSON **out) {
+    *out = root;
+    if (!family->text_model_type)
+        return TD_OK;
+    const cJSON *text = td_model_config_item(root, "text_config");
+    const char *model_type = family->text_model_type;
+    if (!cJSON_IsObject(text))
+        return td_fail(TD_ERR_DATA, "%s: \"text_config\" must be an object", where);
+    TD_TRY(td_json_string(where, text, "model_type", &model_type));
+    if (strcmp(model_type, family->text_model_type) != 0)
+        return td_fail(TD_ERR_DATA,
+                       "%s: \"model_type\" of \"text_config\" must be \"%s\", found \"%.60s\"",
+                       where, family->text_model_type, model_type);
+    *out = text;
+    return TD_OK;
+}
+
+// What the whole model says goes before what its text part says.
+static td_status read_of_whole(const char *where, const cJSON *root, td_model_config *config) {
+    TD_TRY(td_json_bool(where, root, "tie_word_embeddings", &config->tie_word_embeddings));
+    return add_eos_list(where, root, config);
+}
+
 td_status td_model_config_parse(const char *where, const cJSON *root, td_model_config *out) {
     td_model_config config = {0};
+    const cJSON *text;
     if (!cJSON_IsObject(root))
         return td_fail(TD_ERR_DATA, "%s: must be a JSON object", where);
     TD_TRY(find_family(where, root, &config.family));
+    TD_TRY(find_text(where, root, config.family, &text));
+    config.names = text == root ? TD_NAMES_PLAIN : TD_NAMES_OUTER;
     TD_TRY(read_stored(where, root, &config));
-    TD_TRY(read_extents(where, root, &config));
-    TD_TRY(read_switches(where, root, &config));
+    TD_TRY(read_extents(where, text, &config));
+    TD_TRY(read_switches(where, text, &config));
     TD_TRY(td_model_config_parse_skips(where, root, &config));
-    TD_TRY(td_model_config_parse_rope(where, root, &config));
-    TD_TRY(td_model_config_parse_layers(where, root, &config));
-    TD_TRY(read_special_ids(where, root, &config));
+    TD_TRY(td_model_config_parse_rope(where, text, &config));
+    TD_TRY(td_model_config_parse_layers(where, text, &config));
+    TD_TRY(read_special_ids(where, text, &config));
+    if (text != root)
+        TD_TRY(read_of_whole(where, root, &config));
     *out = config;
     return TD_OK;
 }

@@ -28,6 +28,8 @@ typedef struct td_family {
     const char *name;         // "qwen3"
     const char *architecture; // "Qwen3ForCausalLM", as in config.json "architectures"
     const char *model_type;   // "qwen3"
+    // Of "text_config": of a model with more parts than the text's, only that one is used.
+    const char *text_model_type; // or NULL
     int qkv_bias; // fixed by the family; -1: config.json "attention_bias" decides, for q, k, v and
                   // o
     int mlp_bias; // 1: config.json "mlp_bias" is honoured
@@ -49,7 +51,8 @@ typedef struct td_family {
     double rms_eps_default;
     double attention_softcap_default, final_softcap_default; // 0: none
     // What transformers' configuration class assumes for keys that config.json leaves out.
-    int kv_heads_default; // 0: n_heads
+    int vocabulary_default, heads_default; // 0: must be given
+    int kv_heads_default;                  // 0: n_heads
     int max_positions_default;
     int sliding_window_default; // 0: none
     int tie_word_embeddings_default;
@@ -94,8 +97,17 @@ typedef enum td_stored_format {
     TD_STORED_NF4_NESTED, // with double quantization
 } td_stored_format;
 
+// What the names of the text model's tensors begin with.
+typedef enum td_tensor_names {
+    TD_NAMES_PLAIN, // "model.layers", "lm_head"
+    TD_NAMES_OUTER, // "language_model.model.layers", "language_model.lm_head"
+    TD_NAMES_INNER, // "model.language_model.layers", "lm_head"
+    TD_NAMES_COUNT,
+} td_tensor_names;
+
 typedef struct td_model_config {
     const td_family *family;
+    td_tensor_names names; // of a folder's tensors, which the files tell and not config.json
     td_stored_format stored;
     // Per layer: bit p is set when the folder holds td_projection p whole though `stored` is NF4.
     uint16_t whole_projections[TD_MAX_LAYERS];
@@ -130,6 +142,10 @@ typedef struct td_model_config {
 // extents that do not divide, quantization_config other than bitsandbytes NF4, activations other
 // than silu and tanh GELU, rope types other than those above.
 td_status td_model_config_read(const char *folder, td_model_config *out);
+
+static inline int td_model_is_multimodal(const td_model_config *config) {
+    return config->family->text_model_type != NULL;
+}
 
 static inline int td_model_has_local_rope(const td_model_config *config) {
     return config->family->local_rope_theta_default > 0;

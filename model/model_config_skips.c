@@ -9,7 +9,7 @@
 #include "model/model_config_internal.h"
 
 // More entries than any folder has, and few enough that asking each for every layer is quick.
-enum { MAX_ENTRIES = 4096, PATTERN_CHARS = 512 };
+enum { MAX_ENTRIES = 4096, PATTERN_CHARS = 512, MAX_STEPS = 1 << 16 };
 
 static const char key[] = "llm_int8_skip_modules";
 
@@ -19,6 +19,7 @@ typedef struct skip_entry {
     const char *where, *text;
     pcre2_code *code;
     pcre2_match_data *match;
+    pcre2_match_context *limits;
 } skip_entry;
 
 static td_status compile(skip_entry *entry) {
@@ -33,8 +34,11 @@ static td_status compile(skip_entry *entry) {
         pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
                       PCRE2_ANCHORED | PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C, &error, &offset, NULL);
     entry->match = pcre2_match_data_create(1, NULL);
-    if (entry->code && entry->match)
+    entry->limits = pcre2_match_context_create(NULL);
+    if (entry->code && entry->match && entry->limits) {
+        pcre2_set_match_limit(entry->limits, MAX_STEPS);
         return TD_OK;
+    }
     if (entry->code)
         return td_fail(TD_ERR_MEMORY, "no memory to read \"%s\"", key);
     pcre2_get_error_message(error, (PCRE2_UCHAR *)reason, sizeof reason);
@@ -47,7 +51,8 @@ static td_status names(const skip_entry *entry, const char *module, int *out) {
     *out = ending <= chars && strcmp(module + chars - ending, entry->text) == 0;
     if (*out)
         return TD_OK;
-    int found = pcre2_match(entry->code, (PCRE2_SPTR)module, chars, 0, 0, entry->match, NULL);
+    int found =
+        pcre2_match(entry->code, (PCRE2_SPTR)module, chars, 0, 0, entry->match, entry->limits);
     if (found < 0 && found != PCRE2_ERROR_NOMATCH)
         return td_fail(TD_ERR_DATA, "%s: \"%s\": matching \"%.200s\" takes too long", entry->where,
                        key, entry->text);
@@ -55,16 +60,27 @@ static td_status names(const skip_entry *entry, const char *module, int *out) {
     return TD_OK;
 }
 
+// transformers' name of the module, and the one that it had where the file's names are outer ones.
+static td_status names_module(const skip_entry *entry, const td_model_config *config, int64_t layer,
+                              td_projection projection, int *out) {
+    static const char older_prefix[] = "language_model.model.";
+    char module[TD_MODULE_NAME_CHARS];
+    td_lora_module_name(td_model_module_prefix(config), layer, projection, module);
+    TD_TRY(names(entry, module, out));
+    if (*out || !td_model_is_multimodal(config))
+        return TD_OK;
+    td_lora_module_name(older_prefix, layer, projection, module);
+    return names(entry, module, out);
+}
+
 static td_status ask_each_module(const skip_entry *entry, td_model_config *config) {
     for (int64_t i = 0; i < config->n_layers * TD_PROJ_COUNT; i++) {
         int64_t layer = i / TD_PROJ_COUNT;
         td_projection projection = (td_projection)(i % TD_PROJ_COUNT);
-        char module[TD_MODULE_NAME_CHARS];
         int is_named = 0;
         if (!td_projection_exists(config, projection))
             continue;
-        td_lora_module_name(layer, projection, module);
-        TD_TRY(names(entry, module, &is_named));
+        TD_TRY(names_module(entry, config, layer, projection, &is_named));
         if (is_named)
             config->whole_projections[layer] |= (uint16_t)(1u << projection);
     }
@@ -78,6 +94,7 @@ static td_status add_entry(const char *where, const char *text, td_model_config 
         status = ask_each_module(&entry, config);
     pcre2_code_free(entry.code);
     pcre2_match_data_free(entry.match);
+    pcre2_match_context_free(entry.limits);
     return status;
 }
 

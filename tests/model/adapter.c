@@ -6,9 +6,10 @@
 #include "runtime/core/json.h"
 #include "safetensors_build.h"
 
-static const char *const families[] = {"llama", "llama2",    "tinyllama", "mistral",
-                                       "qwen2", "qwen3",     "smollm2",   "smollm3",
-                                       "phi3",  "phi3_long", "gemma2",    "gemma3"};
+static const char *const families[] = {
+    "llama",  "llama2",  "tinyllama",        "mistral", "qwen2",
+    "qwen3",  "smollm2", "smollm3",          "phi3",    "phi3_long",
+    "gemma2", "gemma3",  "gemma3_multimodal"};
 enum { FAMILIES = sizeof families / sizeof families[0] };
 
 // A fixture model, the adapter that PEFT wrote for it, and the layout that the adapter asks for.
@@ -49,8 +50,9 @@ static void check_tensor(const peft_fixture *fixture, const td_safetensors *file
         char name[160];
         td_tensor view;
         int64_t n;
-        snprintf(name, sizeof name, "base_model.model.model.layers.%d.%s.lora_%c.weight",
-                 (int)layer, td_projection_name(projection), "AB"[part]);
+        snprintf(name, sizeof name, "base_model.model.%slayers.%d.%s.lora_%c.weight",
+                 fixture->lora.module_prefix, (int)layer, td_projection_name(projection),
+                 "AB"[part]);
         REQUIRE(td_safetensors_find(file, name, &view) == 1);
         REQUIRE(td_tensor_elements(&view, &n) == TD_OK);
         CHECK_INT(n, module->rank * (part ? module->out : module->in));
@@ -162,6 +164,35 @@ static void target_modules_are_written_sorted(void) {
     check_targets(&options, &fixture,
                   "[\"down_proj\",\"gate_proj\",\"k_proj\",\"o_proj\",\"q_proj\",\"up_proj\","
                   "\"v_proj\"]");
+    close_fixture(&fixture);
+}
+
+// A list would have PEFT adapt the vision tower as well: a pattern for the text model, as the one
+// that made the fixture, stands in its place, and selects the same modules.
+static void targets_of_a_text_part_are_its_own(void) {
+    peft_fixture fixture;
+    td_lora again;
+    td_adapter_info info;
+    open_fixture("gemma3_multimodal", &fixture);
+    char *names[] = {(char *)(uintptr_t) "v_proj", (char *)(uintptr_t) "1.mlp.up_proj"};
+    td_string_list list = {names, 2};
+    td_lora_options options = fixture.options;
+    options.target_modules = &list;
+    options.target_modules_is_pattern = 0;
+    check_targets(&options, &fixture,
+                  "\"model\\\\.language_model\\\\.(?:.*\\\\.)?(?:1\\\\.mlp\\\\.up_proj|v_proj)\"");
+    REQUIRE(td_adapter_info_read(scratch("targets"), &info) == TD_OK);
+    td_lora_options read = td_adapter_lora_options(&info);
+    REQUIRE(td_lora_init(&again, &fixture.config, &read) == TD_OK);
+    CHECK_INT(again.n_modules, 4); // v_proj of three layers and one up_proj
+    td_lora_fini(&again);
+    td_adapter_info_fini(&info);
+    names[0] = (char *)(uintptr_t) "all-linear";
+    options.target_modules_is_pattern = 1;
+    char *expected = cJSON_PrintUnformatted(
+        &(cJSON){.type = cJSON_String, .valuestring = fixture.info.target_modules.items[0]});
+    check_targets(&options, &fixture, expected);
+    free(expected);
     close_fixture(&fixture);
 }
 
@@ -418,6 +449,7 @@ int main(void) {
     TEST(what_is_written_is_byte_for_byte_what_peft_wrote);
     TEST(the_config_says_what_peft_said);
     TEST(target_modules_are_written_sorted);
+    TEST(targets_of_a_text_part_are_its_own);
     TEST(settings_survive_the_round_trip);
     TEST(half_precision_adapters_are_widened);
     TEST(every_unsupported_setting_is_named);

@@ -6,9 +6,10 @@
 #include "model/safetensors.h"
 #include "safetensors_build.h"
 
-static const char *const families[] = {"llama", "llama2",    "tinyllama", "mistral",
-                                       "qwen2", "qwen3",     "smollm2",   "smollm3",
-                                       "phi3",  "phi3_long", "gemma2",    "gemma3"};
+static const char *const families[] = {
+    "llama",  "llama2",  "tinyllama",        "mistral", "qwen2",
+    "qwen3",  "smollm2", "smollm3",          "phi3",    "phi3_long",
+    "gemma2", "gemma3",  "gemma3_multimodal"};
 enum { FAMILIES = sizeof families / sizeof families[0] };
 
 static const td_base_options plain = {.stored = TD_BF16, .compute = TD_F32};
@@ -92,12 +93,18 @@ static void check_norm(const td_safetensors *files, const td_base *base, const c
         CHECK(vector[i] == 1.0f + stored[i]);
 }
 
+static const char *names_begin(const td_base *base) {
+    static const char *const prefixes[TD_NAMES_COUNT] = {"model.", "language_model.model.",
+                                                         "model.language_model."};
+    return prefixes[base->config.names];
+}
+
 // `name` of a layer, which has it or not.
 static void check_layer_norm(const td_safetensors *files, const td_base *base, int64_t layer,
                              const char *name, int64_t n, const float *vector) {
     char full[128];
     td_tensor view;
-    snprintf(full, sizeof full, "model.layers.%d.%s.weight", (int)layer, name);
+    snprintf(full, sizeof full, "%slayers.%d.%s.weight", names_begin(base), (int)layer, name);
     CHECK(td_safetensors_find(files, full, &view) == (vector != NULL));
     if (vector)
         check_norm(files, base, full, n, vector);
@@ -107,7 +114,7 @@ static void check_layer(const td_safetensors *files, const td_base *base, int64_
     const td_base_layer *weights = &base->layers[layer];
     const td_model_config *config = &base->config;
     char prefix[64], name[128];
-    snprintf(prefix, sizeof prefix, "model.layers.%d", (int)layer);
+    snprintf(prefix, sizeof prefix, "%slayers.%d", names_begin(base), (int)layer);
     for (int i = 0; i < TD_PROJ_COUNT; i++) {
         const char *projection = td_projection_name((td_projection)i);
         if (!td_projection_exists(config, (td_projection)i))
@@ -150,8 +157,11 @@ static void every_tensor_is_in_its_place(void) {
         REQUIRE(td_safetensors_open(folder, &files) == TD_OK);
         REQUIRE(td_base_peek_dtype(folder, &dtype) == TD_OK);
         check_planned(base, &plain, dtype);
-        check_matrix(files, "model.embed_tokens.weight", &base->embedding);
-        check_norm(files, base, "model.norm.weight", base->config.hidden, base->final_norm);
+        char embedding[64], norm[64];
+        snprintf(embedding, sizeof embedding, "%sembed_tokens.weight", names_begin(base));
+        snprintf(norm, sizeof norm, "%snorm.weight", names_begin(base));
+        check_matrix(files, embedding, &base->embedding);
+        check_norm(files, base, norm, base->config.hidden, base->final_norm);
         if (base->config.tie_word_embeddings)
             CHECK(base->head.data == base->embedding.data);
         else
@@ -161,6 +171,40 @@ static void every_tensor_is_in_its_place(void) {
         td_safetensors_close(files);
         td_base_destroy(base);
     }
+}
+
+// transformers 5 may write "model.language_model." where the published folders have
+// "language_model.model.".
+static void the_text_part_has_either_name(void) {
+    enum { MAX = 128, ROOM = 160 };
+    static char names[MAX][ROOM];
+    td_named_tensor tensors[MAX];
+    char folder[512], config[600];
+    const char *target = scratch("inner"), *outer = "language_model.model.";
+    td_safetensors *files;
+    folder_of("gemma3_multimodal", folder);
+    snprintf(config, sizeof config, "%s/config.json", folder);
+    REQUIRE(td_folder_make(target) == TD_OK);
+    copy_file(config, scratch("inner/config.json"));
+    REQUIRE(td_safetensors_open(folder, &files) == TD_OK);
+    int64_t count = td_safetensors_count(files);
+    REQUIRE(count <= MAX);
+    for (int64_t i = 0; i < count; i++) {
+        const char *name = td_safetensors_name(files, i);
+        int is_text = strncmp(name, outer, strlen(outer)) == 0;
+        snprintf(names[i], ROOM, "%s%s", is_text ? "model.language_model." : "model.",
+                 is_text ? name + strlen(outer) : name);
+        tensors[i] = (td_named_tensor){names[i], td_safetensors_view(files, i)};
+    }
+    REQUIRE(td_safetensors_write(scratch("inner/model.safetensors"), tensors, count) == TD_OK);
+    td_safetensors_close(files);
+    td_base *published = load(folder, &plain), *inner = load(scratch("inner"), &plain);
+    CHECK_INT(published->config.names, TD_NAMES_OUTER);
+    CHECK_INT(inner->config.names, TD_NAMES_INNER);
+    CHECK_INT(published->arena.used_bytes, inner->arena.used_bytes);
+    CHECK(memcmp(published->arena.base, inner->arena.base, inner->arena.used_bytes) == 0);
+    td_base_destroy(published);
+    td_base_destroy(inner);
 }
 
 static void sixteen_bit_weights_stay_sixteen_bit(void) {
@@ -669,6 +713,7 @@ static void mixed_dtypes_are_kept_without_loss(void) {
 int main(void) {
     prepare();
     TEST(every_tensor_is_in_its_place);
+    TEST(the_text_part_has_either_name);
     TEST(sixteen_bit_weights_stay_sixteen_bit);
     TEST(linear_layers_are_quantized);
     TEST(large_matrices_are_quantized_in_slices);

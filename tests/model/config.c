@@ -52,6 +52,8 @@ static const expectation expectations[] = {
     {"phi3_long", "phi3", 144, 48, 80, 2, 3, 3, 16, 128, 1e-5, 1e4, 0, 0, 0, 0},
     {"gemma2", "gemma2", 144, 48, 80, 3, 4, 2, 32, 128, 1e-6, 1e4, 1, 0, 0, SOME_LAYERS},
     {"gemma3", "gemma3", 144, 48, 80, 3, 4, 1, 16, 128, 1e-6, 1e6, 1, 0, 1, SOME_LAYERS},
+    {"gemma3_multimodal", "gemma3_multimodal", 144, 48, 80, 3, 4, 1, 16, 128, 1e-6, 1e6, 1, 0, 1,
+     SOME_LAYERS},
 };
 
 static void check_config(const td_model_config *config, const expectation *expected) {
@@ -240,6 +242,27 @@ static void defaults_of_phi_and_gemma_are_those_of_transformers(void) {
         CHECK_INT(config.window[i], i == 5 ? 0 : 4096);
 }
 
+// As gemma-3-4b-it was published: most of the text model is what the class assumes.
+static void the_text_part_is_read_for_itself(void) {
+    td_model_config config =
+        good("{\"architectures\":[\"Gemma3ForConditionalGeneration\"],\"model_type\":\"gemma3\","
+             "\"eos_token_id\":[1,106],\"vision_config\":{\"hidden_size\":1152},\"text_config\":{"
+             "\"model_type\":\"gemma3_text\",\"hidden_size\":2560,\"intermediate_size\":10240,"
+             "\"num_hidden_layers\":34,\"sliding_window\":1024,"
+             "\"rope_scaling\":{\"factor\":8.0,\"rope_type\":\"linear\"}}}");
+    CHECK_INT(config.vocabulary, 262208);
+    CHECK_INT(config.hidden, 2560);
+    CHECK_INT(config.n_heads, 8);
+    CHECK_INT(config.n_kv_heads, 4);
+    CHECK_INT(config.head_dim, 256);
+    CHECK_INT(config.window[0], 1024);
+    CHECK_INT(config.window[5], 0);
+    CHECK(config.rope.factor == 8.0 && config.rope_local.factor == 1.0);
+    CHECK_INT(config.tie_word_embeddings, 1);
+    CHECK_INT(config.n_eos, 2);
+    CHECK_INT(config.eos_ids[1], 106);
+}
+
 static void caps_may_be_null(void) {
     td_model_config config =
         good(GEMMA2(",\"attn_logit_softcapping\":null,\"final_logit_softcapping\":null"));
@@ -393,6 +416,11 @@ static const struct {
     {PHI3(",\"partial_rotary_factor\":0.5"), "even"},
     {PHI3(",\"partial_rotary_factor\":\"0.5\""), "partial_rotary_factor"},
     {PHI3(",\"hidden_act\":\"relu\""), "relu"},
+    {MODEL("Gemma3ForConditionalGeneration", ""), "text_config"},
+    {MODEL("Gemma3ForConditionalGeneration", ",\"text_config\":[]"), "text_config"},
+    {MODEL("Gemma3ForConditionalGeneration", ",\"text_config\":{\"model_type\":\"llama\"}"),
+     "gemma3_text"},
+    {MODEL("Gemma3ForConditionalGeneration", ",\"text_config\":{}"), "hidden_size"},
     {GEMMA2(",\"hidden_activation\":\"gelu\""), "hidden_activation"},
     {GEMMA2(",\"query_pre_attn_scalar\":0"), "query_pre_attn_scalar"},
     {GEMMA2(",\"query_pre_attn_scalar\":-256"), "query_pre_attn_scalar"},
@@ -487,6 +515,7 @@ int main(void) {
     TEST(phi3_has_two_sets_of_factors);
     TEST(gemma_has_two_kinds_of_layers);
     TEST(defaults_of_phi_and_gemma_are_those_of_transformers);
+    TEST(the_text_part_is_read_for_itself);
     TEST(caps_may_be_null);
     TEST(longrope_has_older_names_and_given_factors);
     TEST(model_type_tells_a_config_without_architectures);

@@ -230,9 +230,9 @@ static void check_gradients(bench_model *model, const char *prefix) {
             const td_lora_module *module = td_lora_at(&model->lora, layer, (td_projection)p);
             for (int b = 0; b < 2 && module->present; b++) {
                 char name[256];
-                snprintf(name, sizeof name,
-                         "%sbase_model.model.model.layers.%lld.%s.lora_%c.weight", prefix,
-                         (long long)layer, td_projection_name((td_projection)p), b ? 'B' : 'A');
+                snprintf(name, sizeof name, "%sbase_model.model.%slayers.%lld.%s.lora_%c.weight",
+                         prefix, model->lora.module_prefix, (long long)layer,
+                         td_projection_name((td_projection)p), b ? 'B' : 'A');
                 td_tensor expected = get(model, name);
                 int64_t n = module->rank * (b ? module->out : module->in);
                 const float *right = expected.data,
@@ -327,6 +327,9 @@ static void gemma_2_equals_transformers(void) {
 static void gemma_3_equals_transformers(void) {
     check_family("gemma3", 0);
 }
+static void the_text_part_of_gemma_3_equals_transformers(void) {
+    check_family("gemma3_multimodal", 0);
+}
 static void phi_3_in_nf4_equals_bitsandbytes(void) {
     check_family("phi3", 1);
 }
@@ -353,6 +356,7 @@ int families_main(const families_backend *backend) {
     TEST(phi_3_beyond_its_first_length_equals_transformers);
     TEST(gemma_2_equals_transformers);
     TEST(gemma_3_equals_transformers);
+    TEST(the_text_part_of_gemma_3_equals_transformers);
     TEST(phi_3_in_nf4_equals_bitsandbytes);
     return test_report();
 }

@@ -92,9 +92,10 @@ static void check_family(const char *family, int64_t max_tokens) {
 }
 
 static void greedy_answers_equal_transformers(void) {
-    static const char *const families[] = {"llama", "llama2",    "tinyllama", "mistral",
-                                           "qwen2", "qwen3",     "smollm2",   "smollm3",
-                                           "phi3",  "phi3_long", "gemma2",    "gemma3"};
+    static const char *const families[] = {
+        "llama",  "llama2",  "tinyllama",        "mistral", "qwen2",
+        "qwen3",  "smollm2", "smollm3",          "phi3",    "phi3_long",
+        "gemma2", "gemma3",  "gemma3_multimodal"};
     for (size_t i = 0; i < sizeof families / sizeof *families; i++)
         check_family(families[i], 64);
 }

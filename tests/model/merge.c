@@ -7,9 +7,9 @@
 #include "runtime/core/json.h"
 #include "test.h"
 
-static const char *const families[] = {"llama", "llama2",    "mistral", "qwen2",
-                                       "qwen3", "smollm2",   "smollm3", "tinyllama",
-                                       "phi3",  "phi3_long", "gemma2",  "gemma3"};
+static const char *const families[] = {
+    "llama",     "llama2", "mistral",   "qwen2",  "qwen3",  "smollm2",          "smollm3",
+    "tinyllama", "phi3",   "phi3_long", "gemma2", "gemma3", "gemma3_multimodal"};
 enum { FAMILIES = sizeof families / sizeof families[0] };
 
 static td_op_context context;
@@ -82,12 +82,16 @@ static float *values_of(const td_tensor *view) {
     return values;
 }
 
+static const char *names_begin(const model *self) {
+    return td_model_is_multimodal(&self->config) ? "language_model.model." : "model.";
+}
+
 // The module of "model.layers.N.self_attn.q_proj.weight", or NULL.
 static const td_lora_module *module_of(const model *self, const char *tensor) {
     for (int64_t layer = 0; layer < self->config.n_layers; layer++)
         for (int j = 0; j < TD_PROJ_COUNT; j++) {
             char name[128];
-            snprintf(name, sizeof name, "model.layers.%d.%s.weight", (int)layer,
+            snprintf(name, sizeof name, "%slayers.%d.%s.weight", names_begin(self), (int)layer,
                      td_projection_name((td_projection)j));
             const td_lora_module *module = td_lora_at(&self->lora, layer, (td_projection)j);
             if (strcmp(name, tensor) == 0)

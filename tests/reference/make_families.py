@@ -19,8 +19,8 @@ from common import (
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralConfig,
-    Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config)
+    AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma3Config, Gemma3TextConfig, LlamaConfig,
+    MistralConfig, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config)
 from transformers.utils import logging as transformers_logging
 
 LLAMA3_SCALING = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0,
@@ -57,6 +57,11 @@ def shape(hidden, inner, layers, heads, kv_heads, vocab, **more):
                 num_attention_heads=heads, num_key_value_heads=kv_heads, vocab_size=vocab,
                 bos_token_id=1, eos_token_id=2, pad_token_id=0, **more)
 
+
+GEMMA3 = dict(head_dim=16, query_pre_attn_scalar=20, sliding_window=7, sliding_window_pattern=3,
+              max_position_embeddings=128, rope_parameters={
+                  "full_attention": theta(1000000.0) | {"rope_type": "linear", "factor": 8.0},
+                  "sliding_attention": theta(10000.0)})
 
 FAMILIES = {
     # A sequence of one token has nothing to train; 32 positions reach every branch of the scaling.
@@ -112,13 +117,20 @@ FAMILIES = {
                      max_position_embeddings=128, rope_parameters=theta(10000.0)),
         lengths=(30, 7, 12)),
     "gemma3": Family(
-        Gemma3TextConfig(**shape(48, 80, 3, 4, 1, 144), head_dim=16, query_pre_attn_scalar=20,
-                         sliding_window=7, sliding_window_pattern=3, max_position_embeddings=128,
-                         rope_parameters={
-                             "full_attention": theta(1000000.0)
-                             | {"rope_type": "linear", "factor": 8.0},
-                             "sliding_attention": theta(10000.0)}),
+        Gemma3TextConfig(**shape(48, 80, 3, 4, 1, 144), **GEMMA3),
         lengths=(30, 7, 12)),
+    # The adapter is on the text part, whose tensors have other names here.
+    "gemma3_multimodal": Family(
+        Gemma3Config(
+            text_config=shape(48, 80, 3, 4, 1, 144) | GEMMA3,
+            vision_config=dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                               num_attention_heads=2, image_size=8, patch_size=4,
+                               vision_use_head=False),
+            image_token_index=140, boi_token_index=141, eoi_token_index=142,
+            mm_tokens_per_image=4),
+        lengths=(30, 7, 12),
+        lora={"target_modules": r"model\.language_model\.(?:.*\.)?(?:" + "|".join(
+            sorted(PROJECTIONS)) + ")"}),
 }
 
 
@@ -160,9 +172,7 @@ def save_base(model, family, folder):
     write_older_config(folder)
 
 
-def write_older_config(folder):
-    """config_v4.json: the same model in the keys of transformers 4, which most folders have."""
-    config = json.loads((folder / "config.json").read_text())
+def in_older_keys(config):
     rope = dict(config.pop("rope_parameters"))
     if "full_attention" in rope:
         local = rope["sliding_attention"]
@@ -174,10 +184,20 @@ def write_older_config(folder):
         rope.pop("original_max_position_embeddings")
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
-    config["torch_dtype"] = config.pop("dtype")
-    config["transformers_version"] = "4.51.3"
     if config["model_type"] != "qwen3":
         config.pop("layer_types", None)
+    return config
+
+
+def write_older_config(folder):
+    """config_v4.json: the same model in the keys of transformers 4, which most folders have."""
+    config = json.loads((folder / "config.json").read_text())
+    if "text_config" in config:
+        config["text_config"] = in_older_keys(config["text_config"])
+    else:
+        config = in_older_keys(config)
+    config["torch_dtype"] = config.pop("dtype")
+    config["transformers_version"] = "4.51.3"
     write_json(folder / "config_v4.json", config)
     check_older_config(folder)
 
@@ -213,7 +233,7 @@ def draw_batch(family):
     sequence keeps its label: the shift alone must leave it out."""
     ids, labels, starts = [], [], [0]
     for number, length in enumerate(family.lengths):
-        tokens = torch.randint(3, family.config.vocab_size, (length,))
+        tokens = torch.randint(3, family.config.get_text_config().vocab_size, (length,))
         label = tokens.clone()
         if number % 2 == 0 and length > 8:
             label[1 : length // 3] = -100
@@ -312,7 +332,7 @@ def make_family(name, family, seed):
     found = {"input_ids": torch.cat(ids), "labels": torch.cat(labels), "cu_seqlens": starts}
     with torch.no_grad():
         found["logits"] = all_logits(model, ids)
-        found |= greedy(model, family.config.vocab_size)
+        found |= greedy(model, family.config.get_text_config().vocab_size)
     model = add_random_adapter(model, folder, **family.lora)
     save_adapter(model, folder / "adapter")
     found |= expected_of(model, ids, labels)
