@@ -1,11 +1,10 @@
 // libFuzzer target: a data file, read line by line, as it is or compressed. Whatever its bytes, the
-// lines are within their limit and without line ends, the same whenever it is read, or it is
+// lines are within their limit and without line ends, or it is
 // refused.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/core/hash.h"
 #include "runtime/data/lines.h"
 #include "tests/fuzz/support/fuzz.h"
 
@@ -15,8 +14,14 @@ typedef struct reading {
     td_status status;
     int64_t lines, too_long;
     size_t bytes;
-    td_hash hash;
 } reading;
+
+// Touches every byte, so that a sanitizer sees those that are not there.
+static void read_bytes(const td_line *line) {
+    static volatile unsigned char sum;
+    for (size_t i = 0; i < line->bytes; i++)
+        sum = (unsigned char)(sum + (unsigned char)line->text[i]);
+}
 
 static void check_line(const td_line *line, size_t max_bytes, int is_list) {
     fuzz_require(line->bytes <= max_bytes, "a line is within the limit");
@@ -25,7 +30,7 @@ static void check_line(const td_line *line, size_t max_bytes, int is_list) {
                  "one line is read");
 }
 
-static void read_lines(td_line_reader *reader, size_t max_bytes, td_hasher *hasher, reading *out) {
+static void read_lines(td_line_reader *reader, size_t max_bytes, reading *out) {
     td_line line;
     int found = 1;
     while (out->lines < MOST_LINES) {
@@ -33,7 +38,7 @@ static void read_lines(td_line_reader *reader, size_t max_bytes, td_hasher *hash
         if (out->status != TD_OK || !found)
             return;
         check_line(&line, max_bytes, reader->is_list);
-        td_hasher_add(hasher, line.text, line.bytes);
+        read_bytes(&line);
         out->lines++;
         out->too_long += line.is_too_long;
         out->bytes += line.bytes;
@@ -43,29 +48,21 @@ static void read_lines(td_line_reader *reader, size_t max_bytes, td_hasher *hash
 
 static reading read_file(const char *path, size_t max_bytes) {
     td_line_reader reader;
-    td_hasher *hasher;
     reading out = {0};
-    fuzz_require(td_hasher_create(&hasher) == TD_OK, "there is memory");
     out.status = td_line_reader_open(&reader, path, max_bytes);
     if (out.status == TD_OK) {
-        read_lines(&reader, max_bytes, hasher, &out);
+        read_lines(&reader, max_bytes, &out);
         td_line_reader_close(&reader);
     }
     fuzz_require(out.status == TD_OK || td_error_message()[0], "a refusal says why");
     td_error_clear();
-    out.hash = td_hasher_value(hasher);
-    td_hasher_destroy(hasher);
     return out;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fuzz_write("rows.jsonl", data, size);
     const char *path = fuzz_path("rows.jsonl");
-    reading all = read_file(path, 1 << 20), again = read_file(path, 1 << 20);
-    reading few = read_file(path, 16);
-    fuzz_require(all.status == again.status && all.lines == again.lines &&
-                     all.bytes == again.bytes && td_hash_equal(all.hash, again.hash),
-                 "the same again");
+    reading all = read_file(path, 1 << 20), few = read_file(path, 16);
     fuzz_require(few.lines == all.lines || all.status != TD_OK || few.status != TD_OK,
                  "the limit does not change the number of lines");
     fuzz_require(few.bytes <= all.bytes || all.status != TD_OK, "and leaves lines out");

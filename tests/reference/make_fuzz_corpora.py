@@ -175,8 +175,9 @@ def rows():
         for options in (0, 3, 7):
             seeds[f"row_{i:02}_{options}"] = bytes([options]) + compact(row).encode() + b"\n"
     every = "\n".join(compact(row) for row in ROWS).encode()
-    seeds["all"] = b"\1\xef\xbb\xbf" + every.replace(b"\n", b"\r\n")
-    seeds["list"] = b"\2" + compact(ROWS).encode()
+    seeds["all"] = b"\x11\xef\xbb\xbf" + every.replace(b"\n", b"\r\n")
+    seeds["list"] = b"\x12" + compact(ROWS).encode()
+    seeds["no_texts"] = b"\x23" + every
     seeds["no_tokenizer"] = b"\x08" + every
     seeds["refused"] = b"\0{}\n[]\n1\n\n{\"text\":1}\n{\"messages\":[]}\n{\"text\":\"\xff\"}\n{\"input_ids\":[1024]}\n"
     write("jsonl", seeds)
