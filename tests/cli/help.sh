@@ -16,14 +16,14 @@ expect() {
 }
 
 overview=$("$tandem" --help) || failed=1
-for command in train evaluate generate inspect config bench merge quantize export; do
+for command in train prepare evaluate generate inspect config bench merge quantize export; do
     expect "the overview lists $command" "^  $command +[a-z]" "$overview"
     help=$("$tandem" "$command" --help) || failed=1
     expect "$command: usage" "^usage: tandem $command" "$help"
     expect "$command: options" '^  --[a-z-]+.* [a-z]' "$help"
 done
 expect "the overview lists exit codes" 'exit codes: 0 done' "$overview"
-for command in train evaluate generate inspect bench merge quantize export; do
+for command in train prepare evaluate generate inspect bench merge quantize export; do
     expect "$command: example" '^example: .*tandem' "$("$tandem" "$command" --help)"
 done
 table=$("$tandem" config)
