@@ -1,6 +1,7 @@
 // Attention backward on tensor cores. With P = exp(scale Q K^T - lse) and delta = rowsum(dout *
 // out):
 //     dV = P^T dout;  dS = P * (dout V^T - delta);  dQ = scale dS K;  dK = scale dS^T Q
+// and a soft cap multiplies dS by its slope.
 // (FlashAttention, Dao et al., NeurIPS 2022, section B.2.) One kernel has a tile of queries per
 // block and walks over keys for dQ; the other a tile of keys and walks over the queries of all
 // heads that read them, for dK and dV, with scores transposed: rows are keys. A warp owns whole
@@ -41,6 +42,13 @@ template <int D, int GROUPS> struct td_backward_sizes {
 template <int D> struct td_dq_sizes : td_backward_sizes<D, D <= 96 ? 2 : 1> {};
 template <int D> struct td_dkdv_sizes : td_backward_sizes<D, D <= 64 ? 2 : 1> {};
 
+// The gradient of a score by its product q.k, but for the scale, where x is what the cap made of
+// it.
+template <bool CAPPED>
+__device__ __forceinline__ float td_capped_gradient(float gradient, float x) {
+    return CAPPED ? gradient * (1.0f - x * x) : gradient;
+}
+
 // P of one element.
 __device__ __forceinline__ float td_probability(float score, float scale_log2, float lse,
                                                 bool visible) {
@@ -68,7 +76,7 @@ __device__ __forceinline__ td_dq_rows<M> td_dq_rows_load(const td_attention_back
 }
 
 // One tile of keys for one warp, whose rows start at `query`. s and dp have queries as rows.
-template <int D>
+template <int D, bool CAPPED>
 __device__ __forceinline__ void
 td_dq_tile(const td_attention_problem &problem, float (&dq)[td_dq_sizes<D>::M][D / 8][4],
            const td_dq_rows<td_dq_sizes<D>::M> &rows, td_tile<D> k, td_tile<D> v,
@@ -80,14 +88,16 @@ td_dq_tile(const td_attention_problem &problem, float (&dq)[td_dq_sizes<D>::M][D
     float s[M][N][4], dp[M][N][4];
     td_product_rows(s, sizes::fixed(0), first_row, k, lane.lane);
     td_product_rows(dp, sizes::fixed(1), first_row, v, lane.lane);
+    if constexpr (CAPPED)
+        td_scores_cap(s, problem.tanh_scale);
 #pragma unroll
     for (int i = 0; i < M * N * 4; i++) {
         int m = i / 4 / N, n = i / 4 % N, half = i % 4 / 2;
         bool visible = all || visibility.sees(query + m * 16 + half * 8 + lane.row,
                                               key + n * 8 + lane.pair + i % 2);
-        float p =
-            td_probability(s[m][n][i % 4], problem.scale * TD_LOG2_E, rows.lse[m][half], visible);
-        s[m][n][i % 4] = p * (dp[m][n][i % 4] - rows.delta[m][half]);
+        float x = s[m][n][i % 4], change = dp[m][n][i % 4] - rows.delta[m][half];
+        float p = td_probability(x, problem.score_scale * TD_LOG2_E, rows.lse[m][half], visible);
+        s[m][n][i % 4] = p * td_capped_gradient<CAPPED>(change, x);
     }
     td_product_accumulate<D>(dq, s, k, lane.lane);
 }
@@ -107,7 +117,7 @@ __device__ __forceinline__ void td_gradient_store(const float (&acc)[M][D / 8][4
 }
 
 // Grid: (tiles of queries, n_heads).
-template <int D>
+template <int D, bool CAPPED>
 __global__ void __launch_bounds__(TD_TILE_THREADS)
     td_attention_dq_kernel(td_attention_backward_params params) {
     using sizes = td_dq_sizes<D>;
@@ -118,17 +128,20 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
     const int head = static_cast<int>(blockIdx.y), key_head = head / problem.heads_per_key;
     const int first = (sequence.n_tiles - 1 - sequence.tile) * sizes::ROWS; // longest walk first
     const int query = first + lane.warp * sizes::WARP_ROWS;
-    const td_rows<const bf16> k = td_key_rows(problem, sequence, params.k, key_head);
-    const td_rows<const bf16> v = td_key_rows(problem, sequence, params.v, key_head);
+    const td_rows<const bf16> k =
+        td_key_rows(problem, sequence, params.k, problem.k_stride, key_head);
+    const td_rows<const bf16> v =
+        td_key_rows(problem, sequence, params.v, problem.v_stride, key_head);
     const td_range keys = td_keys_seen(visibility, sequence, first, sizes::ROWS, sizes::WALK);
 
     float dq[sizes::M][D / 8][4];
     td_zero(dq);
     const td_dq_rows<sizes::M> rows = td_dq_rows_load<sizes::M>(params, sequence, query, lane);
-    td_tile_load<sizes::ROWS>(sizes::fixed(0), td_query_rows(problem, sequence, params.q, head),
-                              first);
-    td_tile_load<sizes::ROWS>(sizes::fixed(1), td_query_rows(problem, sequence, params.dout, head),
-                              first);
+    td_tile_load<sizes::ROWS>(
+        sizes::fixed(0), td_query_rows(problem, sequence, params.q, problem.q_stride, head), first);
+    td_tile_load<sizes::ROWS>(
+        sizes::fixed(1), td_query_rows(problem, sequence, params.dout, problem.out_stride, head),
+        first);
     td_tile_load<sizes::WALK>(sizes::walked(0, 0), k, keys.begin);
     td_tile_load<sizes::WALK>(sizes::walked(0, 1), v, keys.begin);
     td_ptx_cp_async_commit();
@@ -142,11 +155,12 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
             td_ptx_cp_async_commit();
         }
         if (query < sequence.n_q && !visibility.none(query, sizes::WARP_ROWS, key, sizes::WALK))
-            td_dq_tile<D>(problem, dq, rows, sizes::walked(buffer, 0), sizes::walked(buffer, 1),
-                          visibility, query, key, lane);
+            td_dq_tile<D, CAPPED>(problem, dq, rows, sizes::walked(buffer, 0),
+                                  sizes::walked(buffer, 1), visibility, query, key, lane);
     }
     td_gradient_store<D>(dq, problem.scale, sizes::fixed(0),
-                         td_query_rows(problem, sequence, params.dq, head), query, lane);
+                         td_query_rows(problem, sequence, params.dq, problem.q_stride, head), query,
+                         lane);
 }
 
 // What a pass of the second kernel is for.
@@ -164,11 +178,12 @@ __device__ __forceinline__ void td_dkdv_load(const td_attention_backward_params 
                                              const td_walk_place &place, int buffer) {
     using sizes = td_dkdv_sizes<D>;
     const td_attention_problem &problem = params.problem;
-    td_tile_load<sizes::WALK>(sizes::walked(buffer, 0),
-                              td_query_rows(problem, sequence, params.q, place.head), place.query);
-    td_tile_load<sizes::WALK>(sizes::walked(buffer, 1),
-                              td_query_rows(problem, sequence, params.dout, place.head),
-                              place.query);
+    td_tile_load<sizes::WALK>(
+        sizes::walked(buffer, 0),
+        td_query_rows(problem, sequence, params.q, problem.q_stride, place.head), place.query);
+    td_tile_load<sizes::WALK>(
+        sizes::walked(buffer, 1),
+        td_query_rows(problem, sequence, params.dout, problem.out_stride, place.head), place.query);
     const int thread = static_cast<int>(threadIdx.x), row = thread % sizes::WALK;
     if (thread >= 2 * sizes::WALK)
         return;
@@ -202,39 +217,59 @@ td_transposed_probabilities(const td_attention_problem &problem, float (&s)[M][N
         int m = i / 4 / N, n = i / 4 % N, half = i % 4 / 2, column = n * 8 + lane.pair + i % 2;
         bool visible = all || visibility.sees(query + column, key + m * 16 + half * 8 + lane.row);
         s[m][n][i % 4] =
-            td_probability(s[m][n][i % 4], problem.scale * TD_LOG2_E, lse[column], visible);
+            td_probability(s[m][n][i % 4], problem.score_scale * TD_LOG2_E, lse[column], visible);
     }
 }
 
-// One tile of queries for one warp, whose rows start at `key`. s and dp have keys as rows.
-template <int D, int PASS>
+// dp = V dout^T - delta, with a cap times its slope, which is read off the capped products.
+template <int D, bool CAPPED, int M, int N>
+__device__ __forceinline__ void td_transposed_changes(float (&dp)[M][N][4],
+                                                      const float (&capped)[M][N][4], int buffer,
+                                                      const td_lane &lane) {
+    using sizes = td_dkdv_sizes<D>;
+    const float *delta = sizes::numbers(buffer, 1);
+    td_product_rows(dp, sizes::fixed(1), lane.warp * sizes::WARP_ROWS, sizes::walked(buffer, 1),
+                    lane.lane);
+#pragma unroll
+    for (int i = 0; i < M * N * 4; i++) {
+        int m = i / 4 / N, n = i / 4 % N;
+        float change = dp[m][n][i % 4] - delta[n * 8 + lane.pair + i % 2];
+        dp[m][n][i % 4] = td_capped_gradient<CAPPED>(change, capped[m][n][i % 4]);
+    }
+}
+
+// One tile of queries for one warp, whose rows start at `key`. s and dp have keys as rows. With a
+// cap dp comes before P, as both need the capped products; otherwise after it, which takes less
+// registers.
+template <int D, int PASS, bool CAPPED>
 __device__ __forceinline__ void
 td_dkdv_tile(const td_attention_problem &problem, td_dkdv_sums<D, PASS> &sums,
              const td_visibility &visibility, int query, int key, int buffer, const td_lane &lane) {
     using sizes = td_dkdv_sizes<D>;
     constexpr int M = sizes::M, N = sizes::WALK / 8;
-    const int first_row = lane.warp * sizes::WARP_ROWS;
+    constexpr bool HAS_DK = td_dkdv_sums<D, PASS>::HAS_DK;
     const td_tile<D> q = sizes::walked(buffer, 0), dout = sizes::walked(buffer, 1);
-    float s[M][N][4];
-    td_product_rows(s, sizes::fixed(0), first_row, q, lane.lane);
+    float s[M][N][4], dp[M][N][4];
+    td_product_rows(s, sizes::fixed(0), lane.warp * sizes::WARP_ROWS, q, lane.lane);
+    if constexpr (CAPPED)
+        td_scores_cap(s, problem.tanh_scale);
+    if constexpr (CAPPED && HAS_DK)
+        td_transposed_changes<D, CAPPED>(dp, s, buffer, lane);
     td_transposed_probabilities<D>(problem, s, visibility, query, key, buffer, lane);
     if constexpr (td_dkdv_sums<D, PASS>::HAS_DV)
         td_product_accumulate<D>(sums.dv, s, dout, lane.lane);
-    if constexpr (td_dkdv_sums<D, PASS>::HAS_DK) {
-        const float *delta = sizes::numbers(buffer, 1);
-        float dp[M][N][4];
-        td_product_rows(dp, sizes::fixed(1), first_row, dout, lane.lane);
+    if constexpr (HAS_DK) {
+        if constexpr (!CAPPED)
+            td_transposed_changes<D, CAPPED>(dp, s, buffer, lane);
 #pragma unroll
-        for (int i = 0; i < M * N * 4; i++) {
-            int m = i / 4 / N, n = i / 4 % N;
-            s[m][n][i % 4] *= dp[m][n][i % 4] - delta[n * 8 + lane.pair + i % 2];
-        }
+        for (int i = 0; i < M * N * 4; i++)
+            s[i / 4 / N][i / 4 % N][i % 4] *= dp[i / 4 / N][i / 4 % N][i % 4];
         td_product_accumulate<D>(sums.dk, s, q, lane.lane);
     }
 }
 
 // Grid: (tiles of keys, n_kv_heads).
-template <int D, int PASS>
+template <int D, int PASS, bool CAPPED>
 __global__ void __launch_bounds__(TD_TILE_THREADS)
     td_attention_dkdv_kernel(td_attention_backward_params params) {
     using sizes = td_dkdv_sizes<D>;
@@ -257,11 +292,13 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
     td_zero(sums.dk);
     td_zero(sums.dv);
     if (seen) {
-        td_tile_load<sizes::ROWS>(sizes::fixed(0),
-                                  td_key_rows(problem, sequence, params.k, key_head), first);
+        td_tile_load<sizes::ROWS>(
+            sizes::fixed(0), td_key_rows(problem, sequence, params.k, problem.k_stride, key_head),
+            first);
         if constexpr (sums_type::HAS_DK)
-            td_tile_load<sizes::ROWS>(sizes::fixed(1),
-                                      td_key_rows(problem, sequence, params.v, key_head), first);
+            td_tile_load<sizes::ROWS>(
+                sizes::fixed(1),
+                td_key_rows(problem, sequence, params.v, problem.v_stride, key_head), first);
         td_dkdv_load<D>(params, sequence, here, 0);
         td_ptx_cp_async_commit();
     }
@@ -277,26 +314,30 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
             td_ptx_cp_async_commit();
         }
         if (key < sequence.n_k && !visibility.none(here.query, sizes::WALK, key, sizes::WARP_ROWS))
-            td_dkdv_tile<D, PASS>(problem, sums, visibility, here.query, key, buffer, lane);
+            td_dkdv_tile<D, PASS, CAPPED>(problem, sums, visibility, here.query, key, buffer, lane);
         here = next;
         buffer ^= 1;
     }
     if constexpr (sums_type::HAS_DK)
         td_gradient_store<D>(sums.dk, problem.scale, sizes::fixed(0),
-                             td_key_rows(problem, sequence, params.dk, key_head), key, lane);
+                             td_key_rows(problem, sequence, params.dk, problem.k_stride, key_head),
+                             key, lane);
     if constexpr (sums_type::HAS_DV)
         td_gradient_store<D>(sums.dv, 1.0f, sizes::fixed(1),
-                             td_key_rows(problem, sequence, params.dv, key_head), key, lane);
+                             td_key_rows(problem, sequence, params.dv, problem.v_stride, key_head),
+                             key, lane);
 }
 
 template <int D>
 td_status td_attention_dq_launch(const td_op_context *context, const td_attention_shape *shape,
                                  td_attention_backward_params *params) {
     using sizes = td_dq_sizes<D>;
+    auto *kernel = params->problem.tanh_scale > 0.0f ? td_attention_dq_kernel<D, true>
+                                                     : td_attention_dq_kernel<D, false>;
     return td_attention_each_batch(
         shape, TD_TILES_OF_QUERIES, sizes::ROWS, &params->problem, [&](unsigned tiles) {
             dim3 grid(tiles, static_cast<unsigned>(shape->n_heads));
-            return td_cuda_launch(context, "attention_backward", td_attention_dq_kernel<D>, grid,
+            return td_cuda_launch(context, "attention_backward", kernel, grid,
                                   dim3(TD_TILE_THREADS), sizes::SHARED_BYTES, *params);
         });
 }
@@ -305,11 +346,13 @@ template <int D, int PASS>
 td_status td_attention_dkdv_pass(const td_op_context *context, const td_attention_shape *shape,
                                  td_attention_backward_params *params) {
     using sizes = td_dkdv_sizes<D>;
+    auto *kernel = params->problem.tanh_scale > 0.0f ? td_attention_dkdv_kernel<D, PASS, true>
+                                                     : td_attention_dkdv_kernel<D, PASS, false>;
     return td_attention_each_batch(
         shape, TD_TILES_OF_KEYS, sizes::ROWS, &params->problem, [&](unsigned tiles) {
             dim3 grid(tiles, static_cast<unsigned>(shape->n_kv_heads));
-            return td_cuda_launch(context, "attention_backward", td_attention_dkdv_kernel<D, PASS>,
-                                  grid, dim3(TD_TILE_THREADS), sizes::SHARED_BYTES, *params);
+            return td_cuda_launch(context, "attention_backward", kernel, grid,
+                                  dim3(TD_TILE_THREADS), sizes::SHARED_BYTES, *params);
         });
 }
 

@@ -28,7 +28,14 @@ td_status td_attention_problem_init(const char *op, const td_attention_shape *sh
     out->head_dim = static_cast<int32_t>(shape->head_dim);
     out->window = limited ? static_cast<int32_t>(shape->window) : TD_ATTENTION_MAX_KEYS;
     out->scale = shape->scale;
-    out->vector = vector && shape->head_dim % 8 == 0;
+    out->tanh_scale = shape->softcap > 0.0f ? shape->scale / shape->softcap : 0.0f;
+    out->score_scale = out->tanh_scale > 0.0f ? shape->softcap : shape->scale;
+    out->q_stride = shape->q_stride;
+    out->k_stride = shape->k_stride;
+    out->v_stride = shape->v_stride;
+    out->out_stride = shape->n_heads * shape->head_dim;
+    bool even = (shape->q_stride | shape->k_stride | shape->v_stride | shape->head_dim) % 8 == 0;
+    out->vector = vector && even;
     return TD_OK;
 }
 

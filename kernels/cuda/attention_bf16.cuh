@@ -25,7 +25,10 @@ struct td_attention_problem {
     td_attention_batch batch;
     int32_t n_heads, n_kv_heads, heads_per_key, head_dim;
     int32_t window; // keys that a query sees at most
-    float scale;
+    float scale;    // of q.k, in gradients
+    // A score is score_scale * x with x = q.k, or capped x = tanh(tanh_scale * q.k).
+    float score_scale, tanh_scale;                    // tanh_scale 0: no soft cap
+    int64_t q_stride, k_stride, v_stride, out_stride; // elements from token to token
     bool vector; // every row of every operand is 16-byte aligned
 };
 
@@ -67,12 +70,11 @@ __device__ __forceinline__ td_attention_sequence td_attention_find(const td_atte
             tile - batch.first_tile[low], batch.first_tile[low + 1] - batch.first_tile[low]};
 }
 
-// Rows of one head: of a tensor with queries' heads, and with keys' heads.
+// Rows of one head: of a tensor with a row per query, and per key.
 template <typename T>
 __device__ __forceinline__ td_rows<T> td_query_rows(const td_attention_problem &problem,
                                                     const td_attention_sequence &sequence, T *base,
-                                                    int head) {
-    int64_t stride = static_cast<int64_t>(problem.n_heads) * problem.head_dim;
+                                                    int64_t stride, int head) {
     return {base + sequence.q_begin * stride + static_cast<int64_t>(head) * problem.head_dim,
             stride, sequence.n_q, problem.head_dim, problem.vector};
 }
@@ -80,10 +82,17 @@ __device__ __forceinline__ td_rows<T> td_query_rows(const td_attention_problem &
 template <typename T>
 __device__ __forceinline__ td_rows<T> td_key_rows(const td_attention_problem &problem,
                                                   const td_attention_sequence &sequence, T *base,
-                                                  int head) {
-    int64_t stride = static_cast<int64_t>(problem.n_kv_heads) * problem.head_dim;
+                                                  int64_t stride, int head) {
     return {base + sequence.k_begin * stride + static_cast<int64_t>(head) * problem.head_dim,
             stride, sequence.n_k, problem.head_dim, problem.vector};
+}
+
+// What a soft cap makes of products q.k, before any is masked.
+template <int M, int N>
+__device__ __forceinline__ void td_scores_cap(float (&s)[M][N][4], float tanh_scale) {
+#pragma unroll
+    for (int i = 0; i < M * N * 4; i++)
+        s[i / 4 / N][i / 4 % N][i % 4] = tanhf(s[i / 4 / N][i / 4 % N][i % 4] * tanh_scale);
 }
 
 // Which keys the queries of a sequence see: query i the keys [first(i), last(i)].

@@ -26,7 +26,9 @@ struct td_f32_job {
     const float *dout, *delta;
     float *out, *lse;
     float *dq, *dk, *dv;
-    bool wide; // rows lie on 16-byte addresses
+    int64_t out_stride;            // of out and dout, from token to token
+    float score_scale, tanh_scale; // see td_f32_capped()
+    bool wide;                     // rows lie on 16-byte addresses
 };
 
 // One tile of a sequence: rows [first, first + ROWS) of its queries or keys.
@@ -46,7 +48,24 @@ static inline bool td_f32_is_wide(const td_f32_job &job) {
     uintptr_t bits = 0;
     for (const float *x : {job.q, job.k, job.v, job.dout})
         bits |= reinterpret_cast<uintptr_t>(x);
-    return bits % 16 == 0 && job.shape.head_dim % 4 == 0;
+    const td_attention_shape &shape = job.shape;
+    int64_t sizes = shape.q_stride | shape.k_stride | shape.v_stride | shape.head_dim;
+    return bits % 16 == 0 && sizes % 4 == 0;
+}
+
+// What follows from the shape and the inputs.
+static inline void td_f32_complete(td_f32_job &job) {
+    const td_attention_shape &shape = job.shape;
+    job.out_stride = shape.n_heads * shape.head_dim;
+    job.tanh_scale = shape.softcap > 0.0f ? shape.scale / shape.softcap : 0.0f;
+    job.score_scale = job.tanh_scale > 0.0f ? shape.softcap : shape.scale;
+    job.wide = td_f32_is_wide(job);
+}
+
+// A score is score_scale times what this makes of the product q.k: the product itself without a
+// soft cap.
+__device__ __forceinline__ float td_f32_capped(const td_f32_job &job, bool capped, float product) {
+    return capped ? tanhf(product * job.tanh_scale) : product;
 }
 
 // Calls launch(sequences) for runs of the shape's sequences, in tiles of `rows` queries, or keys.
@@ -105,10 +124,10 @@ __device__ __forceinline__ int2 td_f32_seen_keys(const td_f32_job &job, const td
     return {begin > 0 ? static_cast<int>(begin / ROWS * ROWS) : 0, end};
 }
 
-// Where head `head` of token `token` begins in a (T, heads, head_dim) array.
+// Where head `head` of token `token` begins.
 __device__ __forceinline__ int64_t td_f32_offset(const td_f32_job &job, int64_t token,
-                                                 int64_t n_heads, int64_t head) {
-    return (token * n_heads + head) * job.shape.head_dim;
+                                                 int64_t stride, int64_t head) {
+    return token * stride + head * job.shape.head_dim;
 }
 
 __device__ __forceinline__ td_f32_four td_f32_read(const float *row, int col, int n, bool wide) {
@@ -124,14 +143,14 @@ __device__ __forceinline__ td_f32_four td_f32_read(const float *row, int col, in
 // Rows [first, first + ROWS) of a head to shared memory; `x` is row 0, n_rows the end of the
 // sequence. What lies beyond it or beyond head_dim is zero.
 template <int ROWS, int DIM>
-__device__ void td_f32_load(const td_f32_job &job, const float *x, int64_t n_heads, int first,
+__device__ void td_f32_load(const td_f32_job &job, const float *x, int64_t stride, int first,
                             int n_rows, float *to) {
     int n = static_cast<int>(job.shape.head_dim);
     for (int slot = threadIdx.x; slot < ROWS * DIM / 4; slot += TD_F32_THREADS) {
         int row = slot / (DIM / 4), col = slot % (DIM / 4) * 4;
         td_f32_four four = {};
         if (first + row < n_rows)
-            four = td_f32_read(x + (first + row) * n_heads * job.shape.head_dim, col, n, job.wide);
+            four = td_f32_read(x + (first + row) * stride, col, n, job.wide);
         *reinterpret_cast<td_f32_four *>(to + row * TD_F32_STRIDE<DIM> + col) = four;
     }
 }
@@ -190,14 +209,14 @@ __device__ __forceinline__ void td_f32_accumulate(const float *weights, const fl
 
 // Writes the thread's part of ROWS rows of a head.
 template <int R, int DIM>
-__device__ __forceinline__ void td_f32_store(const td_f32_job &job, float *x, int64_t n_heads,
+__device__ __forceinline__ void td_f32_store(const td_f32_job &job, float *x, int64_t stride,
                                              int first, int n_rows,
                                              const float (&sum)[R][DIM / 16]) {
     int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
 #pragma unroll
     for (int r = 0; r < R; r++) {
         int row = first + ty * R + r;
-        float *to = x + row * n_heads * job.shape.head_dim;
+        float *to = x + row * stride;
 #pragma unroll
         for (int i = 0; i < DIM / 16; i++) {
             int col = 4 * tx + i / 4 * 64 + i % 4;

@@ -2,9 +2,9 @@
 // from the scores and lse.
 //
 // With p = exp(s - lse), delta = sum(dout * out):  dv = p^T dout,  ds = scale p (dout v^T - delta),
-// dq = ds k,  dk = ds^T q. Two kernels: one has the dk and dv of a tile of keys and walks over the
-// queries that see it, the other has the dq of a tile of queries and walks over its keys. Each sum
-// is one thread's, in a fixed order: no atomics.
+// dq = ds k,  dk = ds^T q; a soft cap multiplies ds by its slope. Two kernels: one has the dk and
+// dv of a tile of keys and walks over the queries that see it, the other has the dq of a tile of
+// queries and walks over its keys. Each sum is one thread's, in a fixed order: no atomics.
 #include "kernels/cuda/attention_f32.cuh"
 #include "kernels/cuda/workspace.cuh"
 
@@ -41,6 +41,7 @@ find_gradient(const td_f32_job &job, const td_f32_tile &tile, int64_t head, int 
               int first_key, const backward_shared<ROWS, DIM> *shared) {
     constexpr int R = ROWS / 16;
     gradient_tile<R> g = {};
+    const bool capped = job.tanh_scale > 0.0f;
     int n = static_cast<int>(job.shape.head_dim);
     td_f32_scores<R, DIM>(shared->q, shared->k, n, g.p);
     td_f32_scores<R, DIM>(shared->dout, shared->v, n, g.ds);
@@ -53,8 +54,11 @@ find_gradient(const td_f32_job &job, const td_f32_tile &tile, int64_t head, int 
 #pragma unroll
         for (int c = 0; c < R; c++) {
             bool seen = td_f32_sees(job, tile, query, first_key + threadIdx.x % 16 + 16 * c);
-            g.p[r][c] = seen ? expf(fmaf(g.p[r][c], job.shape.scale, -lse)) : 0.0f;
+            float x = td_f32_capped(job, capped, g.p[r][c]);
+            g.p[r][c] = seen ? expf(fmaf(x, job.score_scale, -lse)) : 0.0f;
             g.ds[r][c] = g.p[r][c] * (g.ds[r][c] - delta) * job.shape.scale;
+            if (capped)
+                g.ds[r][c] *= 1.0f - x * x;
         }
     }
     return g;
@@ -77,18 +81,22 @@ template <int ROWS, int DIM>
 __device__ __forceinline__ void load_queries(const td_f32_job &job, const td_f32_tile &tile,
                                              int64_t head, int first,
                                              backward_shared<ROWS, DIM> *shared) {
-    int64_t n_heads = job.shape.n_heads, at = td_f32_offset(job, tile.q_begin, n_heads, head);
-    td_f32_load<ROWS, DIM>(job, job.q + at, n_heads, first, tile.n_q, shared->q);
-    td_f32_load<ROWS, DIM>(job, job.dout + at, n_heads, first, tile.n_q, shared->dout);
+    int64_t q_stride = job.shape.q_stride, out_stride = job.out_stride;
+    const float *q = job.q + td_f32_offset(job, tile.q_begin, q_stride, head);
+    const float *dout = job.dout + td_f32_offset(job, tile.q_begin, out_stride, head);
+    td_f32_load<ROWS, DIM>(job, q, q_stride, first, tile.n_q, shared->q);
+    td_f32_load<ROWS, DIM>(job, dout, out_stride, first, tile.n_q, shared->dout);
 }
 
 template <int ROWS, int DIM>
 __device__ __forceinline__ void load_keys(const td_f32_job &job, const td_f32_tile &tile,
                                           int64_t kv_head, int first,
                                           backward_shared<ROWS, DIM> *shared) {
-    int64_t n_kv = job.shape.n_kv_heads, at = td_f32_offset(job, tile.k_begin, n_kv, kv_head);
-    td_f32_load<ROWS, DIM>(job, job.k + at, n_kv, first, tile.n_k, shared->k);
-    td_f32_load<ROWS, DIM>(job, job.v + at, n_kv, first, tile.n_k, shared->v);
+    int64_t k_stride = job.shape.k_stride, v_stride = job.shape.v_stride;
+    const float *k = job.k + td_f32_offset(job, tile.k_begin, k_stride, kv_head);
+    const float *v = job.v + td_f32_offset(job, tile.k_begin, v_stride, kv_head);
+    td_f32_load<ROWS, DIM>(job, k, k_stride, first, tile.n_k, shared->k);
+    td_f32_load<ROWS, DIM>(job, v, v_stride, first, tile.n_k, shared->v);
 }
 
 // Queries that see any key of the tile of keys: from a whole tile of queries on.
@@ -134,9 +142,11 @@ __global__ void __launch_bounds__(TD_F32_THREADS)
     load_keys<ROWS, DIM>(job, tile, kv_head, tile.first, shared);
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)
         add_head<ROWS, DIM>(job, tile, head, shared, sums);
-    int64_t at = td_f32_offset(job, tile.k_begin, n_kv, kv_head);
-    td_f32_store<R, DIM>(job, job.dk + at, n_kv, tile.first, tile.n_k, sums.dk);
-    td_f32_store<R, DIM>(job, job.dv + at, n_kv, tile.first, tile.n_k, sums.dv);
+    int64_t k_stride = job.shape.k_stride, v_stride = job.shape.v_stride;
+    float *dk = job.dk + td_f32_offset(job, tile.k_begin, k_stride, kv_head);
+    float *dv = job.dv + td_f32_offset(job, tile.k_begin, v_stride, kv_head);
+    td_f32_store<R, DIM>(job, dk, k_stride, tile.first, tile.n_k, sums.dk);
+    td_f32_store<R, DIM>(job, dv, v_stride, tile.first, tile.n_k, sums.dv);
 }
 
 template <int ROWS, int DIM>
@@ -159,7 +169,8 @@ __global__ void __launch_bounds__(TD_F32_THREADS)
         __syncthreads();
         td_f32_accumulate<R, DIM>(shared->ds, shared->k, dq);
     }
-    td_f32_store<R, DIM>(job, job.dq + td_f32_offset(job, tile.q_begin, n_heads, head), n_heads,
+    int64_t q_stride = job.shape.q_stride;
+    td_f32_store<R, DIM>(job, job.dq + td_f32_offset(job, tile.q_begin, q_stride, head), q_stride,
                          tile.first, tile.n_q, dq);
 }
 
@@ -192,7 +203,7 @@ td_f32_job make_job(const td_op_context *context, const td_attention_backward_ar
     job.dq = static_cast<float *>(args->dq);
     job.dk = static_cast<float *>(args->dk);
     job.dv = static_cast<float *>(args->dv);
-    job.wide = td_f32_is_wide(job);
+    td_f32_complete(job);
     return job;
 }
 

@@ -52,7 +52,7 @@ __device__ __forceinline__ void take_row(softmax_rows<R, DIM> &rows, int r,
 }
 
 // Scores of the queries with the keys from first_key on, to weights.
-template <int ROWS, int DIM>
+template <int ROWS, int DIM, bool CAPPED>
 __device__ __forceinline__ void take_keys(const td_f32_job &job, const td_f32_tile &tile,
                                           int first_key, forward_shared<ROWS, DIM> *shared,
                                           softmax_rows<ROWS / 16, DIM> &rows) {
@@ -65,7 +65,8 @@ __device__ __forceinline__ void take_keys(const td_f32_job &job, const td_f32_ti
 #pragma unroll
         for (int c = 0; c < R; c++) {
             bool seen = td_f32_sees(job, tile, tile.first + first_row + r, first_key + tx + 16 * c);
-            scores[r][c] = seen ? scores[r][c] * job.shape.scale : -INFINITY;
+            scores[r][c] =
+                seen ? td_f32_capped(job, CAPPED, scores[r][c]) * job.score_scale : -INFINITY;
         }
         take_row<R, DIM>(rows, r, scores[r],
                          shared->weights + (first_row + r) * TD_F32_SCORES<ROWS>);
@@ -87,33 +88,37 @@ __device__ __forceinline__ void store_rows(const td_f32_job &job, const td_f32_t
             job.lse[(static_cast<int64_t>(tile.q_begin) + row) * n_heads + head] =
                 rows.largest[r] + logf(rows.sum[r]);
     }
-    td_f32_store<R, DIM>(job, job.out + td_f32_offset(job, tile.q_begin, n_heads, head), n_heads,
-                         tile.first, tile.n_q, rows.out);
+    td_f32_store<R, DIM>(job, job.out + td_f32_offset(job, tile.q_begin, job.out_stride, head),
+                         job.out_stride, tile.first, tile.n_q, rows.out);
 }
 
-template <int ROWS, int DIM>
-__global__ void __launch_bounds__(TD_F32_THREADS)
+// As many blocks per processor as shared memory leaves room for.
+template <int ROWS, int DIM, bool CAPPED>
+__global__ void __launch_bounds__(TD_F32_THREADS, DIM == 128 ? 2 : 3)
     forward_kernel(td_f32_job job, td_f32_sequences run) {
     // The last tiles see the most keys: they start first.
     int64_t n_heads = job.shape.n_heads, n_kv = job.shape.n_kv_heads;
     int64_t number = gridDim.x - 1 - blockIdx.x, head = number % n_heads;
     td_f32_tile tile = td_f32_find(run, static_cast<int>(number / n_heads), ROWS);
-    int64_t keys_at = td_f32_offset(job, tile.k_begin, n_kv, head / (n_heads / n_kv));
+    int64_t q_stride = job.shape.q_stride, kv_head = head / (n_heads / n_kv);
+    int64_t k_stride = job.shape.k_stride, v_stride = job.shape.v_stride;
+    const float *k = job.k + td_f32_offset(job, tile.k_begin, k_stride, kv_head);
+    const float *v = job.v + td_f32_offset(job, tile.k_begin, v_stride, kv_head);
     auto *shared = td_cuda_shared<forward_shared<ROWS, DIM>>();
     softmax_rows<ROWS / 16, DIM> rows = {};
 #pragma unroll
     for (int r = 0; r < ROWS / 16; r++)
         rows.largest[r] = -INFINITY;
-    td_f32_load<ROWS, DIM>(job, job.q + td_f32_offset(job, tile.q_begin, n_heads, head), n_heads,
+    td_f32_load<ROWS, DIM>(job, job.q + td_f32_offset(job, tile.q_begin, q_stride, head), q_stride,
                            tile.first, tile.n_q, shared->q);
     int2 keys = td_f32_seen_keys<ROWS>(job, tile);
     for (int key = keys.x; key < keys.y; key += ROWS) {
         __syncthreads(); // the values before have been used
-        td_f32_load<ROWS, DIM>(job, job.k + keys_at, n_kv, key, tile.n_k, shared->keys);
+        td_f32_load<ROWS, DIM>(job, k, k_stride, key, tile.n_k, shared->keys);
         __syncthreads();
-        take_keys<ROWS, DIM>(job, tile, key, shared, rows);
+        take_keys<ROWS, DIM, CAPPED>(job, tile, key, shared, rows);
         __syncthreads();
-        td_f32_load<ROWS, DIM>(job, job.v + keys_at, n_kv, key, tile.n_k, shared->keys);
+        td_f32_load<ROWS, DIM>(job, v, v_stride, key, tile.n_k, shared->keys);
         __syncthreads();
         td_f32_accumulate<ROWS / 16, DIM>(shared->weights, shared->keys, rows.out);
     }
@@ -132,14 +137,15 @@ td_status td_cuda_attention_forward_f32(const td_op_context *context,
     job.v = static_cast<const float *>(args->v);
     job.out = static_cast<float *>(args->out);
     job.lse = args->lse;
-    job.wide = td_f32_is_wide(job);
+    td_f32_complete(job);
     return td_f32_by_dim(op, args->shape, [&](auto columns) {
         constexpr int DIM = decltype(columns)::value, ROWS = DIM == 256 ? 32 : 64;
+        auto *kernel = job.tanh_scale > 0.0f ? forward_kernel<ROWS, DIM, true>
+                                             : forward_kernel<ROWS, DIM, false>;
         return td_f32_by_sequences(args->shape, false, ROWS, [&](const td_f32_sequences &run) {
             int64_t blocks = run.first_tile[run.n] * args->shape.n_heads;
-            return td_cuda_launch(context, op, forward_kernel<ROWS, DIM>,
-                                  dim3(td_cuda_blocks(blocks, 1)), TD_F32_THREADS,
-                                  sizeof(forward_shared<ROWS, DIM>), job, run);
+            return td_cuda_launch(context, op, kernel, dim3(td_cuda_blocks(blocks, 1)),
+                                  TD_F32_THREADS, sizeof(forward_shared<ROWS, DIM>), job, run);
         });
     });
 }

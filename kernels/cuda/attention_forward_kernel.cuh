@@ -28,7 +28,7 @@ template <int D> struct td_forward_sizes {
 template <int D> struct td_forward_state {
     static constexpr int M = td_forward_sizes<D>::M;
     float out[M][D / 8][4];
-    float largest[M][2]; // score so far, unscaled
+    float largest[M][2]; // score so far, without score_scale
     float sum[M][2];     // of this lane's columns
 };
 
@@ -103,7 +103,7 @@ __device__ __forceinline__ void td_softmax_step(td_forward_state<D> &state,
 }
 
 // One tile of keys for one warp, whose rows start at `query`.
-template <int D>
+template <int D, bool CAPPED>
 __device__ __forceinline__ void
 td_forward_tile(const td_attention_problem &problem, td_forward_state<D> &state, td_tile<D> q,
                 td_tile<D> k, td_tile<D> v, const td_visibility &visibility, int query, int key,
@@ -111,9 +111,11 @@ td_forward_tile(const td_attention_problem &problem, td_forward_state<D> &state,
     using sizes = td_forward_sizes<D>;
     float s[sizes::M][sizes::KEYS / 8][4];
     td_product_rows(s, q, lane.warp * sizes::WARP_ROWS, k, lane.lane);
+    if constexpr (CAPPED)
+        td_scores_cap(s, problem.tanh_scale);
     if (!visibility.all(query, sizes::WARP_ROWS, key, sizes::KEYS))
         td_scores_mask(s, visibility, query, key, lane);
-    td_softmax_step<D>(state, s, problem.scale * TD_LOG2_E);
+    td_softmax_step<D>(state, s, problem.score_scale * TD_LOG2_E);
     td_product_accumulate<D>(state.out, s, v, lane.lane);
 }
 
@@ -148,16 +150,17 @@ td_forward_end(const td_attention_forward_params &params, const td_attention_seq
             int row = query + m * 16 + half * 8 + lane.row;
             if (params.lse && lane.pair == 0 && row < sequence.n_q)
                 params.lse[static_cast<int64_t>(sequence.q_begin + row) * problem.n_heads + head] =
-                    state.largest[m][half] * problem.scale + logf(sum);
+                    state.largest[m][half] * problem.score_scale + logf(sum);
         }
         td_tile_put<D>(tile, first_row + m * 16, lane, state.out[m], factor);
     }
-    td_tile_store<sizes::WARP_ROWS>(tile, first_row, lane,
-                                    td_query_rows(problem, sequence, params.out, head), query);
+    td_tile_store<sizes::WARP_ROWS>(
+        tile, first_row, lane,
+        td_query_rows(problem, sequence, params.out, problem.out_stride, head), query);
 }
 
 // Grid: (tiles of queries, n_heads).
-template <int D>
+template <int D, bool CAPPED>
 __global__ void __launch_bounds__(TD_TILE_THREADS)
     td_attention_forward_kernel(td_attention_forward_params params) {
     using sizes = td_forward_sizes<D>;
@@ -169,14 +172,17 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
     // The last tiles see the most keys: started first, they do not end last.
     const int first = (sequence.n_tiles - 1 - sequence.tile) * sizes::ROWS;
     const int query = first + lane.warp * sizes::WARP_ROWS; // the warp's first row
-    const td_rows<const bf16> k = td_key_rows(problem, sequence, params.k, key_head);
-    const td_rows<const bf16> v = td_key_rows(problem, sequence, params.v, key_head);
+    const td_rows<const bf16> k =
+        td_key_rows(problem, sequence, params.k, problem.k_stride, key_head);
+    const td_rows<const bf16> v =
+        td_key_rows(problem, sequence, params.v, problem.v_stride, key_head);
     const td_range keys = td_keys_seen(visibility, sequence, first, sizes::ROWS, sizes::KEYS);
 
     td_forward_state<D> state;
     td_forward_begin(state);
     td_tile_load<sizes::ROWS>(td_forward_queries<D>(),
-                              td_query_rows(problem, sequence, params.q, head), first);
+                              td_query_rows(problem, sequence, params.q, problem.q_stride, head),
+                              first);
     td_tile_load<sizes::KEYS>(td_forward_keys<D>(0), k, keys.begin);
     td_tile_load<sizes::KEYS>(td_forward_values<D>(0), v, keys.begin);
     td_ptx_cp_async_commit();
@@ -190,8 +196,9 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
             td_ptx_cp_async_commit();
         }
         if (query < sequence.n_q && !visibility.none(query, sizes::WARP_ROWS, key, sizes::KEYS))
-            td_forward_tile(problem, state, td_forward_queries<D>(), td_forward_keys<D>(buffer),
-                            td_forward_values<D>(buffer), visibility, query, key, lane);
+            td_forward_tile<D, CAPPED>(problem, state, td_forward_queries<D>(),
+                                       td_forward_keys<D>(buffer), td_forward_values<D>(buffer),
+                                       visibility, query, key, lane);
     }
     td_forward_end(params, sequence, state, td_forward_queries<D>(), query, lane);
 }
@@ -200,11 +207,13 @@ template <int D>
 td_status td_attention_forward_launch(const td_op_context *context, const td_attention_shape *shape,
                                       td_attention_forward_params *params) {
     using sizes = td_forward_sizes<D>;
+    auto *kernel = params->problem.tanh_scale > 0.0f ? td_attention_forward_kernel<D, true>
+                                                     : td_attention_forward_kernel<D, false>;
     return td_attention_each_batch(
         shape, TD_TILES_OF_QUERIES, sizes::ROWS, &params->problem, [&](unsigned tiles) {
             dim3 grid(tiles, static_cast<unsigned>(shape->n_heads));
-            return td_cuda_launch(context, "attention_forward", td_attention_forward_kernel<D>,
-                                  grid, dim3(TD_TILE_THREADS), sizes::SHARED_BYTES, *params);
+            return td_cuda_launch(context, "attention_forward", kernel, grid, dim3(TD_TILE_THREADS),
+                                  sizes::SHARED_BYTES, *params);
         });
 }
 

@@ -1,6 +1,7 @@
 // Attention: values and gradients against plain double loops, gradients of these against finite
 // differences, and what the CPU backend promises about bits.
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,7 @@ enum { MAX_LENGTHS = 5, MAX_SEQUENCES = 600 };
 
 typedef struct attention_case {
     int64_t n_heads, n_kv_heads, head_dim, window;
+    double softcap; // 0: none
     int n_lengths;
     int32_t n_q[MAX_LENGTHS], n_k[MAX_LENGTHS];
     double spread;  // q and k are uniform in [-spread, spread]
@@ -22,40 +24,54 @@ typedef struct attention_case {
 // rows, 16 lanes), of the CUDA backend (tiles of 16 to 128 rows, widths of 32, 64, 80, 96, 128 and
 // 256, 256 sequences at a time) and odd ones.
 static const attention_case CASES[] = {
-    {2, 1, 8, 0, 1, {5}, {5}, 1.0, 1, 0, 0},
-    {3, 1, 16, 3, 2, {6, 3}, {6, 5}, 1.0, 1, 0, 0},
-    {4, 4, 16, 0, 3, {33, 1, 70}, {33, 1, 70}, 1.0, 0, 0, 0},
-    {9, 3, 64, 0, 2, {131, 40}, {131, 40}, 1.0, 0, 0, 0},
-    {9, 3, 64, 20, 2, {61, 90}, {61, 90}, 1.0, 0, 0, 0},
-    {4, 1, 80, 0, 2, {45, 19}, {45, 19}, 1.0, 0, 0, 0},
-    {4, 1, 96, 50, 1, {129}, {129}, 1.0, 0, 0, 0},
-    {8, 1, 128, 0, 2, {17, 40}, {17, 40}, 0.5, 0, 0, 0},
-    {2, 2, 256, 0, 1, {37}, {37}, 0.3, 0, 0, 0},
-    {3, 1, 20, 0, 2, {50, 7}, {50, 7}, 1.0, 0, 0, 0}, // not whole lanes
-    {4, 1, 64, 0, 3, {1, 1, 1}, {300, 1, 64}, 1.0, 0, 0, 0},
-    {4, 1, 64, 100, 2, {1, 3}, {290, 257}, 1.0, 0, 0, 0},
-    {2, 2, 40, 0, 3, {5, 0, 30}, {140, 9, 160}, 1.0, 0, 0, 0},
-    {1, 1, 32, 2, 1, {150}, {150}, 1.0, 0, 0, 0},       // itself and the key before
-    {6, 2, 64, 130, 1, {300}, {300}, 1.0, 0, 0, 0},     // windows that skip blocks of keys
-    {3, 1, 64, 0, 2, {140, 9}, {140, 9}, 5.0, 0, 0, 0}, // scores of tens: nearly one-hot rows
-    {150, 1, 8, 0, 1, {9}, {9}, 1.0, 0, 0, 0},          // one token fills more than a block of rows
-    {2, 1, 128, 0, 2, {200, 3}, {230, 70}, 0.5, 0, 0, 0},
-    {2, 1, 128, 45, 2, {3, 140}, {100, 150}, 0.5, 0, 0, 0},
-    {3, 1, 80, 0, 1, {150}, {170}, 1.0, 0, 0, 0},
-    {2, 1, 160, 0, 1, {70}, {70}, 0.5, 0, 0, 0}, // between two widths
-    {2, 1, 256, 70, 1, {140}, {150}, 0.3, 0, 0, 0},
-    {1, 1, 32, 33, 2, {64, 129}, {64, 129}, 1.0, 0, 0, 0}, // whole tiles and one row more
-    {2, 1, 32, 0, 4, {3, 0, 1, 2}, {3, 2, 4, 2}, 1.0, 0, 0, 130},
-    {2, 1, 10, 0, 1, {70}, {71}, 1.0, 0, 0, 0},   // rows at any even address
-    {2, 1, 67, 40, 1, {70}, {103}, 1.0, 0, 0, 0}, // and at odd ones
+    {2, 1, 8, 0, 0, 1, {5}, {5}, 1.0, 1, 0, 0},
+    {3, 1, 16, 3, 0, 2, {6, 3}, {6, 5}, 1.0, 1, 0, 0},
+    {4, 4, 16, 0, 0, 3, {33, 1, 70}, {33, 1, 70}, 1.0, 0, 0, 0},
+    {9, 3, 64, 0, 0, 2, {131, 40}, {131, 40}, 1.0, 0, 0, 0},
+    {9, 3, 64, 20, 0, 2, {61, 90}, {61, 90}, 1.0, 0, 0, 0},
+    {4, 1, 80, 0, 0, 2, {45, 19}, {45, 19}, 1.0, 0, 0, 0},
+    {4, 1, 96, 50, 0, 1, {129}, {129}, 1.0, 0, 0, 0},
+    {8, 1, 128, 0, 0, 2, {17, 40}, {17, 40}, 0.5, 0, 0, 0},
+    {2, 2, 256, 0, 0, 1, {37}, {37}, 0.3, 0, 0, 0},
+    {3, 1, 20, 0, 0, 2, {50, 7}, {50, 7}, 1.0, 0, 0, 0}, // not whole lanes
+    {4, 1, 64, 0, 0, 3, {1, 1, 1}, {300, 1, 64}, 1.0, 0, 0, 0},
+    {4, 1, 64, 100, 0, 2, {1, 3}, {290, 257}, 1.0, 0, 0, 0},
+    {2, 2, 40, 0, 0, 3, {5, 0, 30}, {140, 9, 160}, 1.0, 0, 0, 0},
+    {1, 1, 32, 2, 0, 1, {150}, {150}, 1.0, 0, 0, 0},       // itself and the key before
+    {6, 2, 64, 130, 0, 1, {300}, {300}, 1.0, 0, 0, 0},     // windows that skip blocks of keys
+    {3, 1, 64, 0, 0, 2, {140, 9}, {140, 9}, 5.0, 0, 0, 0}, // scores of tens: nearly one-hot rows
+    {150, 1, 8, 0, 0, 1, {9}, {9}, 1.0, 0, 0, 0}, // one token fills more than a block of rows
+    {2, 1, 128, 0, 0, 2, {200, 3}, {230, 70}, 0.5, 0, 0, 0},
+    {2, 1, 128, 45, 0, 2, {3, 140}, {100, 150}, 0.5, 0, 0, 0},
+    {3, 1, 80, 0, 0, 1, {150}, {170}, 1.0, 0, 0, 0},
+    {2, 1, 160, 0, 0, 1, {70}, {70}, 0.5, 0, 0, 0}, // between two widths
+    {2, 1, 256, 70, 0, 1, {140}, {150}, 0.3, 0, 0, 0},
+    {1, 1, 32, 33, 0, 2, {64, 129}, {64, 129}, 1.0, 0, 0, 0}, // whole tiles and one row more
+    {2, 1, 32, 0, 0, 4, {3, 0, 1, 2}, {3, 2, 4, 2}, 1.0, 0, 0, 130},
+    {2, 1, 10, 0, 0, 1, {70}, {71}, 1.0, 0, 0, 0},   // rows at any even address
+    {2, 1, 67, 40, 0, 1, {70}, {103}, 1.0, 0, 0, 0}, // and at odd ones
     // Tiles of which one row sees one key or all rows but one see all; few keys have all the
     // weight.
-    {2, 1, 64, 128, 1, {230}, {231}, 3.0, 0, 0, 0},
-    {2, 1, 128, 64, 1, {100}, {101}, 2.0, 0, 0, 0},
-    {9, 3, 64, 0, 1, {512}, {512}, 1.0, 0, 1, 0},
-    {9, 3, 64, 0, 1, {2048}, {2048}, 1.0, 0, 1, 0},
-    {32, 8, 128, 0, 1, {1024}, {1024}, 1.0, 0, 1, 0},
-    {9, 3, 64, 0, 1, {1}, {4096}, 1.0, 0, 1, 0},
+    {2, 1, 64, 128, 0, 1, {230}, {231}, 3.0, 0, 0, 0},
+    {2, 1, 128, 64, 0, 1, {100}, {101}, 2.0, 0, 0, 0},
+    // Soft caps: tanh nearly linear, bent, and with most scores where it is flat.
+    {2, 1, 8, 0, 20.0, 1, {5}, {5}, 1.0, 1, 0, 0},
+    {3, 1, 16, 3, 0.3, 2, {6, 3}, {6, 5}, 1.0, 1, 0, 0},
+    {2, 2, 16, 0, 2.0, 1, {7}, {9}, 3.0, 1, 0, 0},
+    {9, 3, 64, 20, 0.5, 2, {40, 7}, {40, 7}, 1.0, 0, 0, 0},
+    {3, 1, 64, 0, 5.0, 1, {70}, {70}, 5.0, 0, 0, 0},
+    {2, 1, 20, 0, 1.0, 1, {50}, {57}, 2.0, 0, 0, 0},
+    {2, 1, 80, 0, 30.0, 1, {40}, {40}, 2.0, 0, 0, 0},
+    {2, 1, 96, 0, 1.0, 1, {40}, {40}, 1.0, 0, 0, 0},
+    {2, 1, 128, 30, 2.0, 1, {40}, {70}, 2.0, 0, 0, 0},
+    {8, 4, 256, 0, 50.0, 1, {20}, {20}, 2.0, 0, 0, 0}, // Gemma 2
+    {2, 1, 256, 20, 0.5, 1, {20}, {45}, 1.0, 0, 0, 0},
+    {4, 1, 64, 100, 1.0, 2, {1, 3}, {290, 137}, 1.0, 0, 0, 0},
+    {9, 3, 64, 0, 0, 1, {512}, {512}, 1.0, 0, 1, 0},
+    {9, 3, 64, 0, 0, 1, {2048}, {2048}, 1.0, 0, 1, 0},
+    {32, 8, 128, 0, 0, 1, {1024}, {1024}, 1.0, 0, 1, 0},
+    {9, 3, 64, 0, 0, 1, {1}, {4096}, 1.0, 0, 1, 0},
+    {8, 4, 256, 0, 50.0, 1, {512}, {512}, 2.0, 0, 1, 0},
 };
 
 // One case at work: the lengths as offsets, the inputs, and where the reference puts its results.
@@ -66,6 +82,7 @@ typedef struct attention_data {
     float scale;
     op_buffer *q, *k, *v, *dout, *out, *lse;
     double *probabilities; // (longest n_k)
+    double *slopes;        // (longest n_k) of the soft cap
     double *ref_out, *ref_lse, *ref_dq, *ref_dk, *ref_dv;
 } attention_data;
 
@@ -90,6 +107,7 @@ static td_attention_shape shape_of(const attention_data *data) {
                                 .n_kv_heads = c->n_kv_heads,
                                 .head_dim = c->head_dim,
                                 .scale = data->scale,
+                                .softcap = (float)c->softcap,
                                 .window = c->window,
                                 .q_stride = c->n_heads * c->head_dim,
                                 .k_stride = c->n_kv_heads * c->head_dim,
@@ -149,13 +167,21 @@ static void add_scaled(double *y, const double *x, double factor, int64_t n) {
         y[i] += factor * x[i];
 }
 
-// Softmax of the row into data->probabilities; returns its log-sum-exp.
+// cap * tanh(score / cap), and its derivative.
+static double capped(double score, double cap, double *slope) {
+    double share = cap > 0 ? tanh(score / cap) : 0.0;
+    *slope = 1.0 - share * share;
+    return cap > 0 ? cap * share : score;
+}
+
+// Softmax of the row into data->probabilities, slopes into data->slopes; returns the log-sum-exp.
 static double reference_softmax(const attention_data *data, const reference_row *row) {
     const attention_case *c = data->shape;
     double largest = -INFINITY, sum = 0, *p = data->probabilities;
     for (int64_t j = 0; j < row->n_keys; j++) {
-        p[j] = (double)data->scale *
-               dot(data->q->values + row->q_at, data->k->values + kv_at(c, row, j), c->head_dim);
+        double product =
+            dot(data->q->values + row->q_at, data->k->values + kv_at(c, row, j), c->head_dim);
+        p[j] = capped((double)data->scale * product, (double)(float)c->softcap, &data->slopes[j]);
         largest = fmax(largest, p[j]);
     }
     for (int64_t j = 0; j < row->n_keys; j++)
@@ -182,8 +208,8 @@ static void reference_row_backward(attention_data *data, const reference_row *ro
     reference_softmax(data, row);
     for (int64_t j = 0; j < row->n_keys; j++) {
         int64_t at = kv_at(c, row, j);
-        double p = data->probabilities[j];
-        double ds = p * (dot(dout, data->v->values + at, c->head_dim) - delta) * data->scale;
+        double p = data->probabilities[j], slope = data->slopes[j] * data->scale;
+        double ds = p * (dot(dout, data->v->values + at, c->head_dim) - delta) * slope;
         add_scaled(data->ref_dv + at, dout, p, c->head_dim);
         add_scaled(data->ref_dk + at, data->q->values + row->q_at, ds, c->head_dim);
         add_scaled(data->ref_dq + row->q_at, data->k->values + at, ds, c->head_dim);
@@ -241,6 +267,7 @@ static void data_inputs(attention_data *data) {
 static void data_reference(attention_data *data) {
     op_run *run = data->run;
     data->probabilities = op_doubles(run, longest(data->shape));
+    data->slopes = op_doubles(run, longest(data->shape));
     data->ref_out = op_doubles(run, data->q->n);
     data->ref_lse = op_doubles(run, data->lse->n);
     data->ref_dq = op_doubles(run, data->q->n);
@@ -309,8 +336,11 @@ static void run_case(op_run *run, const char *op, const attention_case *c,
                      void (*check)(attention_data *)) {
     if (c->timed_only && !run->timing)
         return;
-    if (!op_case_begin(run, op, "heads=%d/%d d=%d window=%d sequences=%d first=%d/%d",
-                       (int)c->n_heads, (int)c->n_kv_heads, (int)c->head_dim, (int)c->window,
+    char cap[24] = "";
+    if (c->softcap > 0)
+        snprintf(cap, sizeof cap, " cap=%g", c->softcap);
+    if (!op_case_begin(run, op, "heads=%d/%d d=%d window=%d%s sequences=%d first=%d/%d",
+                       (int)c->n_heads, (int)c->n_kv_heads, (int)c->head_dim, (int)c->window, cap,
                        n_sequences(c), c->n_q[0], c->n_k[0]))
         return;
     attention_data data = {.shape = c, .run = run};
@@ -401,6 +431,139 @@ static void check_moved_gradients(attention_data *data) {
     }
 }
 
+// q, k and v side by side in one matrix, with foreign columns before, between and behind them.
+typedef struct fused_matrix {
+    op_buffer *buffer; // (rows, cols) act
+    int64_t cols;
+    int64_t begin[3]; // first column of each part
+} fused_matrix;
+
+static int64_t part_cols(const attention_case *c, int part) {
+    return (part == 0 ? c->n_heads : c->n_kv_heads) * c->head_dim;
+}
+
+static int64_t part_rows(const attention_data *data, int part) {
+    return part == 0 ? q_tokens(data) : k_tokens(data);
+}
+
+// Every element is NaN.
+static fused_matrix fused_make(const attention_data *data, int64_t gap) {
+    fused_matrix fused = {.cols = gap};
+    for (int part = 0; part < 3; part++) {
+        fused.begin[part] = fused.cols;
+        fused.cols += part_cols(data->shape, part) + gap;
+    }
+    int64_t rows = k_tokens(data); // at least as many keys as queries
+    fused.buffer = op_output(data->run, data->run->ops->activation, rows * fused.cols);
+    return fused;
+}
+
+// What is no part of q, k or v stays NaN.
+static fused_matrix fused_inputs(const attention_data *data, int64_t gap) {
+    fused_matrix fused = fused_make(data, gap);
+    const op_buffer *parts[] = {data->q, data->k, data->v};
+    for (int part = 0; part < 3; part++) {
+        int64_t n = part_cols(data->shape, part);
+        for (int64_t row = 0; row < part_rows(data, part); row++)
+            memcpy(fused.buffer->values + row * fused.cols + fused.begin[part],
+                   parts[part]->values + row * n, (size_t)n * sizeof(double));
+    }
+    fused.buffer = op_given(data->run, fused.buffer->dtype, fused.buffer->n, fused.buffer->values);
+    return fused;
+}
+
+static void *fused_part(const fused_matrix *fused, int part) {
+    size_t offset = (size_t)fused->begin[part] * td_dtype_bytes(fused->buffer->dtype);
+    return (char *)fused->buffer->memory + offset;
+}
+
+static td_attention_shape fused_shape(const attention_data *data, const fused_matrix *fused) {
+    td_attention_shape shape = shape_of(data);
+    shape.q_stride = shape.k_stride = shape.v_stride = fused->cols;
+    return shape;
+}
+
+static int same_part(const attention_data *data, const fused_matrix *fused, int part,
+                     const op_buffer *expected) {
+    int64_t n = part_cols(data->shape, part);
+    int same = 1;
+    for (int64_t row = 0; row < part_rows(data, part); row++)
+        same &= memcmp(fused->buffer->values + row * fused->cols + fused->begin[part],
+                       expected->values + row * n, (size_t)n * sizeof(double)) == 0;
+    return same;
+}
+
+static int64_t count_numbers(const op_buffer *buffer) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < buffer->n; i++)
+        count += !isnan(buffer->values[i]);
+    return count;
+}
+
+static void check_fused_forward(attention_data *data, const fused_matrix *in) {
+    op_run *run = data->run;
+    op_buffer *out = op_output(run, run->ops->activation, data->out->n);
+    op_buffer *lse = op_output(run, TD_F32, data->lse->n);
+    td_attention_forward_args args = {fused_shape(data, in), fused_part(in, 0), fused_part(in, 1),
+                                      fused_part(in, 2),     out->memory,       lse->memory};
+    OP_CALL(run, attention_forward, &args, 0, 0);
+    op_fetch(run, out);
+    op_fetch(run, lse);
+    op_expect_true(run, "out has the bits of contiguous q, k and v",
+                   same_rows(data->out, out, 0, 1));
+    op_expect_true(run, "lse has the bits of contiguous q, k and v",
+                   same_rows(data->lse, lse, 0, 1));
+}
+
+static void check_fused_backward(attention_data *data, const attention_gradients *expected,
+                                 const fused_matrix *in, int64_t gap) {
+    op_run *run = data->run;
+    fused_matrix out = fused_make(data, gap);
+    td_attention_backward_args args = {
+        fused_shape(data, in), fused_part(in, 0),   fused_part(in, 1),  fused_part(in, 2),
+        data->out->memory,     data->lse->memory,   data->dout->memory, fused_part(&out, 0),
+        fused_part(&out, 1),   fused_part(&out, 2),
+    };
+    OP_CALL(run, attention_backward, &args, 0, 0);
+    op_fetch(run, out.buffer);
+    op_expect_true(run, "dq has the bits of the contiguous",
+                   same_part(data, &out, 0, expected->dq));
+    op_expect_true(run, "dk has the bits of the contiguous",
+                   same_part(data, &out, 1, expected->dk));
+    op_expect_true(run, "dv has the bits of the contiguous",
+                   same_part(data, &out, 2, expected->dv));
+    op_expect_true(run, "nothing but dq, dk and dv is written",
+                   count_numbers(out.buffer) == data->q->n + data->k->n + data->v->n);
+}
+
+// Gaps of whole 16-byte accesses and others.
+static void check_columns(attention_data *data) {
+    static const int64_t gaps[] = {8, 3};
+    call_forward(data, data->out, data->lse);
+    op_fetch(data->run, data->out);
+    op_fetch(data->run, data->lse);
+    attention_gradients contiguous = fetched_backward(data);
+    for (int i = 0; i < 2; i++) {
+        fused_matrix in = fused_inputs(data, gaps[i]);
+        check_fused_forward(data, &in);
+        check_fused_backward(data, &contiguous, &in, gaps[i]);
+    }
+}
+
+// Columns of a wider matrix: training, and queries that follow a cache.
+static void cases_columns(op_run *run) {
+    static const attention_case COLUMNS[] = {
+        {6, 2, 64, 20, 0, 2, {45, 7}, {45, 7}, 1.0, 0, 0, 0},
+        {2, 2, 96, 0, 0, 1, {40}, {40}, 1.0, 0, 0, 0}, // Phi-3
+        {2, 1, 80, 0, 2.0, 2, {1, 30}, {140, 37}, 1.0, 0, 0, 0},
+        {2, 1, 128, 0, 0, 2, {1, 20}, {70, 20}, 1.0, 0, 0, 0},
+        {4, 2, 256, 15, 50.0, 1, {20}, {35}, 2.0, 0, 0, 0},
+        {2, 1, 19, 0, 0, 1, {20}, {33}, 1.0, 0, 0, 0},
+    };
+    for (size_t i = 0; i < sizeof COLUMNS / sizeof COLUMNS[0] && !run->timing; i++)
+        run_case(run, "attention_backward", &COLUMNS[i], check_columns);
+}
+
 static void check_packed_bits(attention_data *data) {
     op_run *run = data->run;
     attention_case c = *data->shape;
@@ -448,12 +611,12 @@ static void cases_bits(op_run *run) {
     if (!promised || run->timing)
         return;
     static const attention_case PACKED[] = {
-        {6, 2, 64, 0, 4, {37, 150, 1, 64}, {37, 150, 1, 64}, 1.0, 0, 0, 0},
-        {4, 1, 48, 33, 3, {129, 20, 70}, {129, 140, 70}, 1.0, 0, 0, 0},
+        {6, 2, 64, 0, 0, 4, {37, 150, 1, 64}, {37, 150, 1, 64}, 1.0, 0, 0, 0},
+        {4, 1, 48, 33, 0, 3, {129, 20, 70}, {129, 140, 70}, 1.0, 0, 0, 0},
     };
     static const attention_case CACHED[] = {
-        {6, 2, 64, 0, 1, {290}, {290}, 1.0, 0, 0, 0},
-        {3, 3, 40, 50, 1, {150}, {150}, 1.0, 0, 0, 0},
+        {6, 2, 64, 0, 0, 1, {290}, {290}, 1.0, 0, 0, 0},
+        {3, 3, 40, 50, 0.5, 1, {150}, {150}, 1.0, 0, 0, 0},
     };
     for (int i = 0; i < 2; i++) {
         run_case(run, "attention_backward", &PACKED[i], check_packed_bits);
@@ -466,10 +629,15 @@ void cases_attention(op_run *run) {
         run_case(run, "attention_forward", &CASES[i], check_forward);
         run_case(run, "attention_backward", &CASES[i], check_backward);
     }
-    static const attention_case HUGE_SCORES = {3, 1, 64, 0, 1, {150}, {150}, 300.0, 0, 0, 0};
-    run_case(run, "attention_forward", &HUGE_SCORES, check_huge_scores);
-    static const attention_case MOVED = {2, 1, 64, 0, 2, {40, 9}, {45, 9}, 1.0, 0, 0, 0};
+    static const attention_case HUGE_SCORES[] = {
+        {3, 1, 64, 0, 0, 1, {150}, {150}, 300.0, 0, 0, 0},
+        {2, 1, 64, 0, 50.0, 1, {70}, {70}, 300.0, 0, 0, 0},
+    };
+    for (int i = 0; i < 2; i++)
+        run_case(run, "attention_forward", &HUGE_SCORES[i], check_huge_scores);
+    static const attention_case MOVED = {2, 1, 64, 0, 0, 2, {40, 9}, {45, 9}, 1.0, 0, 0, 0};
     if (!run->timing)
         run_case(run, "attention_backward", &MOVED, check_moved_gradients);
+    cases_columns(run);
     cases_bits(run);
 }
