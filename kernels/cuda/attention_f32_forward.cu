@@ -92,9 +92,9 @@ __device__ __forceinline__ void store_rows(const td_f32_job &job, const td_f32_t
                          job.out_stride, tile.first, tile.n_q, rows.out);
 }
 
-// As many blocks per processor as shared memory leaves room for.
+// Shared memory leaves room for three blocks of 64 columns; 0: registers are left to the compiler.
 template <int ROWS, int DIM, bool CAPPED>
-__global__ void __launch_bounds__(TD_F32_THREADS, DIM == 128 ? 2 : 3)
+__global__ void __launch_bounds__(TD_F32_THREADS, DIM == 64 ? 3 : 0)
     forward_kernel(td_f32_job job, td_f32_sequences run) {
     // The last tiles see the most keys: they start first.
     int64_t n_heads = job.shape.n_heads, n_kv = job.shape.n_kv_heads;
