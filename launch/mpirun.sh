@@ -7,4 +7,6 @@ shift
 if [ "$(id -u)" -eq 0 ]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
-exec mpirun --quiet --oversubscribe --bind-to none -n "$ranks" "$@"
+# A host that cannot be reached any more is noticed in seconds; by itself the system would take hours.
+exec mpirun --quiet --oversubscribe --bind-to none --mca oob_tcp_keepalive_time 3 --mca oob_tcp_keepalive_intvl 1 \
+    --mca oob_tcp_keepalive_probes 3 -n "$ranks" "$@"
