@@ -81,8 +81,12 @@ END
         # Slurm hands out device files and looks at no more than their numbers: these are /dev/null by another name.
         mknod "$slurm_folder/$node-gpu0" c 1 3 2>/dev/null && mknod "$slurm_folder/$node-gpu1" c 1 3 2>/dev/null ||
             skip "this container may not make device nodes"
-        echo "NodeName=$node Name=gpu File=$slurm_folder/$node-gpu[0-1]"
-    done >"$slurm_folder/gres.conf"
+        echo "NodeName=$node Name=gpu File=$slurm_folder/$node-gpu[0-1]" >>"$slurm_folder/gres.conf"
+        # The nodes' configuration differs in one thing: where the launcher keeps its sockets.
+        mkdir -p "$slurm_folder/conf-$node" "$slurm_folder/pmix-$node"
+        ln -s ../slurm.conf ../gres.conf "$slurm_folder/conf-$node/"
+        echo "PMIxCliTmpDirBase=$slurm_folder/pmix-$node" >"$slurm_folder/conf-$node/mpi.conf"
+    done
 }
 
 # Ends what slurm_start started, in any order of things: by the mark in the environment.
@@ -129,6 +133,10 @@ slurm_start() {
     slurm_guard
     slurm_write_config
     export SLURM_CONF=$slurm_folder/slurm.conf
+    export TANDEM_HOME=$FAULTS_SOURCE TANDEM_PROGRAM=$FAULTS_PROGRAM
+    echo "{}" >"$work/config.json"
+    # Ranks of both nodes share a host name, and Open MPI would share memory by it.
+    export OMPI_MCA_btl=^vader
     srun --mpi=list 2>&1 | grep -q pmix || skip "this Slurm has no pmix plugin"
     dd if=/dev/urandom of="$slurm_folder/munge.key" bs=128 count=1 status=none
     chmod 600 "$slurm_folder/munge.key"
@@ -140,12 +148,53 @@ slurm_start() {
     done
     slurm_daemon slurmctld -D -f "$SLURM_CONF"
     for node in n1 n2; do
-        # Ranks of both nodes share a host name, and Open MPI shared memory by it; each node's launcher has files of its own.
-        slurm_daemon env OMPI_MCA_btl=^vader slurmd -D -N "$node" -f "$SLURM_CONF"
+        slurm_daemon slurmd -D -N "$node" -f "$slurm_folder/conf-$node/slurm.conf"
     done
     for i in $(seq 300); do
         [ "$(sinfo -h -N -o %t 2>/dev/null | grep -c idle)" != 2 ] || return 0
         sleep 0.1
     done
     fail "Slurm did not start: $(tail -n 5 "$slurm_folder"/*.log 2>&1)"
+}
+
+# submit NAME SCRIPT [SBATCH OPTION]... [-- ARGUMENT]...: one of launch/slurm, with the settings of `arguments NAME`.
+submit() {
+    local name=$1 script=$2 options=() words
+    shift 2
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do
+        options+=("$1") && shift
+    done
+    [ $# -eq 0 ] || shift
+    mapfile -t words < <(arguments "$name" "$@")
+    job=$(TANDEM_CONFIG=$work/config.json sbatch --parsable --output="$work/$name.log" "${options[@]}" \
+        "$FAULTS_SOURCE/launch/slurm/$script" "${words[@]:1}" 2>"$work/$name.sbatch") ||
+        fail "sbatch $script: $(cat "$work/$name.sbatch")"
+    current=$name
+}
+
+# state_of JOB: as in RUNNING, COMPLETED, FAILED; code_of JOB.
+field_of() {
+    scontrol --oneliner show job "$1" 2>/dev/null | sed -nE "s/.* $2=([^ ]*).*/\1/p" | head -n 1
+}
+
+state_of() {
+    field_of "$1" JobState
+}
+
+# await_state JOB REGEX [SECONDS]
+await_state() {
+    local i state
+    for i in $(seq $((${3:-60} * 5))); do
+        state=$(state_of "$1")
+        [[ ! $state =~ ^($2)$ ]] || return 0
+        sleep 0.2
+    done
+    fail "$current: job $1 is ${state:-gone}, not $2: $(tail -n 3 "$slurm_folder/slurmctld.log")"
+}
+
+# await_end JOB [SECONDS]: sets $code to the batch script's.
+await_end() {
+    await_state "$1" 'COMPLETED|FAILED|TIMEOUT|CANCELLED|NODE_FAIL|BOOT_FAIL' "${2:-90}"
+    code=$(field_of "$1" ExitCode)
+    code=${code%:*}
 }

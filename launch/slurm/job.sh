@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# The last line of a Slurm batch script: runs tandem on every task of the job, tells it when Slurm announces the job's end, and
+# puts the job back into the queue when it left a checkpoint to go on from.
+# usage: exec launch/slurm/job.sh [--requeue] COMMAND [ARGUMENT]...         tandem's, as in "train CONFIG --resume auto"
+#   --requeue            code 75 (stopped on request after a checkpoint) requeues the job
+#   TANDEM_LAUNCHER      srun (the default where Slurm has the pmix plugin) or mpirun
+#   TANDEM_PROGRAM       the program; else bin/tandem (a bundle) or build/release/tandem beside this folder
+#   TANDEM_MAX_REQUEUES  100
+#
+# "exec" makes this the process that --signal=B:USR1@SECONDS goes to.
+set -uo pipefail
+home=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+requeue=""
+[ "${1:-}" != --requeue ] || { requeue=yes && shift; }
+
+if [ -z "${SLURM_JOB_ID:-}" ] || [ $# -eq 0 ]; then
+    sed -n 4,8p "${BASH_SOURCE[0]}" >&2
+    echo "this runs in a batch script: sbatch launch/slurm/single_node.sbatch" >&2
+    exit 2
+fi
+program=${TANDEM_PROGRAM:-}
+for candidate in "$home/bin/tandem" "$home/build/release/tandem"; do
+    [ -n "$program" ] || [ ! -x "$candidate" ] || program=$candidate
+done
+[ -x "$program" ] || { echo "error: no tandem in $home/bin or $home/build/release: build it, or set TANDEM_PROGRAM" >&2 && exit 2; }
+[ ! -x "$home/bin/mpirun" ] || PATH=$home/bin:$PATH
+
+launcher=${TANDEM_LAUNCHER:-}
+if [ -z "$launcher" ]; then
+    launcher=mpirun
+    ! srun --mpi=list 2>&1 | grep -q pmix || launcher=srun
+fi
+
+# One thread per processor of a task, unless somebody has chosen.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+
+# Ranks end each other by themselves and within their deadline, so srun is not to kill those that are still about to leave with
+# 75 because the first one has (KillOnBadExit). A rank that was killed leaves the others at most --wait.
+with_srun() {
+    exec srun --mpi=pmix --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 --wait=60 "$program" "$@"
+}
+
+# mpirun starts one daemon per node by srun, which is to have the whole node's share of the job, not one task's: each rank then
+# takes the GPU of its local rank.
+with_mpirun() {
+    local name
+    for name in ${!SLURM_*}; do
+        case $name in
+        SLURM_GPUS_PER_TASK | SLURM_TRES_PER_TASK | SLURM_GPU_BIND | SLURM_CPU_BIND | SLURM_CPU_BIND_TYPE) unset "$name" ;;
+        esac
+    done
+    if [ "$(id -u)" -eq 0 ]; then
+        export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    fi
+    exec mpirun --quiet --bind-to none -n "$SLURM_NTASKS" -x OMP_NUM_THREADS "$program" "$@"
+}
+
+case $launcher in
+srun) with_srun "$@" & ;;
+mpirun) with_mpirun "$@" & ;;
+*) echo "error: TANDEM_LAUNCHER is \"$launcher\"; expected srun or mpirun" >&2 && exit 2 ;;
+esac
+ranks=$!
+
+# Both launchers pass SIGUSR1 on to every rank; mpirun does not pass on SIGTERM.
+ask_to_stop() {
+    interrupted=yes
+    echo "job $SLURM_JOB_ID: asked to stop; the ranks write a checkpoint" >&2
+    kill -USR1 "$ranks" 2>/dev/null
+}
+trap ask_to_stop USR1 TERM
+
+# The signal also ends the wait. After the one that told the launcher's code there is nothing to wait for: 127.
+code=0 interrupted=yes
+while [ -n "$interrupted" ]; do
+    interrupted=""
+    wait "$ranks"
+    told=$?
+    [ "$told" -eq 127 ] || code=$told
+done
+
+# A task of an array by its own name: the number of its first task stands for the whole array.
+job=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
+# What was cancelled stays cancelled.
+is_to_go_on() {
+    local state
+    state=$(scontrol --oneliner show job "$job" 2>/dev/null)
+    [[ $state == *JobState=RUNNING* || $state == *Reason=TimeLimit* ]]
+}
+
+if [ "$code" -eq 75 ] && [ -n "$requeue" ] && is_to_go_on; then
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "${TANDEM_MAX_REQUEUES:-100}" ]; then
+        echo "job $job was requeued $SLURM_RESTART_COUNT times, TANDEM_MAX_REQUEUES: it is not any more" >&2
+    else
+        scontrol requeue "$job" && echo "job $job: requeued" >&2
+    fi
+fi
+exit "$code"
