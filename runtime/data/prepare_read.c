@@ -82,6 +82,7 @@ typedef struct reading {
     batch batches[2];
     uint64_t bytes, total_bytes; // total 0: not known
     double began, shown;
+    int64_t rows_shown;
 } reading;
 
 static double seconds(void) {
@@ -389,6 +390,7 @@ static void show_progress(reading *self, const batch *done) {
         now - self->shown < (isatty(STDERR_FILENO) ? 0.25 : 10))
         return;
     self->shown = now;
+    self->rows_shown = done->rows_before_next;
     double rate = (double)done->rows_before_next / spent, bytes = (double)done->bytes_before_next;
     if (self->total_bytes > 0 && bytes > 0)
         td_log_progress(0, "preparing data: %lld rows, %.0f %%, %.0f rows/s, %.0f s left",
@@ -520,6 +522,9 @@ static td_status read_all(reading *self) {
         read_round(self);
         TD_TRY(end_round(self));
     }
+    if (self->rows_shown > 0)
+        td_log_progress(1, "preparing data: %lld rows read in %.1f s; writing the stores",
+                        (long long)self->rows, seconds() - self->began);
     td_part_writer *writer = self->writer;
     self->writer = NULL;
     return td_preparation_agree(self->preparation, td_part_writer_close(writer), "prepare data");
