@@ -72,7 +72,7 @@ def tandem_logits(arguments, tokens):
 
 
 def check_logits(arguments, name, model):
-    tokens = torch.randint(3, model.config.vocab_size, (48,), dtype=torch.int32)
+    tokens = torch.randint(3, model.config.get_text_config().vocab_size, (48,), dtype=torch.int32)
     expected, starts = tandem_logits(arguments, tokens)
     ids = tokens.long()
     with torch.no_grad():
