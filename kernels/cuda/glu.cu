@@ -128,8 +128,8 @@ template <typename T, typename A> glu_layout layout_of(const A *args, bool align
     bool gaps = has_gaps(args->n_cols, args->gate_stride, args->up_stride);
     bool accesses = args->n_cols % per_access == 0 && args->gate_stride % per_access == 0 &&
                     args->up_stride % per_access == 0;
-    int64_t rows = gaps ? args->n_rows : 1,
-            cols = gaps ? args->n_cols : args->n_rows * args->n_cols;
+    int64_t rows = gaps ? args->n_rows : 1;
+    int64_t cols = gaps ? args->n_cols : args->n_rows * args->n_cols;
     int64_t chunks = td_cuda_chunks(cols);
     return {rows * chunks,     chunks,          cols,
             args->gate_stride, args->up_stride, aligned && (accesses || !gaps)};
