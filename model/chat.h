@@ -75,7 +75,9 @@ typedef struct td_chat_source {
 
 // Texts are NUL-terminated. Owned by the caller.
 typedef struct td_chat_question {
-    char *prompt; // what is to be answered, with the opening of the assistant's turn
+    // What is to be answered, with the opening of the assistant's turn. Empty when no message comes
+    // before the answer.
+    char *prompt;
     size_t prompt_bytes;
     // The assistant's last message (of prompt and completion, the completion): its content; where
     // it has more, tool calls or reasoning, what the template writes after the prompt, with the
@@ -83,11 +85,11 @@ typedef struct td_chat_question {
     char *answer;
     size_t answer_bytes;
     int answer_is_rendered;
-    char *text; // prompt and answer, as training sees them; NULL when the row has only a prompt
+    char *text; // the whole row, as training sees it; NULL of a {"prompt"} alone
     size_t text_bytes;
 } td_chat_question;
 void td_chat_question_fini(td_chat_question *question);
-// TD_ERR_DATA: not such a row, refused by the template, or nothing is asked.
+// TD_ERR_DATA: not such a row, or refused by the template.
 td_status td_chat_ask(const td_chat *chat, const char *where, const td_chat_source *source,
                       td_chat_question *out);
 

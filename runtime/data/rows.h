@@ -36,6 +36,12 @@ td_status td_row_read(const td_prepare_options *options, const char *where, cons
 td_status td_row_read_with_texts(const td_prepare_options *options, const char *where,
                                  const char *line, size_t bytes, td_row *row, td_row_texts *texts);
 void td_row_fini(td_row *row);
+// An instruction row, with or without its output, as the row that it stands for, in JSON: of
+// messages, or of prompt and completion in Alpaca's words. The caller frees *out, which is NULL for
+// rows of other formats.
+struct cJSON;
+td_status td_row_as_plain(const char *where, const struct cJSON *object, int as_messages,
+                          char **out);
 // Trained tokens after the shift: the first token never counts.
 int64_t td_row_trained_count(const td_row *row);
 

@@ -5,6 +5,7 @@
 
 #include "model/chat.h"
 #include "runtime/core/json.h"
+#include "runtime/data/rows.h"
 
 typedef struct reader {
     const td_session *session;
@@ -19,6 +20,7 @@ void td_question_fini(td_question *question) {
     td_tokens_fini(&question->prompt);
     td_tokens_fini(&question->whole);
     free(question->answer);
+    free(question->plain);
     *question = (td_question){0};
 }
 
@@ -103,6 +105,11 @@ static void append(builder *self, const char *text) {
 static const char *string_of(const cJSON *object, const char *key) {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
     return cJSON_IsString(item) ? item->valuestring : NULL;
+}
+
+static int has(const cJSON *object, const char *key) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
+    return item && !cJSON_IsNull(item);
 }
 
 // Examples of prompts and completions, each followed by an empty line.
@@ -246,17 +253,17 @@ static td_status read_ids(const reader *self, const cJSON *object) {
 static td_status dispatch(const reader *self, const cJSON *object) {
     const cJSON *prompt = cJSON_GetObjectItemCaseSensitive(object, "prompt");
     const char *text = string_of(object, "text");
+    if (has(object, "input_ids"))
+        return read_ids(self, object);
     if (self->out->is_chat)
         return read_chat(self);
     if (cJSON_IsString(prompt))
         return read_text(self, prompt->valuestring, string_of(object, "completion"), NULL);
-    if (cJSON_GetObjectItemCaseSensitive(object, "input_ids"))
-        return read_ids(self, object);
     if (text)
         return read_text(self, NULL, NULL, text);
     return td_fail(TD_ERR_DATA,
                    "%s: unknown row format: a row has \"messages\" (or \"conversations\"), "
-                   "\"prompt\", \"text\" or \"input_ids\"",
+                   "\"prompt\", \"instruction\", \"text\" or \"input_ids\"",
                    self->where);
 }
 
@@ -286,11 +293,39 @@ static td_status read_object(const td_session *session, const char *where, const
     reader self = {
         .session = session, .where = where, .line = line, .examples = chosen, .out = out};
     out->is_chat = is_chat(object);
-    out->takes_examples = out->is_chat || string_of(object, "prompt");
+    out->takes_examples =
+        out->is_chat || (string_of(object, "prompt") && !has(object, "input_ids"));
     if (out->takes_examples && n_examples > 0)
         self.n_examples = select_examples(examples, n_examples, line, out->is_chat, chosen);
     out->n_examples = self.n_examples;
     return dispatch(&self, object);
+}
+
+// As in preparation: the model's template, or ChatML where the tokenizer has its tokens.
+static int can_chat(const td_tokenizer *tokenizer) {
+    return td_tokenizer_chat_template(tokenizer) ||
+           (td_tokenizer_token_id(tokenizer, "<|im_start|>") >= 0 &&
+            td_tokenizer_token_id(tokenizer, "<|im_end|>") >= 0);
+}
+
+static td_status read_row(const td_session *session, const char *where, const td_line *line,
+                          const cJSON *object, const td_examples *examples, int64_t n_examples,
+                          td_question *out) {
+    cJSON *plain;
+    if (!cJSON_IsObject(object))
+        return td_fail(TD_ERR_DATA, "%s: the line is not a JSON object", where);
+    if (!has(object, "input_ids") && !session->tokenizer)
+        return td_fail(TD_ERR_DATA, "%s: no tokenizer.json; rows of text need one",
+                       session->config->model_name_or_path);
+    TD_TRY(td_row_as_plain(where, object, session->tokenizer && can_chat(session->tokenizer),
+                           &out->plain));
+    if (!out->plain)
+        return read_object(session, where, line, object, examples, n_examples, out);
+    const td_line made = {.text = out->plain, .bytes = strlen(out->plain)};
+    TD_TRY(td_json_parse(where, made.text, made.bytes, &plain));
+    td_status status = read_object(session, where, &made, plain, examples, n_examples, out);
+    cJSON_Delete(plain);
+    return status;
 }
 
 td_status td_question_read(const td_session *session, const char *where, const td_line *line,
@@ -299,9 +334,7 @@ td_status td_question_read(const td_session *session, const char *where, const t
     if (line->is_too_long)
         return td_fail(TD_ERR_DATA, "%s: the line is too long for a row", where);
     TD_TRY(td_json_parse(where, line->text, line->bytes, &object));
-    td_status status = cJSON_IsObject(object)
-                           ? read_object(session, where, line, object, examples, n_examples, out)
-                           : td_fail(TD_ERR_DATA, "%s: the line is not a JSON object", where);
+    td_status status = read_row(session, where, line, object, examples, n_examples, out);
     cJSON_Delete(object);
     if (status != TD_OK)
         td_question_fini(out);

@@ -4,7 +4,7 @@
 // Every format that td_prepare() takes, with or without its answer: chats (the last message is the
 // answer when it is the assistant's), {"prompt"} with or without {"completion"}, {"text"} (to be
 // continued; nothing is expected) and {"input_ids"} with or without {"labels"} (the last run of
-// trained tokens is the answer). Local.
+// trained tokens is the answer). Instruction rows are what td_row_as_plain() makes of them. Local.
 #ifndef TANDEM_TRAIN_QUESTION_H
 #define TANDEM_TRAIN_QUESTION_H
 
@@ -29,6 +29,7 @@ typedef struct td_question {
     td_tokens prompt; // without tokens when the row asks nothing
     td_tokens whole;  // the row as it is trained on; without tokens when it is only a prompt
     char *answer;     // UTF-8, owned; NULL: nothing to compare with
+    char *plain;      // of an instruction row, the row that it stands for; else NULL
     int is_chat, takes_examples;
     int64_t n_examples; // that stand before it
     int64_t n_left_out; // examples for which there was no room (td_question_fit)
@@ -51,8 +52,9 @@ td_status td_question_fit(const td_session *session, const char *where, const td
 td_status td_examples_choose(const td_session *session, const td_string_list *files, int64_t count,
                              td_examples *out);
 
-// Goes through the rows of files, blank ones left out; `index` counts them over all files. `row`
-// returns TD_STOPPED to end this file. Lines that are too long for a row are td_line.is_too_long.
+// Goes through the rows of the files that the sources mean (td_sources_expand), blank ones left
+// out; `index` counts them over all files. `row` returns TD_STOPPED to end this file. Lines that
+// are too long for a row are td_line.is_too_long.
 typedef struct td_row_visit {
     const char *where; // "file:line"
     const char *path;
@@ -60,7 +62,7 @@ typedef struct td_row_visit {
     int64_t index;      // over all files
     int64_t file_index; // within its file
 } td_row_visit;
-td_status td_rows_visit(const td_string_list *files,
+td_status td_rows_visit(const td_string_list *sources,
                         td_status (*row)(void *self, const td_row_visit *visit), void *self);
 
 #endif

@@ -1,11 +1,11 @@
 // Going through files of rows, and choosing rows as examples.
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/core/files.h"
 #include "runtime/core/progress.h"
 #include "runtime/core/rng.h"
+#include "runtime/data/sources.h"
 #include "runtime/train/question.h"
 
 static const size_t max_line_bytes = (size_t)256 << 20;
@@ -28,7 +28,7 @@ static td_status visit_file(td_line_reader *reader, td_row_visit *visit,
             return TD_OK;
         if (is_blank(&visit->line))
             continue;
-        snprintf(where, sizeof where, "%s:%lld", visit->path, (long long)reader->number);
+        td_line_where(visit->path, reader->is_list, reader->number, where, sizeof where);
         td_status status = row(self, visit);
         if (status != TD_OK)
             return status == TD_STOPPED ? TD_OK : status;
@@ -38,8 +38,8 @@ static td_status visit_file(td_line_reader *reader, td_row_visit *visit,
     }
 }
 
-td_status td_rows_visit(const td_string_list *files,
-                        td_status (*row)(void *self, const td_row_visit *visit), void *self) {
+static td_status visit_files(const td_string_list *files,
+                             td_status (*row)(void *self, const td_row_visit *visit), void *self) {
     td_row_visit visit = {0};
     for (int i = 0; i < files->count; i++) {
         td_line_reader reader;
@@ -50,6 +50,15 @@ td_status td_rows_visit(const td_string_list *files,
         TD_TRY(status);
     }
     return TD_OK;
+}
+
+td_status td_rows_visit(const td_string_list *sources,
+                        td_status (*row)(void *self, const td_row_visit *visit), void *self) {
+    td_string_list files;
+    TD_TRY(td_sources_expand(sources, &files));
+    td_status status = visit_files(&files, row, self);
+    td_sources_fini(&files);
+    return status;
 }
 
 // --- Examples
@@ -75,6 +84,19 @@ static uint64_t number_of(const chooser *self, int64_t index) {
     return (uint64_t)td_rng_word(self->key, 0, 0, i) << 32 | td_rng_word(self->key, 0, 0, i + 1);
 }
 
+static td_status keep_example(const td_row_visit *visit, const td_question *question,
+                              struct td_example *out) {
+    const char *row = question->plain ? question->plain : visit->line.text;
+    out->bytes = question->plain ? strlen(question->plain) : visit->line.bytes;
+    out->is_chat = question->is_chat;
+    out->n_tokens = (int64_t)question->whole.count;
+    out->row = malloc(out->bytes + 1);
+    if (!out->row)
+        return td_fail(TD_ERR_MEMORY, "no memory for an example");
+    memcpy(out->row, row, out->bytes);
+    return TD_OK;
+}
+
 // A row that cannot be an example is no reason to end: training says what is wrong with it.
 static td_status read_example(const chooser *self, const td_row_visit *visit,
                               struct td_example *out) {
@@ -84,20 +106,12 @@ static td_status read_example(const chooser *self, const td_row_visit *visit,
     int is_usable = status == TD_OK && question.answer && question.takes_examples &&
                     question.prompt.count > 0 &&
                     (int64_t)question.whole.count <= self->session->config->max_length;
-    out->is_chat = question.is_chat;
-    out->n_tokens = (int64_t)question.whole.count;
+    if (is_usable)
+        status = keep_example(visit, &question, out);
     td_question_fini(&question);
-    if (status == TD_ERR_DATA)
-        td_error_clear();
-    else if (status != TD_OK)
+    if (status != TD_ERR_DATA)
         return status;
-    if (!is_usable)
-        return TD_OK;
-    out->bytes = visit->line.bytes;
-    out->row = malloc(out->bytes + 1);
-    if (!out->row)
-        return td_fail(TD_ERR_MEMORY, "no memory for an example");
-    memcpy(out->row, visit->line.text, out->bytes);
+    td_error_clear();
     return TD_OK;
 }
 

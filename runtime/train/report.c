@@ -4,6 +4,7 @@
 
 #include "runtime/core/files.h"
 #include "runtime/core/log.h"
+#include "runtime/data/sources.h"
 #include "runtime/train/metrics.h"
 #include "runtime/train/report_text.h"
 
@@ -145,24 +146,31 @@ static void print_settings(td_report_text *out, const td_report_subject *subject
 // What is compared must be known, not guessed: a file that cannot be read any more ends the report.
 typedef struct fingerprints {
     td_hash adapter;
-    td_hash *files; // of eval_files
+    td_string_list files; // that eval_files mean
+    td_hash *hashes;      // (files.count)
 } fingerprints;
+
+static void free_fingerprints(fingerprints *prints) {
+    td_sources_fini(&prints->files);
+    free(prints->hashes);
+}
 
 static td_status hash_files(const td_config *config, fingerprints *out) {
     char path[TD_PATH_MAX];
     TD_TRY(td_path_join(path, config->adapter_name_or_path, "adapter_model.safetensors"));
     TD_TRY(td_hash_file(path, &out->adapter));
-    for (int i = 0; i < config->eval_files.count; i++)
-        TD_TRY(td_hash_file(config->eval_files.items[i], &out->files[i]));
+    for (int i = 0; i < out->files.count; i++)
+        TD_TRY(td_hash_file(out->files.items[i], &out->hashes[i]));
     return TD_OK;
 }
 
 static td_status read_fingerprints(const td_config *config, fingerprints *out) {
-    out->files = calloc((size_t)config->eval_files.count + 1, sizeof *out->files);
+    TD_TRY(td_sources_expand(&config->eval_files, &out->files));
+    out->hashes = calloc((size_t)out->files.count + 1, sizeof *out->hashes);
     td_status status =
-        out->files ? hash_files(config, out) : td_fail(TD_ERR_MEMORY, "no memory for the report");
+        out->hashes ? hash_files(config, out) : td_fail(TD_ERR_MEMORY, "no memory for the report");
     if (status != TD_OK)
-        free(out->files);
+        free_fingerprints(out);
     return status;
 }
 
@@ -176,13 +184,13 @@ static void print_fingerprint(td_report_text *out, const char *name, td_hash has
 
 static void print_fingerprints(td_report_text *out, const td_report_subject *subject,
                                const fingerprints *prints) {
-    const td_string_list *files = &subject->session->config->eval_files;
+    const td_string_list *files = &prints->files;
     td_report_print(out, "\n## Fingerprints (XXH3-128)\n\n| | |\n|:--|:--|\n");
     print_fingerprint(out, "base model: config and tensors", subject->session->base->fingerprint);
     print_fingerprint(out, "tokenizer", td_tokenizer_fingerprint(subject->session->tokenizer));
     print_fingerprint(out, "adapter_model.safetensors", prints->adapter);
     for (int i = 0; i < files->count; i++)
-        print_fingerprint(out, files->items[i], prints->files[i]);
+        print_fingerprint(out, files->items[i], prints->hashes[i]);
 }
 
 static void print_sample(td_report_text *out, const td_answer_sample *sample, int n_columns) {
@@ -237,7 +245,7 @@ td_status td_report_markdown(const td_report_subject *subject, int with_details,
     print_samples(&text, subject->comparison);
     print_settings(&text, subject);
     print_fingerprints(&text, subject, &prints);
-    free(prints.files);
+    free_fingerprints(&prints);
     return finish(&text, out);
 }
 
@@ -293,11 +301,11 @@ td_status td_report_json(const td_report_subject *subject, char **out) {
         print_json_column(&text, it, i);
     print_json_hash(&text, "base_fingerprint", subject->session->base->fingerprint);
     print_json_hash(&text, "adapter_fingerprint", prints.adapter);
-    size_t n_files = (size_t)subject->session->config->eval_files.count;
+    size_t n_files = (size_t)prints.files.count;
     print_json_hash(&text, "data_fingerprint",
-                    n_files == 1 ? prints.files[0]
-                                 : td_hash_bytes(prints.files, n_files * sizeof *prints.files));
-    free(prints.files);
+                    n_files == 1 ? prints.hashes[0]
+                                 : td_hash_bytes(prints.hashes, n_files * sizeof *prints.hashes));
+    free_fingerprints(&prints);
     print_json_seconds(&text, it);
     td_report_print(&text, "}\n");
     return finish(&text, out);

@@ -82,12 +82,37 @@ report $? "export copies the checkpoint's adapter"
 works "export of a run" timeout 60 "$tandem" export --checkpoint "$folder/run" --output "$folder/newest"
 cmp -s "$folder/run/adapter/adapter_model.safetensors" "$folder/newest/adapter_model.safetensors"
 report $? "export of a run takes the newest"
-printf x | dd of="$folder/run/checkpoints/step-000006/adapter_model.safetensors" bs=1 seek=900 conv=notrunc 2>/dev/null
+# Without its files, or with damaged ones, the adapter is rebuilt from the pages, wherever the base lies now.
+same_adapter() {
+    cmp "$folder/$1/adapter_model.safetensors" "$folder/$2/adapter_model.safetensors" >"$folder/log" 2>&1 &&
+        cmp "$folder/$1/adapter_config.json" "$folder/$2/adapter_config.json" >>"$folder/log" 2>&1
+}
+last=$folder/run/checkpoints/step-000006
+printf x | dd of="$last/adapter_model.safetensors" bs=1 seek=900 conv=notrunc 2>/dev/null
+works "export with a damaged adapter" timeout 60 "$tandem" export --checkpoint "$last" --output "$folder/rebuilt"
+same_adapter newest rebuilt
+report $? "it is rebuilt bit for bit"
+rm "$last"/adapter_*
+works "export of a run without adapter files" timeout 60 "$tandem" export --checkpoint "$folder/run" --output "$folder/again" \
+    --model "$folder/nf4"
+same_adapter newest again
+report $? "it is rebuilt bit for bit with the base elsewhere"
+works "a run that starts from an adapter" train --set model_name_or_path="$model" --set output_dir="$folder/more" --set lora_r=8 \
+    --set adapter_name_or_path="$folder/step-3"
+rm "$folder"/more/checkpoints/step-000006/adapter_model.safetensors
+mv "$folder/step-3" "$folder/moved"
+works "export after its first adapter is gone" timeout 60 "$tandem" export --checkpoint "$folder/more" --output "$folder/more-again"
+mv "$folder/moved" "$folder/step-3"
+same_adapter more/adapter more-again
+report $? "its layout is that of its checkpoint"
+printf x | dd of="$last/pages-00000-of-00002.h5" bs=1 seek=9000 conv=notrunc 2>/dev/null
 works "export passes over a damaged checkpoint" timeout 60 "$tandem" export --checkpoint "$folder/run" --output "$folder/older"
 cmp -s "$folder/step-3/adapter_model.safetensors" "$folder/older/adapter_model.safetensors"
 report $? "export takes the newest whole one"
 
 out=(--output "$folder/new")
+check "a rebuilt adapter needs its base" 3 'not the base model of this checkpoint' \
+    "$tandem" export --checkpoint "$folder/more/checkpoints/step-000006" --model "$fixtures/families/smollm3" "${out[@]}"
 check "a damaged checkpoint by name" 3 'damaged' \
     "$tandem" export --checkpoint "$folder/run/checkpoints/step-000006" "${out[@]}"
 check "no checkpoint" 3 'neither a checkpoint nor a run' "$tandem" export --checkpoint "$model" "${out[@]}"

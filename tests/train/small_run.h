@@ -70,7 +70,7 @@ __attribute__((unused)) static void small_start(small_run *self, const char *con
     small_require(td_run_allocate(&self->run, self->data.train, NULL), "allocate");
 }
 
-static void small_close(small_run *self) {
+__attribute__((unused)) static void small_close(small_run *self) {
     td_run_destroy(&self->run);
     if (self->evaluation.sampler)
         td_evaluation_fini(&self->evaluation);

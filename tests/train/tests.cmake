@@ -28,3 +28,5 @@ add_test(NAME cuda_host_gpu_plan_2ranks
          COMMAND mpirun -q --oversubscribe -n 2 $<TARGET_FILE:test_gpu_plan>)
 set_tests_properties(cuda_host_gpu_plan_2ranks PROPERTIES TIMEOUT 60 LABELS cuda_host
   ENVIRONMENT "${cuda_host_environment};ASAN_OPTIONS=detect_leaks=0")
+tandem_test(question train/question.c LIBS tandem_train RANKS 1 2 3 LABELS train)
+tandem_test(report train/report.c LIBS tandem_train LABELS train)
