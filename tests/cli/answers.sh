@@ -64,7 +64,7 @@ for n in 2 3; do
     cmp -s "$folder/alone" "$folder/out"
     report $? "evaluate prints the same on $n ranks"
 done
-expect "limit counts rows" 0 '\(0 of 2\)' "$tandem" evaluate --model "$base" --data "$folder/rows.jsonl" \
+expect "limit counts rows" 0 '\(0 of 2;' "$tandem" evaluate --model "$base" --data "$folder/rows.jsonl" \
     --exact-match --max-new-tokens 4 --limit 2
 expect "rows too long for the loss" 3 'longer than max_length' "$tandem" evaluate --model "$base" \
     --data "$folder/rows.jsonl" --set max_length=4
