@@ -33,6 +33,9 @@ def model_configs():
     qwen = json.loads((FIXTURES / "families/qwen3/config.json").read_text())
     linear = {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 1e4}
     window = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1, "layer_types": None}
+    stored = json.loads((FIXTURES / "prequantized/config.json").read_text())
+    stored["quantization_config"]["llm_int8_skip_modules"] = ["lm_head", "model.layers.0.mlp.down_proj"]
+    seeds["skips"] = compact(stored)
     seeds["linear"] = compact(llama | linear)
     seeds["window"] = compact(qwen | window)
     seeds["minimal"] = compact({"model_type": "llama", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 4,
