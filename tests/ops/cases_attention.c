@@ -431,11 +431,17 @@ static void check_moved_gradients(attention_data *data) {
     }
 }
 
-// q, k and v side by side in one matrix, with foreign columns before, between and behind them.
+// q, k and v side by side in one matrix, with foreign columns before, between and behind them. v
+// may have every other row only, which makes its stride another than that of k.
+typedef struct fused_layout {
+    int64_t gap;    // foreign columns
+    int64_t v_step; // 1, or 2: rows of the matrix from one token of v to the next
+} fused_layout;
+
 typedef struct fused_matrix {
     op_buffer *buffer; // (rows, cols) act
     int64_t cols;
-    int64_t begin[3]; // first column of each part
+    int64_t begin[3], stride[3]; // of each part: its first column, elements from token to token
 } fused_matrix;
 
 static int64_t part_cols(const attention_case *c, int part) {
@@ -447,25 +453,27 @@ static int64_t part_rows(const attention_data *data, int part) {
 }
 
 // Every element is NaN.
-static fused_matrix fused_make(const attention_data *data, int64_t gap) {
-    fused_matrix fused = {.cols = gap};
+static fused_matrix fused_make(const attention_data *data, fused_layout layout) {
+    fused_matrix fused = {.cols = layout.gap};
     for (int part = 0; part < 3; part++) {
         fused.begin[part] = fused.cols;
-        fused.cols += part_cols(data->shape, part) + gap;
+        fused.cols += part_cols(data->shape, part) + layout.gap;
     }
-    int64_t rows = k_tokens(data); // at least as many keys as queries
+    for (int part = 0; part < 3; part++)
+        fused.stride[part] = fused.cols * (part == 2 ? layout.v_step : 1);
+    int64_t rows = k_tokens(data) * layout.v_step; // at least as many keys as queries
     fused.buffer = op_output(data->run, data->run->ops->activation, rows * fused.cols);
     return fused;
 }
 
 // What is no part of q, k or v stays NaN.
-static fused_matrix fused_inputs(const attention_data *data, int64_t gap) {
-    fused_matrix fused = fused_make(data, gap);
+static fused_matrix fused_inputs(const attention_data *data, fused_layout layout) {
+    fused_matrix fused = fused_make(data, layout);
     const op_buffer *parts[] = {data->q, data->k, data->v};
     for (int part = 0; part < 3; part++) {
         int64_t n = part_cols(data->shape, part);
         for (int64_t row = 0; row < part_rows(data, part); row++)
-            memcpy(fused.buffer->values + row * fused.cols + fused.begin[part],
+            memcpy(fused.buffer->values + row * fused.stride[part] + fused.begin[part],
                    parts[part]->values + row * n, (size_t)n * sizeof(double));
     }
     fused.buffer = op_given(data->run, fused.buffer->dtype, fused.buffer->n, fused.buffer->values);
@@ -479,7 +487,9 @@ static void *fused_part(const fused_matrix *fused, int part) {
 
 static td_attention_shape fused_shape(const attention_data *data, const fused_matrix *fused) {
     td_attention_shape shape = shape_of(data);
-    shape.q_stride = shape.k_stride = shape.v_stride = fused->cols;
+    shape.q_stride = fused->stride[0];
+    shape.k_stride = fused->stride[1];
+    shape.v_stride = fused->stride[2];
     return shape;
 }
 
@@ -488,7 +498,7 @@ static int same_part(const attention_data *data, const fused_matrix *fused, int 
     int64_t n = part_cols(data->shape, part);
     int same = 1;
     for (int64_t row = 0; row < part_rows(data, part); row++)
-        same &= memcmp(fused->buffer->values + row * fused->cols + fused->begin[part],
+        same &= memcmp(fused->buffer->values + row * fused->stride[part] + fused->begin[part],
                        expected->values + row * n, (size_t)n * sizeof(double)) == 0;
     return same;
 }
@@ -516,9 +526,9 @@ static void check_fused_forward(attention_data *data, const fused_matrix *in) {
 }
 
 static void check_fused_backward(attention_data *data, const attention_gradients *expected,
-                                 const fused_matrix *in, int64_t gap) {
+                                 const fused_matrix *in, fused_layout layout) {
     op_run *run = data->run;
-    fused_matrix out = fused_make(data, gap);
+    fused_matrix out = fused_make(data, layout);
     td_attention_backward_args args = {
         fused_shape(data, in), fused_part(in, 0),   fused_part(in, 1),  fused_part(in, 2),
         data->out->memory,     data->lse->memory,   data->dout->memory, fused_part(&out, 0),
@@ -538,15 +548,15 @@ static void check_fused_backward(attention_data *data, const attention_gradients
 
 // Gaps of whole 16-byte accesses and others.
 static void check_columns(attention_data *data) {
-    static const int64_t gaps[] = {8, 3};
+    static const fused_layout layouts[] = {{8, 1}, {3, 2}};
     call_forward(data, data->out, data->lse);
     op_fetch(data->run, data->out);
     op_fetch(data->run, data->lse);
     attention_gradients contiguous = fetched_backward(data);
     for (int i = 0; i < 2; i++) {
-        fused_matrix in = fused_inputs(data, gaps[i]);
+        fused_matrix in = fused_inputs(data, layouts[i]);
         check_fused_forward(data, &in);
-        check_fused_backward(data, &contiguous, &in, gaps[i]);
+        check_fused_backward(data, &contiguous, &in, layouts[i]);
     }
 }
 
