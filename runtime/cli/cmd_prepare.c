@@ -1,18 +1,21 @@
 #include <stdio.h>
+#include <string.h>
 
 #include "runtime/cli/cli.h"
-#include "runtime/core/log.h"
+#include "runtime/data/store_jsonl.h"
 #include "runtime/train/run_data.h"
 
 static td_status parse(const td_command *command, int argc, char **argv, td_config *config,
-                       int *help) {
+                       const char **jsonl, int *help) {
     const char *positional[1];
     td_option_list assignments = {0};
     const td_option options[] = {
         {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE",
          "override a config key; may be repeated"},
+        {"--jsonl", TD_OPTION_STRING, jsonl, "FOLDER",
+         "write the rows of the stores there too, as JSON Lines of input_ids and labels"},
     };
-    TD_TRY(td_options_parse(command, options, 1, argc, argv, positional, 1, help));
+    TD_TRY(td_options_parse(command, options, 2, argc, argv, positional, 1, help));
     if (*help)
         return TD_OK;
     if (!positional[0] && assignments.count == 0)
@@ -33,6 +36,28 @@ static td_status print_store(const char *path) {
            (long long)td_store_tokens(store));
     td_store_close(store);
     return TD_OK;
+}
+
+// "DATA/train.h5" -> "FOLDER/train.jsonl"
+static td_status write_jsonl(const char *store_path, const char *folder) {
+    char name[TD_PATH_MAX + 8], path[TD_PATH_MAX];
+    const char *slash = strrchr(store_path, '/');
+    if (!store_path[0])
+        return TD_OK;
+    snprintf(name, sizeof name, "%s", slash ? slash + 1 : store_path);
+    char *dot = strrchr(name, '.');
+    snprintf(dot ? dot : name + strlen(name), 8, ".jsonl");
+    TD_TRY(td_path_join(path, folder, name));
+    TD_TRY(td_store_write_jsonl(store_path, path));
+    printf("  %s\n", path);
+    return TD_OK;
+}
+
+static td_status write_all_jsonl(const td_run_data_report *report, const char *folder) {
+    TD_TRY(td_folder_make(folder));
+    TD_TRY(write_jsonl(report->train_path, folder));
+    TD_TRY(write_jsonl(report->eval_path, folder));
+    return write_jsonl(report->test_path, folder);
 }
 
 static td_status print_account(const char *store_path, const td_prepare_account *account) {
@@ -60,7 +85,12 @@ static td_status print_report(const td_run_data_report *report) {
     return print_store(report->test_path);
 }
 
-static td_status prepare(const td_config *config, td_comm *comm) {
+static td_status conclude(const td_run_data_report *report, const char *jsonl) {
+    TD_TRY(print_report(report));
+    return jsonl ? write_all_jsonl(report, jsonl) : TD_OK;
+}
+
+static td_status prepare(const td_config *config, const char *jsonl, td_comm *comm) {
     td_session session = {0};
     td_run_data_report report = {0};
     td_comm_set_deadline(comm, config->collective_deadline_seconds);
@@ -70,7 +100,7 @@ static td_status prepare(const td_config *config, td_comm *comm) {
     if (status == TD_OK)
         status = td_run_data_prepare(&session, config->output_dir, &report);
     if (status == TD_OK)
-        status = td_comm_agree(comm, td_comm_rank(comm) == 0 ? print_report(&report) : TD_OK,
+        status = td_comm_agree(comm, td_comm_rank(comm) == 0 ? conclude(&report, jsonl) : TD_OK,
                                "prepare data");
     td_run_data_report_fini(&report);
     td_session_close(&session);
@@ -79,12 +109,13 @@ static td_status prepare(const td_config *config, td_comm *comm) {
 
 static td_status run(const td_command *command, td_comm *comm, int argc, char **argv) {
     td_config config = {0};
+    const char *jsonl = NULL;
     int help = 0;
-    td_status status = parse(command, argc, argv, &config, &help);
+    td_status status = parse(command, argc, argv, &config, &jsonl, &help);
     if (!help) {
         status = td_comm_agree(comm, status, "command line");
         if (status == TD_OK)
-            status = prepare(&config, comm);
+            status = prepare(&config, jsonl, comm);
     }
     td_config_fini(&config);
     return status;
@@ -92,7 +123,7 @@ static td_status run(const td_command *command, td_comm *comm, int argc, char **
 
 const td_command td_command_prepare = {
     .name = "prepare",
-    .arguments = "CONFIG.json [--set KEY=VALUE]...",
+    .arguments = "CONFIG.json [--set KEY=VALUE]... [--jsonl FOLDER]",
     .summary = "tokenize, filter, deduplicate and split the data of a run, and account for it",
     .details =
         "Writes the token stores where \"tandem train\" looks for them, OUTPUT_DIR/data/train.h5 "

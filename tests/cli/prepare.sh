@@ -80,6 +80,14 @@ report $? "a second run does nothing"
 prepare 1 1 one "${choices[@]}" --set seed=7 && ! grep -q 'nothing to do' "$folder/log"
 report $? "another seed divides anew"
 
+# Rows written as JSON Lines make the store they came from.
+prepare 2 1 one "${choices[@]}" --jsonl "$folder/jsonl" &&
+    prepare 1 1 again --set train_files="$folder/jsonl/train.jsonl" &&
+    [ "$("$tandem" inspect "$folder/one/data/train.h5" 2>>"$folder/log" | grep -i 'hash')" = \
+      "$("$tandem" inspect "$folder/again/data/train.h5" 2>>"$folder/log" | grep -i 'hash')" ] &&
+    "$tandem" inspect "$folder/again/data/train.h5" | grep -qi 'hash' && [ "$(wc -l <"$folder/jsonl/eval.jsonl")" -gt 50 ]
+report $? "rows written as JSON Lines make the same store"
+
 # train makes the same stores, or finds them.
 train() {
     timeout 100 "$ranks" 2 "$tandem" train --set max_length=128 --set device=cpu \
