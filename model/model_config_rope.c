@@ -95,7 +95,7 @@ static td_status require_positive(const rope_reader *reader, const char *key, do
         return td_fail(TD_ERR_DATA, "%s: the RoPE settings lack \"%s\"", where, key);
     double value = 0;
     TD_TRY(td_json_double(where, reader->settings, key, &value));
-    if (!(value > 0 && value < 1e9))
+    if (!(value > 1e-9 && value < 1e9))
         return td_fail(TD_ERR_DATA, "%s: \"%s\" must be positive, found %g", where, key, value);
     *out = value;
     return TD_OK;

@@ -173,40 +173,6 @@ static void every_tensor_is_in_its_place(void) {
     }
 }
 
-// transformers 5 may write "model.language_model." where the published folders have
-// "language_model.model.".
-static void the_text_part_has_either_name(void) {
-    enum { MAX = 128, ROOM = 160 };
-    static char names[MAX][ROOM];
-    td_named_tensor tensors[MAX];
-    char folder[512], config[600];
-    const char *target = scratch("inner"), *outer = "language_model.model.";
-    td_safetensors *files;
-    folder_of("gemma3_multimodal", folder);
-    snprintf(config, sizeof config, "%s/config.json", folder);
-    REQUIRE(td_folder_make(target) == TD_OK);
-    copy_file(config, scratch("inner/config.json"));
-    REQUIRE(td_safetensors_open(folder, &files) == TD_OK);
-    int64_t count = td_safetensors_count(files);
-    REQUIRE(count <= MAX);
-    for (int64_t i = 0; i < count; i++) {
-        const char *name = td_safetensors_name(files, i);
-        int is_text = strncmp(name, outer, strlen(outer)) == 0;
-        snprintf(names[i], ROOM, "%s%s", is_text ? "model.language_model." : "model.",
-                 is_text ? name + strlen(outer) : name);
-        tensors[i] = (td_named_tensor){names[i], td_safetensors_view(files, i)};
-    }
-    REQUIRE(td_safetensors_write(scratch("inner/model.safetensors"), tensors, count) == TD_OK);
-    td_safetensors_close(files);
-    td_base *published = load(folder, &plain), *inner = load(scratch("inner"), &plain);
-    CHECK_INT(published->config.names, TD_NAMES_OUTER);
-    CHECK_INT(inner->config.names, TD_NAMES_INNER);
-    CHECK_INT(published->arena.used_bytes, inner->arena.used_bytes);
-    CHECK(memcmp(published->arena.base, inner->arena.base, inner->arena.used_bytes) == 0);
-    td_base_destroy(published);
-    td_base_destroy(inner);
-}
-
 static void sixteen_bit_weights_stay_sixteen_bit(void) {
     char folder[512];
     td_dtype dtype;
@@ -713,7 +679,6 @@ static void mixed_dtypes_are_kept_without_loss(void) {
 int main(void) {
     prepare();
     TEST(every_tensor_is_in_its_place);
-    TEST(the_text_part_has_either_name);
     TEST(sixteen_bit_weights_stay_sixteen_bit);
     TEST(linear_layers_are_quantized);
     TEST(large_matrices_are_quantized_in_slices);

@@ -399,6 +399,7 @@ static const struct {
     {LLAMA(",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}"),
      "full_attention"},
     {LLAMA(",\"partial_rotary_factor\":0.5"), "partial_rotary_factor"},
+    {LLAMA(",\"rope_scaling\":{\"type\":\"linear\",\"factor\":1e-300}"), "factor"},
     {PHI3(LONG("longrope", ",\"attention_factor\":-1")), "attention_factor"},
     {PHI3(LONG("longrope", ",\"factor\":\"4\"")), "factor"},
     {PHI3(LONG("longrope", "") ",\"original_max_position_embeddings\":0"), "original_max"},

@@ -272,6 +272,25 @@ static void targets_that_match_nothing_are_named(void) {
     check_refused(choose(&choice, "q_proj", 1), "list");
 }
 
+// Fused projections have names of their own, which the message gives.
+static void phi_3_has_four_modules_in_a_block(void) {
+    td_model_config config = read_config("phi3");
+    lora_choice choice;
+    td_lora lora;
+    td_lora_options options = choose(&choice, "q_proj", 0);
+    CHECK_INT(td_lora_init(&lora, &config, &options), TD_ERR_USAGE);
+    CHECK(strstr(td_error_message(), "qkv_proj, o_proj, gate_up_proj, down_proj (model.layers.0."
+                                     "self_attn.qkv_proj, ...)"));
+    td_error_clear();
+    options = choose(&choice, "all-linear", 1);
+    REQUIRE(td_lora_init(&lora, &config, &options) == TD_OK);
+    CHECK_INT(lora.n_modules, 2 * 4);
+    CHECK_INT(td_lora_at(&lora, 1, TD_PROJ_QKV)->out, (4 + 2 + 2) * 16);
+    CHECK_INT(td_lora_at(&lora, 1, TD_PROJ_GATE_UP)->out, 2 * 80);
+    CHECK(!td_lora_at(&lora, 1, TD_PROJ_Q)->present);
+    td_lora_fini(&lora);
+}
+
 static void bad_patterns_are_named(void) {
     lora_choice choice;
     check_refused(choose(&choice, "(q_proj", 1), "(q_proj");
@@ -321,6 +340,7 @@ int main(void) {
     TEST(initialization_is_keyed_by_seed_and_module);
     TEST(fingerprint_tells_layouts_apart);
     TEST(targets_that_match_nothing_are_named);
+    TEST(phi_3_has_four_modules_in_a_block);
     TEST(bad_patterns_are_named);
     TEST(bad_numbers_are_named);
     return test_report();

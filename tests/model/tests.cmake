@@ -1,4 +1,4 @@
-foreach(name safetensors config rope lora adapter nf4_folder merge)
+foreach(name safetensors config rope lora adapter nf4_folder merge multimodal)
   tandem_test(model_${name} model/${name}.c LIBS tandem_model LABELS model)
 endforeach()
 tandem_test(model_base model/base.c LIBS tandem_model LABELS model)
