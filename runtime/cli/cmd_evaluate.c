@@ -32,8 +32,10 @@ static td_status find_adapter(td_config *config) {
     char path[TD_PATH_MAX];
     for (int i = 0; i < 2 && !config->adapter_name_or_path && config->output_dir; i++) {
         TD_TRY(td_path_join(path, config->output_dir, names[i]));
-        if (td_path_is_folder(path))
+        if (td_path_is_folder(path)) {
             TD_TRY(td_cli_set(config, "adapter_name_or_path", path));
+            td_info("adapter: %s", path);
+        }
     }
     if (config->adapter_name_or_path)
         return TD_OK;

@@ -174,6 +174,7 @@ static void report_progress(batch *self, int is_last) {
 
 // Collective: brings what all ranks have answered since the last time into the file.
 static td_status exchange(batch *self) {
+    int has_rows = self->block_begin < self->next;
     td_status status = td_comm_agree(self->comm, self->status, what);
     if (status == TD_OK)
         status = collect(self);
@@ -185,7 +186,7 @@ static td_status exchange(batch *self) {
     self->is_agreed = status != TD_OK;
     self->mine.bytes = 0;
     self->block_begin = self->next;
-    if (status == TD_OK && td_comm_rank(self->comm) == 0)
+    if (status == TD_OK && has_rows && td_comm_rank(self->comm) == 0)
         report_progress(self, self->next == self->account->n_rows);
     return status;
 }
@@ -234,10 +235,13 @@ static td_status open_output(batch *self) {
     if (status == TD_OK && !self->others)
         status = td_fail(TD_ERR_MEMORY, "no memory for answers");
     if (status == TD_OK && td_comm_rank(self->comm) == 0) {
-        self->output = fopen(self->options->output, "ae");
-        if (!self->output)
+        int file;
+        status = td_file_open_append(self->options->output, &file);
+        if (status == TD_OK && !(self->output = fdopen(file, "a"))) {
+            close(file);
             status = td_fail(TD_ERR_IO, "%s: cannot be written: %s", self->options->output,
                              strerror(errno));
+        }
     }
     return td_comm_agree(self->comm, status, what);
 }

@@ -20,6 +20,7 @@ typedef struct matcher {
     td_answer_sample sample;
     int shown;
     double last_progress;
+    int has_progress; // a line stands that must be ended
 } matcher;
 
 void td_wilson_interval(int64_t matches, int64_t n, double *out_low, double *out_high) {
@@ -180,6 +181,7 @@ static void report_progress(matcher *self, const td_row_visit *visit) {
     if (now - self->last_progress < 2 || td_comm_rank(self->session->comm) != 0)
         return;
     self->last_progress = now;
+    self->has_progress = 1;
     td_log_progress(0, "answering row %lld", (long long)visit->index + 1);
 }
 
@@ -296,6 +298,8 @@ td_status td_exact_match_run(const td_session *session, td_transformer *transfor
     td_progress_phase(TD_PHASE_GENERATE);
     td_status status = match_mine(&self, transformer, files);
     td_answerer_fini(&self.answerer);
+    if (self.has_progress)
+        td_log_progress(1, "answered %lld rows on this rank", (long long)out->n_rows);
     TD_TRY(td_comm_agree(session->comm, status, "exact match"));
     TD_TRY(sum_counts(session->comm, out));
     return gather(session->comm, options->n_samples, out);

@@ -341,20 +341,29 @@ td_status td_question_read(const td_session *session, const char *where, const t
     return status;
 }
 
+static int fits(const td_question *question, int64_t max_tokens) {
+    return (int64_t)question->prompt.count <= max_tokens &&
+           (int64_t)question->whole.count <= max_tokens;
+}
+
+// More examples are more tokens: the number that fits is found by halving.
 td_status td_question_fit(const td_session *session, const char *where, const td_line *line,
                           const td_examples *examples, int64_t max_tokens, td_question *out) {
-    int64_t n = examples->count, possible = -1;
-    for (;;) {
-        TD_TRY(td_question_read(session, where, line, examples, n, out));
-        size_t longest =
-            out->prompt.count > out->whole.count ? out->prompt.count : out->whole.count;
-        n = out->n_examples;
-        possible = possible < 0 ? n : possible;
-        if (n == 0 || (int64_t)longest <= max_tokens)
-            break;
-        n--;
-        td_question_fini(out);
+    TD_TRY(td_question_read(session, where, line, examples, examples->count, out));
+    int64_t possible = out->n_examples, least = 0, most = possible;
+    if (possible > 0 && !fits(out, max_tokens)) {
+        for (most--; least < most;) {
+            int64_t n = (least + most + 1) / 2;
+            td_question_fini(out);
+            TD_TRY(td_question_read(session, where, line, examples, n, out));
+            least = fits(out, max_tokens) ? n : least;
+            most = least == n ? most : n - 1;
+        }
+        if (out->n_examples != least) {
+            td_question_fini(out);
+            TD_TRY(td_question_read(session, where, line, examples, least, out));
+        }
     }
-    out->n_left_out = possible - n;
+    out->n_left_out = possible - out->n_examples;
     return TD_OK;
 }

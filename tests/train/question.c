@@ -106,7 +106,7 @@ static void prompts_stand_alone(void) {
 // The last run of trained ids is the answer, up to the token that ends it.
 static void token_ids_ask(void) {
     td_tokens tokens = {0};
-    char row[512], ids[200] = "", labels[200] = "";
+    char row[1200], ids[200] = "", labels[200] = "";
     static const char text[] = "Hello<|im_end|>";
     REQUIRE(td_tokenizer_encode(session.tokenizer, text, strlen(text), 0, &tokens) == TD_OK);
     for (size_t i = 0; i < tokens.count; i++)
@@ -232,6 +232,33 @@ static void write_rows(char path[TD_PATH_MAX], const char *name, int n) {
     CHECK_INT(td_comm_barrier(small_comm, "rows"), TD_OK);
 }
 
+// As many as fit, not fewer: with one more it would be too long.
+static void as_many_examples_as_fit(void) {
+    static char rows[12][120];
+    struct td_example items[12];
+    for (int i = 0; i < 12; i++) {
+        snprintf(rows[i], sizeof rows[i], "{\"messages\":[" USER("%d") "," ASSISTANT("%d") "]}",
+                 i * i * i * 1000, i);
+        items[i] = (struct td_example){rows[i], strlen(rows[i]), 1, 20};
+    }
+    td_examples examples = {12, items};
+    td_line line = line_of("{\"messages\":[" USER("Four") "," ASSISTANT("4") "]}");
+    for (int64_t n = 0; n <= 12; n++) {
+        td_question question = {0}, fit = {0};
+        REQUIRE(td_question_read(&session, "row", &line, &examples, n, &question) == TD_OK);
+        int64_t length = (int64_t)question.whole.count;
+        REQUIRE(td_question_fit(&session, "row", &line, &examples, length, &fit) == TD_OK);
+        CHECK_INT(fit.n_examples, n);
+        CHECK_INT(fit.n_left_out, 12 - n);
+        CHECK_INT(fit.whole.count, length);
+        td_question_fini(&fit);
+        REQUIRE(td_question_fit(&session, "row", &line, &examples, length - 1, &fit) == TD_OK);
+        CHECK_INT(fit.n_examples, n > 0 ? n - 1 : 0);
+        td_question_fini(&fit);
+        td_question_fini(&question);
+    }
+}
+
 static void examples_are_chosen_by_seed(void) {
     char path[TD_PATH_MAX], *paths[1] = {path};
     const td_string_list files = {paths, 1};
@@ -332,6 +359,7 @@ int main(void) {
     TEST(what_is_no_row_is_refused);
     TEST(calls_are_expected_as_written);
     TEST(examples_are_earlier_turns);
+    TEST(as_many_examples_as_fit);
     TEST(examples_are_chosen_by_seed);
     TEST(rows_stand_behind_examples);
     td_session_close(&session);
