@@ -40,15 +40,23 @@ with_srun() {
     exec srun --mpi=pmix --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 --wait=60 "$program" "$@"
 }
 
-# mpirun starts one daemon per node by srun, which is to have the whole node's share of the job, not one task's: each rank then
-# takes the GPU of its local rank.
+# mpirun starts one daemon per node, by an srun that reads the job's variables. The daemon is to have all GPUs of the job on its
+# node, not one task's: each rank then takes the one of its local rank.
+share_gpus_by_node() {
+    local tasks gpus=${SLURM_GPUS_PER_TASK:-}
+    [ -n "$gpus" ] || return 0
+    tasks=${SLURM_TASKS_PER_NODE%%(*}
+    if [[ $SLURM_TASKS_PER_NODE == *,* ]]; then
+        echo "error: by mpirun, --gpus-per-task needs the same number of tasks on all nodes (now $SLURM_TASKS_PER_NODE):" \
+            "ask for --ntasks-per-node and --gpus-per-node" >&2
+        exit 2
+    fi
+    unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_GPU_BIND
+    export SLURM_GPUS_PER_NODE=${gpus%"${gpus##*:}"}$((tasks * ${gpus##*:})) # with the type, as in a100:2
+}
+
 with_mpirun() {
-    local name
-    for name in ${!SLURM_*}; do
-        case $name in
-        SLURM_GPUS_PER_TASK | SLURM_TRES_PER_TASK | SLURM_GPU_BIND | SLURM_CPU_BIND | SLURM_CPU_BIND_TYPE) unset "$name" ;;
-        esac
-    done
+    share_gpus_by_node
     if [ "$(id -u)" -eq 0 ]; then
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     fi

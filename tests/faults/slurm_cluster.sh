@@ -34,7 +34,7 @@ free_ports() {
 }
 
 slurm_write_config() {
-    local ports node host
+    local ports node gpu host
     mapfile -t ports < <(free_ports 3)
     host=$(hostname -s)
     mkdir -p "$slurm_folder"/{state,n1,n2}
@@ -77,11 +77,14 @@ NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=4 RealMe
 NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=4 RealMemory=2000 Gres=gpu:2
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP OverTimeLimit=0
 END
+    # Slurm sets CUDA_VISIBLE_DEVICES to the numbers of device files; these are /dev/null by other names. Where a container may
+    # not make any it sets nothing.
+    for gpu in 0 1 2 3; do
+        mknod "$slurm_folder/gpu$gpu" c 1 3 2>/dev/null || touch "$slurm_folder/gpu$gpu"
+    done
+    echo "NodeName=n1 Name=gpu File=$slurm_folder/gpu[0-1]" >"$slurm_folder/gres.conf"
+    echo "NodeName=n2 Name=gpu File=$slurm_folder/gpu[2-3]" >>"$slurm_folder/gres.conf"
     for node in n1 n2; do
-        # Slurm hands out device files and looks at no more than their numbers: these are /dev/null by another name.
-        mknod "$slurm_folder/$node-gpu0" c 1 3 2>/dev/null && mknod "$slurm_folder/$node-gpu1" c 1 3 2>/dev/null ||
-            skip "this container may not make device nodes"
-        echo "NodeName=$node Name=gpu File=$slurm_folder/$node-gpu[0-1]" >>"$slurm_folder/gres.conf"
         # The nodes' configuration differs in one thing: where the launcher keeps its sockets.
         mkdir -p "$slurm_folder/conf-$node" "$slurm_folder/pmix-$node"
         ln -s ../slurm.conf ../gres.conf "$slurm_folder/conf-$node/"
@@ -169,7 +172,7 @@ submit() {
     job=$(TANDEM_CONFIG=$work/config.json sbatch --parsable --output="$work/$name.log" "${options[@]}" \
         "$FAULTS_SOURCE/launch/slurm/$script" "${words[@]:1}" 2>"$work/$name.sbatch") ||
         fail "sbatch $script: $(cat "$work/$name.sbatch")"
-    current=$name
+    current=$name launcher=$$ # await_step() is to wait although no launcher of its own runs
 }
 
 # state_of JOB: as in RUNNING, COMPLETED, FAILED; code_of JOB.

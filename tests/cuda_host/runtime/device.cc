@@ -1,4 +1,6 @@
 // Devices, their properties, and the error state of the calling OS thread.
+#include <algorithm>
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -19,16 +21,39 @@ size_t configured_memory_bytes() {
     return megabytes << 20;
 }
 
+// Numbers of the GPUs that CUDA_VISIBLE_DEVICES leaves of them, in its order: all when it is unset,
+// and those before the first entry that is no GPU's number.
+static std::vector<int> list_visible() {
+    int gpus = std::min(configured_gpus(), largest_device_count);
+    std::vector<int> visible;
+    const char *text = getenv("CUDA_VISIBLE_DEVICES");
+    for (int i = 0; !text && i < gpus; i++)
+        visible.push_back(i);
+    while (text && isdigit(static_cast<unsigned char>(*text))) {
+        char *end;
+        long gpu = strtol(text, &end, 10);
+        if (gpu >= gpus || static_cast<int>(visible.size()) >= gpus)
+            break;
+        visible.push_back(static_cast<int>(gpu));
+        text = *end == ',' ? end + 1 : nullptr;
+    }
+    return visible;
+}
+
+static const std::vector<int> &visible_gpus() {
+    static const std::vector<int> visible = list_visible();
+    return visible;
+}
+
 static cudaError_t driver_state() {
     static const int gpus = configured_gpus();
     if (gpus < 0)
         return cudaErrorInsufficientDriver;
-    return gpus == 0 ? cudaErrorNoDevice : cudaSuccess;
+    return visible_gpus().empty() ? cudaErrorNoDevice : cudaSuccess;
 }
 
 int device_count() {
-    static const int gpus = configured_gpus();
-    return gpus < 0 ? 0 : gpus < largest_device_count ? gpus : largest_device_count;
+    return static_cast<int>(visible_gpus().size());
 }
 
 static thread_local cudaError_t last_error;
@@ -104,11 +129,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
     cudaError_t error = check_device(device);
     if (error != cudaSuccess)
         return note(error);
-    const model &is = model_of(device);
+    int gpu = visible_gpus()[device];
+    const model &is = model_of(gpu);
     cudaDeviceProp p = {};
     snprintf(p.name, sizeof p.name, "%s", is.name);
     for (int i = 0; i < 16; i++)
-        p.uuid.bytes[i] = static_cast<char>(i == 15 ? device : 17 * i + 1);
+        p.uuid.bytes[i] = static_cast<char>(i == 15 ? gpu : 17 * i + 1);
     p.totalGlobalMem = configured_memory_bytes();
     p.sharedMemPerBlock = default_shared_bytes;
     p.regsPerBlock = p.regsPerMultiprocessor = 65536;
@@ -122,7 +148,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
     p.minor = is.minor;
     p.multiProcessorCount = is.processors;
     p.concurrentKernels = 1;
-    p.pciBusID = device + 1;
+    p.pciBusID = gpu + 1;
     p.asyncEngineCount = 3;
     p.unifiedAddressing = 1;
     p.l2CacheSize = 40 << 20;
