@@ -144,6 +144,7 @@ td_status td_check_attention_backward(const td_attention_backward_args *args) {
 
 td_status td_check_glu_forward(const td_glu_forward_args *args) {
     static const char op[] = "glu_forward";
+    REQUIRE(op, args->activation == TD_GATE_SILU || args->activation == TD_GATE_GELU_TANH);
     REQUIRE(op, is_count(args->n_rows) && is_extent(args->n_cols));
     REQUIRE(op, args->gate_stride >= args->n_cols && args->up_stride >= args->n_cols);
     REQUIRE(op, args->gate && args->up && args->y);
@@ -152,6 +153,7 @@ td_status td_check_glu_forward(const td_glu_forward_args *args) {
 
 td_status td_check_glu_backward(const td_glu_backward_args *args) {
     static const char op[] = "glu_backward";
+    REQUIRE(op, args->activation == TD_GATE_SILU || args->activation == TD_GATE_GELU_TANH);
     REQUIRE(op, is_count(args->n_rows) && is_extent(args->n_cols));
     REQUIRE(op, args->gate_stride >= args->n_cols && args->up_stride >= args->n_cols);
     REQUIRE(op, args->dy && args->gate && args->up && args->dgate && args->dup);
@@ -184,6 +186,7 @@ td_status td_check_scatter_rows(const td_rows_args *args) {
 td_status td_check_cross_entropy(const td_cross_entropy_args *args) {
     static const char op[] = "cross_entropy";
     REQUIRE(op, is_count(args->n_rows) && is_extent(args->n_vocabulary));
+    REQUIRE(op, args->softcap >= 0.0f);
     REQUIRE(op, args->n_rows == 0 || (args->logits && args->targets && args->loss));
     return TD_OK;
 }
