@@ -239,11 +239,10 @@ static td_status fit_length(const td_prepare_options *options, const char *where
     return TD_OK;
 }
 
-static td_status hash_content(const td_row *row, td_hash *out) {
+static td_hash hash_content(const td_row *row) {
     td_hash parts[2] = {td_hash_bytes(row->tokens, (size_t)row->count * sizeof *row->tokens),
                         td_hash_bytes(row->trained, (size_t)row->count)};
-    *out = td_hash_bytes(parts, sizeof parts);
-    return TD_OK;
+    return td_hash_bytes(parts, sizeof parts);
 }
 
 static td_status sign(const char *where, const td_row_texts *texts, batch_line *line) {
@@ -283,7 +282,7 @@ static td_status judge(const td_preparation *self, const char *where, const td_r
         return TD_OK;
     }
     line->out.count = (int32_t)line->row.count;
-    TD_TRY(hash_content(&line->row, &line->out.content));
+    line->out.content = hash_content(&line->row);
     return self->wants_signatures ? sign(where, texts, line) : TD_OK;
 }
 
@@ -419,7 +418,7 @@ static void read_round(reading *self) {
     clear_batch(next);
 }
 
-// All ranks fail with the message of the first row that failed on any of them.
+// The same on all ranks: the failure of the first row that failed on any of them.
 static td_status judge_reports(const reading *self, const report *reports) {
     const td_preparation *preparation = self->preparation;
     const report *first = &reports[0];
@@ -428,18 +427,14 @@ static td_status judge_reports(const reading *self, const report *reports) {
         if (reports[rank].failed_row < first->failed_row)
             first = &reports[rank];
     if (first->failed_row != INT64_MAX)
-        return td_preparation_agree(
-            preparation, td_fail((td_status)first->status, "%s", first->message), "prepare data");
+        return td_fail((td_status)first->status, "%s", first->message);
     td_prepare_name_sources(preparation->options->files, sources);
     for (int rank = 1; rank < preparation->team->size; rank++)
         if (reports[rank].rows != first->rows || reports[rank].is_at_end != first->is_at_end)
-            return td_preparation_agree(
-                preparation,
-                td_fail(TD_ERR_DATA,
-                        "%s: ranks 0 and %d read different rows: the file changed while it was "
-                        "read, or is not the same one on all hosts",
-                        sources, rank),
-                "prepare data");
+            return td_fail(TD_ERR_DATA,
+                           "%s: ranks 0 and %d read different rows: the file changed while it was "
+                           "read, or is not the same one on all hosts",
+                           sources, rank);
     return TD_OK;
 }
 
@@ -454,10 +449,16 @@ static td_status end_round(reading *self) {
     td_status status = TD_OK;
     if (team->size > 1)
         status = team->gather(team->self, &self->failure, reports, sizeof *reports, "prepare data");
-    if (status == TD_OK)
+    int is_told = status == TD_OK;
+    if (is_told)
         status = judge_reports(self, reports);
     free(reports);
-    return status;
+    if (!is_told || status == TD_OK)
+        return status;
+    // Rank 0 removes the parts when all have agreed to end, so none may be open any more.
+    td_part_writer_abandon(self->writer);
+    self->writer = NULL;
+    return td_preparation_agree(self->preparation, status, "prepare data");
 }
 
 static td_status allocate_batch(const reading *self, batch *out) {

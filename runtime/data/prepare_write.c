@@ -127,7 +127,7 @@ static td_status check_rows_left(const assembly *self) {
     if (account->rows_kept > 0)
         return TD_OK;
     list_reasons(account, reasons, sizeof reasons);
-    return td_fail(TD_ERR_DATA, "%s: no rows left to train on; of %lld read: %s", sources,
+    return td_fail(TD_ERR_DATA, "%s: no rows left; of %lld read: %s", sources,
                    (long long)account->rows_read, reasons);
 }
 

@@ -59,7 +59,8 @@ static td_status print_rows(td_store *store, row_buffer *buffer, const char *pat
 
 static td_status write_file(td_store *store, const char *path) {
     row_buffer buffer = {0};
-    FILE *file = fopen(path, "wbe");
+    unlink(path); // what a killed run left; a link is not followed
+    FILE *file = fopen(path, "wbxe");
     if (!file)
         return fail_write(path);
     td_status status = allocate(store, &buffer);

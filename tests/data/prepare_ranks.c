@@ -349,7 +349,7 @@ static void when_nothing_is_left_the_main_reason_comes_first(void) {
     options.bad_rows = TD_BAD_ROWS_SKIP;
     options.filters = &filters;
     CHECK_INT(run(&options, 2, &account), TD_ERR_DATA);
-    CHECK_MESSAGE("no rows left to train on; of 16 read: 15 ");
+    CHECK_MESSAGE("no rows left; of 16 read: 15 ");
 }
 
 static void the_first_bad_row_of_all_is_named(void) {
