@@ -47,12 +47,16 @@ __device__ __forceinline__ float td_block_max(float x, float *shared) {
     return td_warp_max(lane < blockDim.x / 32 ? shared[lane] : -INFINITY);
 }
 
-// Counts of all threads of a warp into a counter; integers may be added in any order.
+// Adds what a whole warp has, modulo 2^64; integers may be added in any order.
+__device__ __forceinline__ void td_warp_add(uint64_t word, int64_t *sum) {
+    if (threadIdx.x % 32 == 0 && word != 0)
+        atomicAdd(reinterpret_cast<unsigned long long *>(sum),
+                  static_cast<unsigned long long>(word));
+}
+
+// Counts of all threads of a warp into a counter.
 __device__ __forceinline__ void td_warp_count(int count, int64_t *counter) {
-    count = td_warp_sum(count);
-    if (threadIdx.x % 32 == 0 && count > 0)
-        atomicAdd(reinterpret_cast<unsigned long long *>(counter),
-                  static_cast<unsigned long long>(count));
+    td_warp_add(static_cast<uint64_t>(td_warp_sum(count)), counter);
 }
 
 // Four consecutive elements, moved 16 bytes at a time where `aligned` (td_is_quad_aligned) says so.

@@ -15,10 +15,7 @@ __global__ void word_sum_kernel(td_word_sum_args args, bool aligned) {
         for (int64_t word : words.x) // zeros behind the end
             sum += static_cast<uint64_t>(word);
     }
-    sum = td_warp_sum(sum);
-    if (threadIdx.x % 32 == 0)
-        atomicAdd(reinterpret_cast<unsigned long long *>(args.sum),
-                  static_cast<unsigned long long>(sum));
+    td_warp_add(td_warp_sum(sum), args.sum);
 }
 
 } // namespace
