@@ -99,6 +99,10 @@ report $? "rows are escaped"
 grep -q 'adapter&#95;model.safetensors | `[0-9a-f]\{32\}`' "$folder/report.md"
 report $? "the report names what was compared"
 
+sed -nE 's/^\| [^|]*held\.jsonl:([0-9]+) \|.*/\1/p' "$folder/report.md" >"$folder/out"
+[ "$(wc -l <"$folder/out")" -eq 6 ] && sort -n -c -u "$folder/out" 2>/dev/null
+report $? "sample rows stand in their order"
+
 # 250 examples of about 16 tokens do not fit into 512 positions.
 for i in $(seq 250); do row "Ask for number $i" "This is $i."; done >"$folder/many.jsonl"
 expect "too many examples" 0 'Not all fit before 5 questions and 5 rows of the loss \(limit: 496 tokens\)' \
