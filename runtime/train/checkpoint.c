@@ -173,6 +173,16 @@ int td_checkpoint_is_fenced(const td_checkpoint_writer *writer) {
     return writer->fenced;
 }
 
+td_status td_checkpoint_require_newest(const td_checkpoint_writer *writer) {
+    int is_stale = 0; // not `fenced`, which all ranks know alike
+    td_status status =
+        td_incarnation_require(writer->options.run_folder, writer->incarnation, &is_stale);
+    if (is_stale)
+        return status;
+    td_error_clear(); // the file cannot be read, which says nothing of another process
+    return TD_OK;
+}
+
 // --- The writer thread
 
 // Page `index` of this rank in the snapshot.

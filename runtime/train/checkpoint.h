@@ -86,6 +86,9 @@ td_status td_checkpoint_poll(td_checkpoint_writer *writer, int64_t *out_committe
 td_status td_checkpoint_finish(td_checkpoint_writer *writer, int64_t *out_committed);
 // Local, the same on all ranks: a newer incarnation of the run has started; this one can only end.
 int td_checkpoint_is_fenced(const td_checkpoint_writer *writer);
+// Local, rank 0. TD_ERR_IO when a newer incarnation has started. To be asked before anything else
+// in the run's folder is replaced.
+td_status td_checkpoint_require_newest(const td_checkpoint_writer *writer);
 
 // A whole checkpoint.
 typedef struct td_checkpoint {

@@ -111,6 +111,11 @@ static int evaluates_again(const td_trainer *trainer) {
                   done == trainer->run.step.schedule.total_steps);
 }
 
+// Local. What a stale process wrote over would be the newer one's.
+static td_status require_newest(const td_trainer *trainer) {
+    return td_trainer_is_root(trainer) ? td_checkpoint_require_newest(trainer->checkpoints) : TD_OK;
+}
+
 static td_status open_machinery(td_trainer *trainer) {
     TD_TRY(plan_run(trainer));
     TD_TRY(TD_FAULT("base"));
@@ -120,10 +125,11 @@ static td_status open_machinery(td_trainer *trainer) {
     trainer->meta.seed = trainer->config->seed;
     TD_TRY(td_checkpoint_create(&trainer->checkpoint_options, &trainer->checkpoints));
     TD_TRY(resume(trainer));
-    td_status status =
-        td_metrics_open(&trainer->metrics, trainer->config->output_dir, trainer->meta.step,
-                        evaluates_again(trainer), trainer->run.step.schedule.total_steps,
-                        td_trainer_is_root(trainer));
+    td_status status = require_newest(trainer);
+    if (status == TD_OK)
+        status = td_metrics_open(&trainer->metrics, trainer->config->output_dir, trainer->meta.step,
+                                 evaluates_again(trainer), trainer->run.step.schedule.total_steps,
+                                 td_trainer_is_root(trainer));
     if (status == TD_OK && td_trainer_is_root(trainer))
         status = td_trainer_write_config(trainer);
     return td_comm_agree(trainer->comm, status, "metrics");
@@ -142,7 +148,8 @@ static td_status evaluate(td_trainer *trainer, int64_t index, td_train_summary *
         meta->has_best = 1;
         meta->best_loss = loss;
         meta->best_step = index + 1;
-        if (td_trainer_is_root(trainer))
+        status = require_newest(trainer);
+        if (status == TD_OK && td_trainer_is_root(trainer))
             status = td_trainer_write_adapter(trainer, "best_adapter");
     }
     out->eval_loss = loss;
@@ -200,7 +207,7 @@ static td_status finish(td_trainer *trainer, int stopped) {
     const td_config *config = trainer->config;
     td_progress_phase(TD_PHASE_FINISH);
     TD_TRY(TD_FAULT("finish"));
-    td_status saved = td_checkpoint_finish(trainer->checkpoints, NULL), status = TD_OK;
+    td_status saved = td_checkpoint_finish(trainer->checkpoints, NULL);
     if (stopped) {
         TD_TRY(saved);
         return td_fail(TD_STOPPED, "stopped on request after step %lld",
@@ -209,7 +216,8 @@ static td_status finish(td_trainer *trainer, int stopped) {
     // The adapter is the result: it is written even where the last checkpoint could not be.
     if (td_checkpoint_is_fenced(trainer->checkpoints))
         return saved;
-    if (td_trainer_is_root(trainer))
+    td_status status = require_newest(trainer);
+    if (status == TD_OK && td_trainer_is_root(trainer))
         status = config->load_best_model_at_end && trainer->meta.has_best
                      ? td_trainer_copy_adapter(trainer, "best_adapter", "adapter")
                      : td_trainer_write_adapter(trainer, "adapter");
