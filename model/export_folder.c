@@ -120,9 +120,10 @@ static td_status make_room(td_export_folder *folder) {
     if (free_bytes < folder->bytes)
         return td_fail(TD_ERR_IO, "%s: the model takes %.1f GB, and %.1f GB are free", parent,
                        (double)folder->bytes / 1e9, (double)free_bytes / 1e9);
-    snprintf(folder->temporary, sizeof folder->temporary, "%.4000s.tmp-%ld", folder->path,
-             (long)getpid());
-    return td_folder_make(folder->temporary);
+    td_status status = td_folder_make_beside(folder->path, folder->temporary);
+    if (status != TD_OK)
+        folder->temporary[0] = '\0';
+    return status;
 }
 
 static td_status begin(td_export_folder *folder, const char *path, uint64_t max_file_bytes) {

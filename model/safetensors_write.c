@@ -1,5 +1,4 @@
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +8,7 @@
 #include "model/safetensors_internal.h"
 #include "runtime/core/files.h"
 
-enum { LENGTH_BYTES = 8, FILE_MODE = 0644 };
+enum { LENGTH_BYTES = 8 };
 
 static td_status fail_io(const char *path, const char *verb) {
     return td_fail(TD_ERR_IO, "%s: cannot %s: %s", path, verb, strerror(errno));
@@ -133,15 +132,15 @@ static td_status write_header(const td_safetensors_writer *writer, const td_name
 static td_status begin(td_safetensors_writer *writer, const char *path,
                        const td_named_tensor *tensors, int64_t count) {
     writer->file = -1;
-    if (snprintf(writer->temporary, sizeof writer->temporary, "%s.tmp-%ld", path, (long)getpid()) >=
-        (int)sizeof writer->temporary)
+    if (snprintf(writer->path, sizeof writer->path, "%s", path) >= (int)sizeof writer->path)
         return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...", TD_PATH_MAX - 1,
                        path);
-    snprintf(writer->path, sizeof writer->path, "%s", path);
     TD_TRY(count_bytes(tensors, count, &writer->left_bytes));
-    writer->file = open(writer->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, FILE_MODE);
-    if (writer->file < 0)
-        return fail_io(writer->temporary, "create");
+    td_status status = td_file_create_beside(path, writer->temporary, &writer->file);
+    if (status != TD_OK) {
+        writer->temporary[0] = '\0';
+        return status;
+    }
     return write_header(writer, tensors, count);
 }
 

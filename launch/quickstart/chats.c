@@ -388,6 +388,7 @@ static options parse_options(int argc, char **argv) {
 
 int main(int argc, char **argv) {
     options o = parse_options(argc, argv);
+    umask(umask(077) | 022);
     string_set train_values = {0};
     buffer train = generate(o.seed, SPLIT_TRAIN, o.n_train, &train_values);
     buffer heldout = generate(o.seed, SPLIT_HELDOUT, o.n_heldout, &train_values);

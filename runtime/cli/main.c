@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "runtime/cli/cli.h"
 #include "runtime/core/fault.h"
@@ -77,6 +78,7 @@ static int run_together(const td_command *command, int argc, char **argv) {
 
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
+    umask(umask(077) | 022); // whatever it was: what we make, only its owner may change
     if (argc < 2) {
         print_usage(stderr);
         return TD_ERR_USAGE;

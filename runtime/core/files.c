@@ -12,7 +12,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { FILE_MODE = 0644 };
+enum {
+    FILE_MODE = 0644,
+    FOLDER_MODE = 0755,
+    MAX_TEMPORARIES = 1000, // of one name that killed processes with our id have left
+};
 
 static td_status fail_input(const char *path, const char *verb) {
     return td_fail(TD_ERR_DATA, "%s: cannot %s: %s", path, verb, strerror(errno));
@@ -41,14 +45,23 @@ int td_path_is_folder(const char *path) {
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
 }
 
-int td_path_is_plain_name(const char *name) {
-    return name[0] != '\0' && strchr(name, '/') == NULL && strcmp(name, ".") != 0 &&
-           strcmp(name, "..") != 0;
+int td_path_is_link(const char *path) {
+    struct stat info;
+    return lstat(path, &info) == 0 && S_ISLNK(info.st_mode);
 }
 
-// Opens a regular file for reading. O_NONBLOCK: opening a pipe without a writer must not hang.
-static td_status open_input(const char *path, int *out_file, size_t *out_bytes) {
-    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+int td_path_is_plain_name(const char *name) {
+    for (const unsigned char *c = (const unsigned char *)name; *c; c++)
+        if (*c < 0x20 || *c == 0x7f || *c == '/')
+            return 0;
+    return name[0] != '\0' && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
+}
+
+// O_NONBLOCK: opening a pipe without a writer must not hang.
+td_status td_file_open(const char *path, int follow_links, int *out_file, uint64_t *out_bytes) {
+    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (follow_links ? 0 : O_NOFOLLOW));
+    if (file < 0 && errno == ELOOP && !follow_links)
+        return td_fail(TD_ERR_DATA, "%s: is a link, which is not followed here", path);
     if (file < 0)
         return fail_input(path, "open");
     struct stat info;
@@ -62,7 +75,7 @@ static td_status open_input(const char *path, int *out_file, size_t *out_bytes) 
         return status;
     }
     *out_file = file;
-    *out_bytes = (size_t)info.st_size;
+    *out_bytes = (uint64_t)info.st_size;
     return TD_OK;
 }
 
@@ -80,11 +93,13 @@ static td_status read_all(int file, const char *path, char *buffer, size_t bytes
     return TD_OK;
 }
 
-td_status td_file_read(const char *path, size_t max_bytes, char **out, size_t *out_bytes) {
+static td_status read_file(const char *path, int follow_links, size_t max_bytes, char **out,
+                           size_t *out_bytes) {
     int file;
-    size_t bytes;
-    TD_TRY(open_input(path, &file, &bytes));
+    uint64_t size;
+    TD_TRY(td_file_open(path, follow_links, &file, &size));
     td_status status = TD_OK;
+    size_t bytes = (size_t)size;
     char *buffer = NULL;
     if (bytes > max_bytes)
         status = td_fail(TD_ERR_DATA, "%s: has %zu bytes; at most %zu are accepted", path, bytes,
@@ -103,6 +118,14 @@ td_status td_file_read(const char *path, size_t max_bytes, char **out, size_t *o
     if (out_bytes)
         *out_bytes = bytes;
     return TD_OK;
+}
+
+td_status td_file_read(const char *path, size_t max_bytes, char **out, size_t *out_bytes) {
+    return read_file(path, 1, max_bytes, out, out_bytes);
+}
+
+td_status td_file_read_no_link(const char *path, size_t max_bytes, char **out, size_t *out_bytes) {
+    return read_file(path, 0, max_bytes, out, out_bytes);
 }
 
 td_status td_file_size(const char *path, uint64_t *out_bytes) {
@@ -149,17 +172,79 @@ static void parent_of(const char *path, char out[TD_PATH_MAX]) {
         snprintf(out, TD_PATH_MAX, "%.*s", (int)(slash - path), path);
 }
 
-td_status td_file_write_atomic(const char *path, const void *data, size_t bytes) {
+static td_status name_temporary(const char *path, char out[TD_PATH_MAX]) {
     static atomic_uint counter;
-    char temporary[TD_PATH_MAX], parent[TD_PATH_MAX];
-    unsigned unique = atomic_fetch_add(&counter, 1);
-    if (snprintf(temporary, sizeof temporary, "%s.tmp-%ld-%u", path, (long)getpid(), unique) >=
-        (int)sizeof temporary)
-        return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...", TD_PATH_MAX - 1,
+    size_t chars = strlen(path);
+    while (chars > 1 && path[chars - 1] == '/')
+        chars--;
+    if (chars + 32 >= TD_PATH_MAX)
+        return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...",
+                       TD_PATH_MAX - 33, path);
+    snprintf(out, TD_PATH_MAX, "%.*s.tmp-%ld-%u", (int)chars, path, (long)getpid(),
+             atomic_fetch_add(&counter, 1));
+    return TD_OK;
+}
+
+// A name that is taken may be a trap, or be left from a process that had our id (in a container all
+// of them have): it is passed over.
+td_status td_file_create_beside(const char *path, char out_temporary[TD_PATH_MAX], int *out_file) {
+    int file = -1;
+    for (int i = 0; i < MAX_TEMPORARIES && file < 0; i++) {
+        TD_TRY(name_temporary(path, out_temporary));
+        file = open(out_temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, FILE_MODE);
+        if (file < 0 && errno != EEXIST)
+            break;
+    }
+    *out_file = file;
+    return file < 0 ? fail_io(out_temporary, "create") : TD_OK;
+}
+
+td_status td_folder_make_beside(const char *path, char out_temporary[TD_PATH_MAX]) {
+    char parent[TD_PATH_MAX];
+    int made = 0;
+    TD_TRY(name_temporary(path, out_temporary));
+    parent_of(out_temporary, parent);
+    TD_TRY(td_folder_make(parent));
+    for (int i = 0; i < MAX_TEMPORARIES && !made; i++) {
+        TD_TRY(name_temporary(path, out_temporary));
+        made = mkdir(out_temporary, FOLDER_MODE) == 0;
+        if (!made && errno != EEXIST)
+            break;
+    }
+    return made ? TD_OK : fail_io(out_temporary, "create folder");
+}
+
+static td_status check_append(int file, const char *path) {
+    struct stat info;
+    if (fstat(file, &info) != 0)
+        return fail_io(path, "examine");
+    if (!S_ISREG(info.st_mode))
+        return td_fail(TD_ERR_IO, "%s: is not a regular file", path);
+    if (info.st_nlink > 1)
+        return td_fail(TD_ERR_IO, "%s: has a second name (a hard link), which would be written too",
                        path);
-    int file = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, FILE_MODE);
+    return TD_OK;
+}
+
+td_status td_file_open_append(const char *path, int *out_file) {
+    int flags = O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    int file = open(path, flags, FILE_MODE);
+    if (file < 0 && errno == ELOOP)
+        return td_fail(TD_ERR_IO, "%s: is a link, which is not written through", path);
     if (file < 0)
-        return fail_io(temporary, "create");
+        return fail_io(path, "open for writing");
+    td_status status = check_append(file, path);
+    if (status != TD_OK)
+        close(file);
+    else
+        *out_file = file;
+    return status;
+}
+
+td_status td_file_write_atomic(const char *path, const void *data, size_t bytes) {
+    char temporary[TD_PATH_MAX], parent[TD_PATH_MAX];
+    int file;
+    TD_TRY(td_file_create_beside(path, temporary, &file));
     td_status status = fill_and_close(file, temporary, data, bytes);
     if (status == TD_OK && rename(temporary, path) != 0)
         status = fail_io(path, "replace");
@@ -185,8 +270,9 @@ td_status td_file_sync(const char *path) {
 
 td_status td_file_map(const char *path, td_mapping *out) {
     int file;
-    size_t bytes;
-    TD_TRY(open_input(path, &file, &bytes));
+    uint64_t size;
+    TD_TRY(td_file_open(path, 1, &file, &size));
+    size_t bytes = (size_t)size;
     if (bytes == 0) {
         close(file);
         return td_fail(TD_ERR_DATA, "%s: is empty", path);

@@ -45,6 +45,10 @@ td_status td_folder_make(const char *path) {
     return make_one(path);
 }
 
+td_status td_folder_make_new(const char *path) {
+    return mkdir(path, FOLDER_MODE) == 0 ? TD_OK : fail_io(path, "create folder");
+}
+
 static td_status remove_entry(int parent, const char *name, const char *root, int depth);
 
 static td_status remove_children(int folder, const char *root, int depth) {

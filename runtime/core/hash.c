@@ -1,12 +1,12 @@
 #include "runtime/core/hash.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "runtime/core/files.h"
 #include "runtime/core/progress.h"
 
 enum { READ_BYTES = 1 << 20 };
@@ -57,24 +57,25 @@ td_hash td_hash_bytes(const void *data, size_t bytes) {
     return from_xxh(XXH3_128bits(data, bytes));
 }
 
-static td_status add_file(td_hasher *hasher, int file, const char *path, unsigned char *buffer) {
-    for (;;) {
-        ssize_t got = read(file, buffer, READ_BYTES);
+static td_status add_file(td_hasher *hasher, int file, const char *path, uint64_t bytes,
+                          unsigned char *buffer) {
+    for (uint64_t done = 0; done < bytes;) {
+        size_t wanted = bytes - done < READ_BYTES ? (size_t)(bytes - done) : READ_BYTES;
+        ssize_t got = pread(file, buffer, wanted, (off_t)done);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
             return td_fail(TD_ERR_IO, "%s: cannot read: %s", path, strerror(errno));
         if (got == 0)
-            return TD_OK;
+            return td_fail(TD_ERR_DATA, "%s: became shorter while it was read", path);
         td_hasher_add(hasher, buffer, (size_t)got);
+        done += (uint64_t)got;
         td_progress_tick(); // gigabytes may be read here
     }
+    return TD_OK;
 }
 
-td_status td_hash_file(const char *path, td_hash *out) {
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0)
-        return td_fail(TD_ERR_DATA, "%s: cannot open: %s", path, strerror(errno));
+td_status td_hash_descriptor(int file, const char *path, uint64_t bytes, td_hash *out) {
     td_status status = TD_OK;
     td_hasher *hasher = NULL;
     unsigned char *buffer = malloc(READ_BYTES);
@@ -83,11 +84,19 @@ td_status td_hash_file(const char *path, td_hash *out) {
     if (status == TD_OK)
         status = td_hasher_create(&hasher);
     if (status == TD_OK)
-        status = add_file(hasher, file, path, buffer);
+        status = add_file(hasher, file, path, bytes, buffer);
     if (status == TD_OK)
         *out = td_hasher_value(hasher);
     td_hasher_destroy(hasher);
     free(buffer);
+    return status;
+}
+
+td_status td_hash_file(const char *path, td_hash *out) {
+    int file;
+    uint64_t bytes;
+    TD_TRY(td_file_open(path, 1, &file, &bytes));
+    td_status status = td_hash_descriptor(file, path, bytes, out);
     close(file);
     return status;
 }

@@ -24,8 +24,10 @@ void td_hasher_add_string(td_hasher *hasher,
 td_hash td_hasher_value(const td_hasher *hasher);
 
 td_hash td_hash_bytes(const void *data, size_t bytes);
-// Contents of a whole file, read in pieces.
+// Contents of a whole file, read in pieces. Pipes and devices are refused.
 td_status td_hash_file(const char *path, td_hash *out);
+// The first `bytes` bytes of an open file, wherever it stands; `path` is for messages.
+td_status td_hash_descriptor(int file, const char *path, uint64_t bytes, td_hash *out);
 
 int td_hash_equal(td_hash a, td_hash b);
 void td_hash_to_hex(td_hash hash, char out[TD_HASH_HEX_CHARS]);

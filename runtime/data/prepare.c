@@ -158,7 +158,7 @@ static td_status clear(const workplace *place, const char *const stores[TD_SPLIT
 static td_status open_workplace(workplace *place, const char *const stores[TD_SPLITS]) {
     TD_TRY(lock(place));
     TD_TRY(clear(place, stores));
-    return td_folder_make(place->folder);
+    return td_folder_make_new(place->folder);
 }
 
 // An error that is recorded already is the one to report.

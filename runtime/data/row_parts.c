@@ -83,7 +83,7 @@ td_status td_part_writer_open(const char *folder, int rank, int with_signatures,
     for (int file = 0; file < PART_FILES && status == TD_OK; file++) {
         if (file == PART_SIGNATURES && !with_signatures)
             continue;
-        writer->files[file] = open_file(writer->name, (part_file)file, "wbe");
+        writer->files[file] = open_file(writer->name, (part_file)file, "wbxe");
         if (!writer->files[file])
             status = fail_write(writer);
     }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "runtime/core/files.h"
 #include "runtime/core/progress.h"
@@ -19,6 +20,7 @@ enum {
 
 struct td_store {
     char path[TD_PATH_MAX];
+    uint64_t bytes;
     hid_t file;
     hid_t arrays[TD_STORE_ARRAYS];
     td_store_header header;
@@ -41,8 +43,11 @@ static td_status fail_damaged_array(const td_store *store, td_store_array array,
                    store->path, td_store_arrays[array].name, what);
 }
 
-static hid_t open_file(const char *path) {
+// By its descriptor, so that HDF5 reads the file that was checked.
+static hid_t open_file(int descriptor) {
+    char path[64];
     hid_t list = H5Pcreate(H5P_FILE_ACCESS), file = NO_ID;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
     // A store is complete when it gets its name and never changes, so readers need no lock.
     if (list >= 0 && H5Pset_fclose_degree(list, H5F_CLOSE_STRONG) >= 0 &&
         H5Pset_file_locking(list, 0, 1) >= 0)
@@ -165,12 +170,12 @@ static int64_t expected_items(const td_store *store, td_store_array array) {
 
 // Guards against extents that would make us allocate more than a file of this size can hold.
 static td_status check_file_size(const td_store *store) {
-    uint64_t bytes, needed = 0;
-    TD_TRY(td_file_size(store->path, &bytes));
+    uint64_t needed = 0;
     for (int array = 0; array < TD_STORE_ARRAYS; array++)
         needed += (uint64_t)expected_items(store, (td_store_array)array) *
                   td_store_arrays[array].item_bytes;
-    return bytes >= needed ? TD_OK : fail_damaged(store, "the file is too short for its rows");
+    return store->bytes >= needed ? TD_OK
+                                  : fail_damaged(store, "the file is too short for its rows");
 }
 
 // Asked before a name is opened: the file that a link leads to must not even be looked at.
@@ -273,8 +278,8 @@ static td_status check_index(const td_store *store) {
     return TD_OK;
 }
 
-static td_status open_locked(td_store *store) {
-    store->file = open_file(store->path);
+static td_status open_locked(td_store *store, int descriptor) {
+    store->file = open_file(descriptor);
     if (store->file < 0)
         return td_fail(TD_ERR_DATA,
                        "%s: cannot be opened as HDF5: it is truncated, damaged or something else; "
@@ -289,9 +294,20 @@ static td_status open_locked(td_store *store) {
     return check_index(store);
 }
 
+static td_status open_checked(td_store *store) {
+    int descriptor;
+    TD_TRY(td_file_open(store->path, 1, &descriptor, &store->bytes));
+    td_status status = td_store_check_seal(descriptor, store->path, store->bytes);
+    if (status == TD_OK) {
+        td_hdf5_lock();
+        status = open_locked(store, descriptor);
+        td_hdf5_unlock();
+    }
+    close(descriptor);
+    return status;
+}
+
 td_status td_store_open(const char *path, td_store **out) {
-    uint64_t bytes;
-    TD_TRY(td_file_size(path, &bytes));
     td_store *store = calloc(1, sizeof *store);
     if (!store)
         return td_fail(TD_ERR_MEMORY, "%s: no memory to open it", path);
@@ -301,10 +317,8 @@ td_status td_store_open(const char *path, td_store **out) {
     td_status status = TD_OK;
     if (snprintf(store->path, sizeof store->path, "%s", path) >= TD_PATH_MAX)
         status = td_fail(TD_ERR_USAGE, "path is too long: %.80s...", path);
-    td_hdf5_lock();
     if (status == TD_OK)
-        status = open_locked(store);
-    td_hdf5_unlock();
+        status = open_checked(store);
     if (status != TD_OK) {
         td_store_close(store);
         return status;

@@ -3,7 +3,8 @@
 // Datasets: /tokens (n_tokens) int32, /trained (n_tokens) uint8: 1 where the model is trained to
 // produce the token, /offsets (n_rows + 1) int64, /row_trained (n_rows) int32: trained tokens of a
 // row after the shift (a row's first token is never trained). Attributes: format version,
-// fingerprint (of source files, tokenizer and settings), checksums of each dataset, account.
+// fingerprint (of source files, tokenizer and settings), checksums of each dataset, account. Behind
+// what HDF5 reads the file ends with the checksum of all of it.
 #ifndef TANDEM_DATA_STORE_H
 #define TANDEM_DATA_STORE_H
 
@@ -25,8 +26,9 @@ td_status td_store_writer_commit(td_store_writer *writer, td_hash fingerprint,
                                  const char *account_json);
 void td_store_writer_abandon(td_store_writer *writer);
 
-// Verifies format, sizes and checksums of everything but /tokens and /trained, whose checksums are
-// verified by td_store_verify(). TD_ERR_DATA says what is wrong.
+// Verifies the checksum of the file before HDF5 sees it, then format, sizes and checksums of
+// everything but /tokens and /trained, whose checksums are verified by td_store_verify().
+// TD_ERR_DATA says what is wrong.
 td_status td_store_open(const char *path, td_store **out);
 void td_store_close(td_store *store);
 td_status td_store_verify(td_store *store);

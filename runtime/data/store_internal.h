@@ -49,6 +49,12 @@ typedef struct td_store_header {
 
 // Over the header and the account, so that damage to an attribute shows too.
 td_status td_store_header_hash(const td_store_header *header, const char *account, td_hash *out);
+// Puts the seal at the end of a file that is open for reading and writing, in the place of one that
+// it has.
+td_status td_store_seal(int file, const char *path);
+// TD_ERR_DATA unless the file is as it was sealed.
+td_status td_store_check_seal(int file, const char *path, uint64_t bytes);
+
 // "The data" of checkpoints: tokens, masks and where rows begin.
 td_hash td_store_hash_content(const td_store_header *header);
 

@@ -1,9 +1,11 @@
 // Writing a token store: into a temporary beside the target, checked by reading it back, then
 // renamed.
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "runtime/core/files.h"
@@ -13,8 +15,11 @@
 
 #define NO_ID ((hid_t)-1)
 
+enum { FILE_MODE = 0644 };
+
 struct td_store_writer {
     char path[TD_PATH_MAX], temporary[TD_PATH_MAX];
+    int descriptor; // of the temporary
     hid_t file;
     hid_t arrays[TD_STORE_ARRAYS];
     int64_t written[TD_STORE_ARRAYS]; // items in the file
@@ -46,8 +51,22 @@ static hid_t create_array(hid_t file, td_store_array array) {
     return dataset;
 }
 
-static hid_t create_file(const char *path) {
+// A killed run has left it, or nobody. What a link or a second name leads to is not written over.
+static td_status open_temporary(td_store_writer *writer) {
+    struct stat info;
+    int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    writer->descriptor = open(writer->temporary, flags, FILE_MODE);
+    if (writer->descriptor < 0)
+        return td_fail(TD_ERR_IO, "%s: cannot create it: %s", writer->temporary, strerror(errno));
+    if (fstat(writer->descriptor, &info) != 0 || !S_ISREG(info.st_mode) || info.st_nlink != 1)
+        return td_fail(TD_ERR_IO, "%s: is in the way: remove it", writer->temporary);
+    return TD_OK;
+}
+
+static hid_t create_file(int descriptor) {
+    char path[64];
     hid_t list = H5Pcreate(H5P_FILE_ACCESS), creation = H5Pcreate(H5P_FILE_CREATE), file = NO_ID;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
     // Locks keep a second run out of the temporary; file systems without them are used all the
     // same. Without times, equal rows make equal files.
     if (list >= 0 && creation >= 0 && H5Pset_obj_track_times(creation, 0) >= 0 &&
@@ -60,10 +79,10 @@ static hid_t create_file(const char *path) {
 }
 
 static td_status create_store(td_store_writer *writer) {
-    writer->file = create_file(writer->temporary);
+    TD_TRY(open_temporary(writer));
+    writer->file = create_file(writer->descriptor);
     if (writer->file < 0)
-        return td_fail(TD_ERR_IO,
-                       "%s: cannot create it: no permission, no space, or another run writes it",
+        return td_fail(TD_ERR_IO, "%s: cannot create it: no space, or another run writes it",
                        writer->temporary);
     for (int array = 0; array < TD_STORE_ARRAYS; array++) {
         writer->arrays[array] = create_array(writer->file, (td_store_array)array);
@@ -107,6 +126,8 @@ static int close_file(td_store_writer *writer) {
 }
 
 static void destroy(td_store_writer *writer) {
+    if (writer->descriptor >= 0)
+        close(writer->descriptor);
     for (int array = 0; array < TD_STORE_ARRAYS; array++)
         td_hasher_destroy(writer->hashers[array]);
     free(writer->tokens);
@@ -121,6 +142,7 @@ td_status td_store_writer_open(const char *path, td_store_writer **out) {
     if (!writer)
         return td_fail(TD_ERR_MEMORY, "%s: no memory to write it", path);
     writer->file = NO_ID;
+    writer->descriptor = -1;
     for (int array = 0; array < TD_STORE_ARRAYS; array++)
         writer->arrays[array] = NO_ID;
     td_status status = name_files(writer, path);
@@ -350,6 +372,8 @@ td_status td_store_writer_commit(td_store_writer *writer, td_hash fingerprint,
         status = finish_file(writer, fingerprint, account_json);
         td_hdf5_unlock();
     }
+    if (status == TD_OK)
+        status = td_store_seal(writer->descriptor, writer->temporary);
     if (status == TD_OK)
         status = td_file_sync(writer->temporary);
     if (status == TD_OK)

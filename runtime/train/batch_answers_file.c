@@ -171,7 +171,7 @@ td_status td_answer_file_begin(const td_batch_answers_options *options, int64_t 
                        "%s exists already and is not written over; go on with --resume, choose "
                        "another output, or remove it",
                        options->output);
-    TD_TRY(td_file_read(options->output, max_output_bytes, &text, &found.bytes));
+    TD_TRY(td_file_read_no_link(options->output, max_output_bytes, &text, &found.bytes));
     found.text = text;
     td_status status = compare_rows(&found);
     free(text);

@@ -21,13 +21,6 @@ typedef struct rebuilder {
     float *page;   // (td_page_width)
 } rebuilder;
 
-static const td_manifest_file *find_file(const td_manifest *manifest, const char *name) {
-    for (int64_t i = 0; i < manifest->n_files; i++)
-        if (strcmp(manifest->files[i].name, name) == 0)
-            return &manifest->files[i];
-    return NULL;
-}
-
 static int writers(const td_manifest *manifest) {
     int64_t n_pages = manifest->map.n_pages;
     return manifest->map.size < n_pages ? manifest->map.size : (int)n_pages;
@@ -37,7 +30,7 @@ td_status td_checkpoint_verify_pages(const char *folder, const td_manifest *mani
     for (int rank = 0; rank < writers(manifest); rank++) {
         char name[TD_CHECKPOINT_NAME_CHARS];
         td_shard_name(name, rank, manifest->map.size);
-        const td_manifest_file *file = find_file(manifest, name);
+        const td_manifest_file *file = td_manifest_find_file(manifest, name);
         if (!file)
             return td_fail(TD_ERR_DATA, "%s: the manifest does not name %s", folder, name);
         TD_TRY(td_manifest_verify_file(folder, file));
@@ -79,7 +72,7 @@ static td_status read_config(rebuilder *self) {
 // has of its own config says the same.
 static td_status read_start(rebuilder *self) {
     const char *start = self->config.adapter_name_or_path;
-    const td_manifest_file *own = find_file(self->manifest, "adapter_config.json");
+    const td_manifest_file *own = td_manifest_find_file(self->manifest, "adapter_config.json");
     if (!start)
         return TD_OK;
     self->has_start = 1;
@@ -119,16 +112,13 @@ static td_status lay_out(rebuilder *self, const char *model) {
 
 static td_status read_shard(rebuilder *self, int rank) {
     const td_page_map *map = &self->manifest->map;
-    char path[TD_PATH_MAX], name[TD_CHECKPOINT_NAME_CHARS];
     td_shard_reader *reader;
     td_shard expected = {.map = *map,
                          .rank = rank,
                          .step = self->manifest->meta.step,
                          .state_bytes = self->manifest->state_bytes};
     td_status status = TD_OK;
-    td_shard_name(name, rank, map->size);
-    TD_TRY(td_path_join(path, self->folder, name));
-    TD_TRY(td_shard_open(path, &expected, &reader));
+    TD_TRY(td_shard_open_listed(self->folder, self->manifest, &expected, &reader));
     for (int64_t page = rank; page < map->n_pages && status == TD_OK; page += map->size) {
         td_page_span span = td_page_map_span(map, page);
         status = td_shard_read_page(reader, page / map->size, self->page, NULL);

@@ -30,7 +30,7 @@ static void warn_and_clear(const char *what) {
 
 static td_status read_incarnation(const char *path, char out[TD_INCARNATION_CHARS]) {
     char *text = NULL;
-    TD_TRY(td_file_read(path, MAX_INCARNATION_BYTES, &text, NULL));
+    TD_TRY(td_file_read_no_link(path, MAX_INCARNATION_BYTES, &text, NULL));
     text[strcspn(text, "\n")] = '\0';
     snprintf(out, TD_INCARNATION_CHARS, "%.*s", TD_INCARNATION_CHARS - 1, text);
     free(text);
@@ -100,9 +100,21 @@ static int newest_first(const void *a, const void *b) {
     return (left < right) - (left > right);
 }
 
+static td_status fail_link(const char *folder) {
+    return td_fail(TD_ERR_DATA,
+                   "%s: is a link; checkpoints are neither read nor removed outside the run's "
+                   "folder (that folder itself may be a link)",
+                   folder);
+}
+
+td_status td_checkpoint_require_own(const char *folder) {
+    return td_path_is_link(folder) ? fail_link(folder) : TD_OK;
+}
+
 td_status td_checkpoint_list(const char *folder, int64_t **out_steps, size_t *out_count) {
     char **names = NULL;
     size_t n_names = 0, count = 0;
+    TD_TRY(td_checkpoint_require_own(folder));
     if (td_path_is_folder(folder))
         TD_TRY(td_folder_list(folder, &names, &n_names));
     int64_t *steps = malloc((n_names + 1) * sizeof *steps);

@@ -10,7 +10,7 @@
 #include "runtime/train/checkpoint_adapter.h"
 
 static const size_t max_manifest_bytes = (size_t)256 << 20;
-static const size_t max_file_bytes = (size_t)1 << 40;
+static const size_t max_file_bytes = (size_t)1 << 36;
 static const char *const adapter_files[] = {"adapter_config.json", "adapter_model.safetensors"};
 enum { N_ADAPTER_FILES = 2 };
 
@@ -18,22 +18,15 @@ static td_status read_manifest(const char *folder, td_manifest *out) {
     char path[TD_PATH_MAX], *text;
     size_t bytes;
     TD_TRY(td_path_join(path, folder, "manifest.json"));
-    TD_TRY(td_file_read(path, max_manifest_bytes, &text, &bytes));
+    TD_TRY(td_file_read_no_link(path, max_manifest_bytes, &text, &bytes));
     td_status status = td_manifest_parse(path, text, bytes, out);
     free(text);
     return status;
 }
 
-static const td_manifest_file *find_file(const td_manifest *manifest, const char *name) {
-    for (int64_t i = 0; i < manifest->n_files; i++)
-        if (strcmp(manifest->files[i].name, name) == 0)
-            return &manifest->files[i];
-    return NULL;
-}
-
 static td_status verify(const char *folder, const td_manifest *manifest) {
     for (int i = 0; i < N_ADAPTER_FILES; i++) {
-        const td_manifest_file *file = find_file(manifest, adapter_files[i]);
+        const td_manifest_file *file = td_manifest_find_file(manifest, adapter_files[i]);
         if (!file)
             return td_fail(TD_ERR_DATA, "%s: the checkpoint holds no %s", folder, adapter_files[i]);
         TD_TRY(td_manifest_verify_file(folder, file));
@@ -47,7 +40,7 @@ static td_status copy_file(const char *from, const char *to, const td_manifest_f
     size_t bytes;
     TD_TRY(td_path_join(source, from, file->name));
     TD_TRY(td_path_join(target, to, file->name));
-    TD_TRY(td_file_read(source, max_file_bytes, &data, &bytes));
+    TD_TRY(td_file_read_no_link(source, max_file_bytes, &data, &bytes));
     td_status status =
         bytes == file->bytes && td_hash_equal(td_hash_bytes(data, bytes), file->hash)
             ? td_file_write_atomic(target, data, bytes)
@@ -57,9 +50,8 @@ static td_status copy_file(const char *from, const char *to, const td_manifest_f
 }
 
 static td_status copy_all(const char *from, const char *to, const td_manifest *manifest) {
-    TD_TRY(td_folder_make(to));
     for (int i = 0; i < N_ADAPTER_FILES; i++)
-        TD_TRY(copy_file(from, to, find_file(manifest, adapter_files[i])));
+        TD_TRY(copy_file(from, to, td_manifest_find_file(manifest, adapter_files[i])));
     return td_file_sync(to);
 }
 
@@ -77,13 +69,7 @@ static td_status copy_or_rebuild(const char *from, const char *to, const td_mani
 static td_status make_adapter(const char *from, const char *output, const td_manifest *manifest,
                               const char *model) {
     char temporary[TD_PATH_MAX];
-    size_t chars = strlen(output);
-    while (chars > 1 && output[chars - 1] == '/')
-        chars--;
-    if (snprintf(temporary, sizeof temporary, "%.*s.tmp-%ld", (int)chars, output, (long)getpid()) >=
-        (int)sizeof temporary)
-        return td_fail(TD_ERR_USAGE, "path is longer than %d characters: %.80s...", TD_PATH_MAX - 1,
-                       output);
+    TD_TRY(td_folder_make_beside(output, temporary));
     td_status status = copy_or_rebuild(from, temporary, manifest, model);
     if (status == TD_OK && rename(temporary, output) != 0)
         status = td_fail(TD_ERR_IO, "%s: cannot be made: %s", output, strerror(errno));
@@ -126,6 +112,8 @@ static td_status find_newest(const char *run, char out[TD_PATH_MAX]) {
         if (i == 0)
             td_error_clear();
         status = td_checkpoint_step_folder(out, run, steps[i]);
+        if (status == TD_OK)
+            status = td_checkpoint_require_own(out);
         if (status == TD_OK)
             status = is_usable(out);
         if (status == TD_OK)

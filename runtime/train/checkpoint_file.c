@@ -168,7 +168,7 @@ static td_status create_shard(shard_writer *writer) {
     td_hdf5_unlock();
     if (!done || writer->params < 0 || writer->state < 0)
         return fail_write(writer->path, "its header");
-    writer->descriptor = open(writer->path, O_RDWR | O_CLOEXEC);
+    writer->descriptor = open(writer->path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
     if (writer->descriptor < 0)
         return fail_write(writer->path, "its header");
     return td_checkpoint_reach(TD_CHECKPOINT_CREATE);
@@ -425,16 +425,24 @@ static td_status locked_read_hashes(td_shard_reader *reader) {
     return result < 0 ? fail_read(reader->path, "its checksums") : TD_OK;
 }
 
-static td_status locked_open(td_shard_reader *reader) {
+// By its descriptor: HDF5 reads the file that was compared, whatever has its name now.
+static hid_t locked_open_file(int descriptor) {
+    char path[64];
+    hid_t access = locked_access_list(), file = NO_ID;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
+    if (access >= 0) {
+        file = H5Fopen(path, H5F_ACC_RDONLY, access);
+        H5Pclose(access);
+    }
+    return file;
+}
+
+static td_status locked_open(td_shard_reader *reader, int descriptor) {
     const td_shard *shard = &reader->shard;
     hsize_t n = (hsize_t)pages_of(shard);
     hsize_t params_dims[2] = {n, (hsize_t)td_page_width(&shard->map)};
     hsize_t state_dims[2] = {n, shard->state_bytes};
-    hid_t access = locked_access_list();
-    if (access >= 0) {
-        reader->file = H5Fopen(reader->path, H5F_ACC_RDONLY, access);
-        H5Pclose(access);
-    }
+    reader->file = locked_open_file(descriptor);
     if (reader->file < 0)
         return td_fail(TD_ERR_DATA, "%s: is damaged or no HDF5 file", reader->path);
     TD_TRY(locked_check_attributes(reader));
@@ -447,7 +455,8 @@ static td_status locked_open(td_shard_reader *reader) {
     return locked_read_hashes(reader);
 }
 
-td_status td_shard_open(const char *path, const td_shard *expected, td_shard_reader **out) {
+static td_status open_descriptor(int descriptor, const char *path, const td_shard *expected,
+                                 td_shard_reader **out) {
     td_shard_reader *reader = calloc(1, sizeof *reader);
     uint64_t *hashes = calloc((size_t)pages_of(expected), HASH_WORDS * sizeof *hashes);
     if (!reader || !hashes) {
@@ -460,7 +469,7 @@ td_status td_shard_open(const char *path, const td_shard *expected, td_shard_rea
     reader->hashes = hashes;
     reader->file = reader->params = reader->state = NO_ID;
     td_hdf5_lock();
-    td_status status = locked_open(reader);
+    td_status status = locked_open(reader, descriptor);
     td_hdf5_unlock();
     if (status != TD_OK) {
         td_shard_close(reader);
@@ -468,6 +477,30 @@ td_status td_shard_open(const char *path, const td_shard *expected, td_shard_rea
     }
     *out = reader;
     return TD_OK;
+}
+
+td_status td_shard_open(const char *path, const td_shard *expected, td_shard_reader **out) {
+    int descriptor;
+    uint64_t bytes;
+    TD_TRY(td_file_open(path, 0, &descriptor, &bytes));
+    td_status status = open_descriptor(descriptor, path, expected, out);
+    close(descriptor);
+    return status;
+}
+
+td_status td_shard_open_listed(const char *folder, const td_manifest *manifest,
+                               const td_shard *expected, td_shard_reader **out) {
+    char path[TD_PATH_MAX], name[TD_CHECKPOINT_NAME_CHARS];
+    int descriptor;
+    td_shard_name(name, expected->rank, expected->map.size);
+    const td_manifest_file *file = td_manifest_find_file(manifest, name);
+    if (!file)
+        return td_fail(TD_ERR_DATA, "%s: the manifest does not name %s", folder, name);
+    TD_TRY(td_path_join(path, folder, name));
+    TD_TRY(td_manifest_open_file(folder, file, &descriptor));
+    td_status status = open_descriptor(descriptor, path, expected, out);
+    close(descriptor);
+    return status;
 }
 
 void td_shard_close(td_shard_reader *reader) {

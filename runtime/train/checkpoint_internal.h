@@ -77,8 +77,12 @@ td_status td_shard_write(const char *path, const td_shard *shard, const td_shard
 
 typedef struct td_shard_reader td_shard_reader;
 
-// TD_ERR_DATA unless the file is such a shard. Any thread.
+// TD_ERR_DATA unless the file, not a link to it, is such a shard. Any thread.
 td_status td_shard_open(const char *path, const td_shard *expected, td_shard_reader **out);
+// The same for a file of a checkpoint folder, whose size and checksum are compared with the
+// manifest's before HDF5 reads it.
+td_status td_shard_open_listed(const char *folder, const struct td_manifest *manifest,
+                               const td_shard *expected, td_shard_reader **out);
 void td_shard_close(td_shard_reader *reader);
 // Page number `index` of the shard, checked against its checksum. `state` NULL: not read.
 td_status td_shard_read_page(td_shard_reader *reader, int64_t index, float *params,
@@ -115,6 +119,11 @@ td_status td_manifest_parse(const char *where, const char *text, size_t bytes, t
 // TD_ERR_DATA says which of base model, data, config and layout differs, and the config key.
 td_status td_manifest_require_identity(const char *where, const td_manifest *manifest,
                                        const td_checkpoint_options *options);
+// NULL when there is none of that name.
+const td_manifest_file *td_manifest_find_file(const td_manifest *manifest, const char *name);
+// Opens one file of the checkpoint for reading after comparing size and checksum; a link is
+// refused. The caller closes it.
+td_status td_manifest_open_file(const char *folder, const td_manifest_file *file, int *out_file);
 // Size and checksum of one file of the checkpoint.
 td_status td_manifest_verify_file(const char *folder, const td_manifest_file *file);
 
@@ -144,7 +153,10 @@ td_status td_checkpoint_publish(const td_checkpoint_commit *commit, const td_man
                                 int *out_fenced);
 
 // Steps of the folders named step-N, newest first; the caller frees. A missing folder has none.
+// TD_ERR_DATA when the folder is a link.
 td_status td_checkpoint_list(const char *folder, int64_t **out_steps, size_t *out_count);
+// TD_ERR_DATA when the folder of a checkpoint that was found in a run is a link to somewhere else.
+td_status td_checkpoint_require_own(const char *folder);
 void td_checkpoint_step_name(char out[TD_CHECKPOINT_NAME_CHARS], int64_t step);
 
 #endif

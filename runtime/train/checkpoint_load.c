@@ -7,7 +7,7 @@
 #include "runtime/core/tensor.h"
 #include "runtime/train/checkpoint_internal.h"
 
-enum { MAX_MANIFEST_BYTES = 1 << 30 };
+enum { MAX_MANIFEST_BYTES = 256 << 20 };
 
 static td_status no_memory(const char *where) {
     return td_fail(TD_ERR_MEMORY, "%s: no memory to read it", where);
@@ -23,7 +23,7 @@ static td_status share_manifest(td_comm *comm, const char *path, char **out_text
     uint64_t shared;
     td_status status = TD_OK;
     if (td_comm_rank(comm) == 0)
-        status = td_file_read(path, MAX_MANIFEST_BYTES, &text, &bytes);
+        status = td_file_read_no_link(path, MAX_MANIFEST_BYTES, &text, &bytes);
     TD_TRY(td_comm_agree(comm, status, "checkpoint manifest"));
     shared = bytes;
     TD_TRY_GOTO(status, td_comm_broadcast(comm, &shared, sizeof shared, 0, "checkpoint manifest"),
@@ -86,7 +86,8 @@ static td_status create_checkpoint(td_comm *comm, const char *folder, td_checkpo
     return TD_OK;
 }
 
-// TD_ERR_DATA: not whole. *out_is_other: whole, but of another run.
+// TD_ERR_DATA: not whole. *out_is_other: of another run. That is asked first: a manifest that is
+// not ours may name files of any size.
 static td_status open_folder(const td_checkpoint_options *options, const char *folder,
                              int *out_is_other, td_checkpoint **out) {
     td_checkpoint *checkpoint = NULL;
@@ -94,14 +95,14 @@ static td_status open_folder(const td_checkpoint_options *options, const char *f
     TD_TRY(create_checkpoint(options->comm, folder, &checkpoint));
     td_manifest *manifest = checkpoint->manifest;
     td_status status = read_manifest(options->comm, folder, manifest);
-    if (status == TD_OK)
-        status = verify_files(options->comm, folder, manifest);
     if (status == TD_OK) {
         status =
             td_comm_agree(options->comm, td_manifest_require_identity(folder, manifest, options),
                           "checkpoint identity");
         *out_is_other = status != TD_OK;
     }
+    if (status == TD_OK)
+        status = verify_files(options->comm, folder, manifest);
     if (status != TD_OK) {
         td_checkpoint_close(checkpoint);
         return status;
@@ -110,6 +111,16 @@ static td_status open_folder(const td_checkpoint_options *options, const char *f
     checkpoint->world_size = manifest->map.size;
     *out = checkpoint;
     return TD_OK;
+}
+
+// A folder that was found in the run, not one that was asked for by name.
+static td_status open_own_folder(const td_checkpoint_options *options, const char *folder,
+                                 int *out_is_other, td_checkpoint **out) {
+    td_status status = TD_OK;
+    if (td_comm_rank(options->comm) == 0)
+        status = td_checkpoint_require_own(folder);
+    TD_TRY(td_comm_agree(options->comm, status, "checkpoint folder"));
+    return open_folder(options, folder, out_is_other, out);
 }
 
 // Rank 0's list on every rank. The caller frees.
@@ -158,7 +169,7 @@ static td_status find_newest(const td_checkpoint_options *options, td_checkpoint
         char folder[TD_PATH_MAX];
         int is_other = 0;
         TD_TRY_GOTO(status, td_checkpoint_step_folder(folder, options->run_folder, steps[i]), done);
-        status = open_folder(options, folder, &is_other, &found);
+        status = open_own_folder(options, folder, &is_other, &found);
         if (status == TD_ERR_DATA && !is_other) {
             warn_passed_over(options->comm, i + 1 == count);
             status = TD_OK;
@@ -197,14 +208,11 @@ typedef struct loader {
 
 static td_status open_shard(const td_checkpoint *checkpoint, int rank, td_shard_reader **out) {
     const td_manifest *manifest = checkpoint->manifest;
-    char path[TD_PATH_MAX], name[TD_CHECKPOINT_NAME_CHARS];
     td_shard expected = {.map = manifest->map,
                          .rank = rank,
                          .step = manifest->meta.step,
                          .state_bytes = manifest->state_bytes};
-    td_shard_name(name, rank, manifest->map.size);
-    TD_TRY(td_path_join(path, checkpoint->folder, name));
-    return td_shard_open(path, &expected, out);
+    return td_shard_open_listed(checkpoint->folder, manifest, &expected, out);
 }
 
 // Those of this rank's pages that `old_rank` has written.

@@ -4,15 +4,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "runtime/core/config.h"
 #include "runtime/core/json.h"
+#include "runtime/core/tensor.h"
 #include "runtime/train/checkpoint_internal.h"
 
 static const char format_name[] = "tandem checkpoint";
 static const int64_t max_count = INT64_C(1) << 53; // what JSON numbers keep exactly
 
-enum { MAX_RANKS = 1 << 20 };
+static const uint64_t max_other_bytes = UINT64_C(1) << 36; // of a file that holds no pages
+
+enum {
+    MAX_RANKS = 1 << 20,
+    FILE_OVERHEAD = 1 << 20, // of a file with pages, beside them
+    PAGE_OVERHEAD = 256,     // more for each of them
+};
 
 void td_manifest_fini(td_manifest *manifest) {
     cJSON_Delete(manifest->config);
@@ -295,17 +303,34 @@ static td_status check_listed(const char *where, const td_page_map *map,
     return TD_OK;
 }
 
+// Files are read whole, so their size has to be one that a checkpoint's can have.
+static td_status check_size(const char *where, const td_manifest *manifest,
+                            const td_manifest_file *file, int rank) {
+    size_t page = td_mul_bytes((size_t)td_page_width(&manifest->map), sizeof(float));
+    uint64_t most = max_other_bytes;
+    if (rank >= 0)
+        most = td_mul_bytes((size_t)td_page_map_owned_count(&manifest->map, rank),
+                            page + manifest->state_bytes + PAGE_OVERHEAD);
+    if (file->bytes <= most || file->bytes - most <= FILE_OVERHEAD)
+        return TD_OK;
+    return td_fail(TD_ERR_DATA, "%s: is damaged: %s would have %llu bytes, at most %llu fit", where,
+                   file->name, (unsigned long long)file->bytes, (unsigned long long)most);
+}
+
 // In one pass over the files: a manifest may name a million of them, and as many ranks.
 static td_status require_shards(const char *where, const td_manifest *manifest) {
     unsigned char *is_listed = calloc((size_t)manifest->map.size, 1);
     if (!is_listed)
         return td_fail(TD_ERR_MEMORY, "%s: no memory for its list of files", where);
-    for (int64_t i = 0; i < manifest->n_files; i++) {
+    td_status status = TD_OK;
+    for (int64_t i = 0; i < manifest->n_files && status == TD_OK; i++) {
         int rank = shard_rank(manifest->files[i].name, manifest->map.size);
         if (rank >= 0)
             is_listed[rank] = 1;
+        status = check_size(where, manifest, &manifest->files[i], rank);
     }
-    td_status status = check_listed(where, &manifest->map, is_listed);
+    if (status == TD_OK)
+        status = check_listed(where, &manifest->map, is_listed);
     free(is_listed);
     return status;
 }
@@ -374,17 +399,42 @@ td_status td_manifest_require_identity(const char *where, const td_manifest *man
     return TD_OK;
 }
 
-td_status td_manifest_verify_file(const char *folder, const td_manifest_file *file) {
-    char path[TD_PATH_MAX];
-    uint64_t bytes = 0;
+static td_status compare_file(int opened, const char *path, uint64_t bytes,
+                              const td_manifest_file *file) {
     td_hash hash = {0};
-    TD_TRY(td_path_join(path, folder, file->name));
-    TD_TRY(td_file_size(path, &bytes));
     if (bytes != file->bytes)
         return td_fail(TD_ERR_DATA, "%s: is damaged: has %llu bytes, expected %llu", path,
                        (unsigned long long)bytes, (unsigned long long)file->bytes);
-    TD_TRY(td_hash_file(path, &hash));
+    TD_TRY(td_hash_descriptor(opened, path, bytes, &hash));
     if (!td_hash_equal(hash, file->hash))
         return td_fail(TD_ERR_DATA, "%s: is damaged: its checksum does not match", path);
     return TD_OK;
+}
+
+td_status td_manifest_open_file(const char *folder, const td_manifest_file *file, int *out_file) {
+    char path[TD_PATH_MAX];
+    uint64_t bytes = 0;
+    int opened;
+    TD_TRY(td_path_join(path, folder, file->name));
+    TD_TRY(td_file_open(path, 0, &opened, &bytes));
+    td_status status = compare_file(opened, path, bytes, file);
+    if (status == TD_OK)
+        *out_file = opened;
+    else
+        close(opened);
+    return status;
+}
+
+td_status td_manifest_verify_file(const char *folder, const td_manifest_file *file) {
+    int opened;
+    TD_TRY(td_manifest_open_file(folder, file, &opened));
+    close(opened);
+    return TD_OK;
+}
+
+const td_manifest_file *td_manifest_find_file(const td_manifest *manifest, const char *name) {
+    for (int64_t i = 0; i < manifest->n_files; i++)
+        if (strcmp(manifest->files[i].name, name) == 0)
+            return &manifest->files[i];
+    return NULL;
 }

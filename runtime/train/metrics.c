@@ -49,16 +49,28 @@ static size_t lines_to_keep(const char *text, int64_t steps_done, int evaluates_
     return (size_t)(line - text);
 }
 
+// A copy takes the place of the file even when all lines stay: a copy of the run folder by hard
+// links must not get this run's lines.
 static td_status drop_later_lines(const char *path, int64_t steps_done, int evaluates_again) {
     char *text;
     size_t bytes;
     if (!td_path_exists(path))
         return TD_OK;
-    TD_TRY(td_file_read(path, (size_t)1 << 32, &text, &bytes));
+    TD_TRY(td_file_read_no_link(path, (size_t)1 << 32, &text, &bytes));
     size_t keep = lines_to_keep(text, steps_done, evaluates_again);
-    td_status status = keep < bytes ? td_file_write_atomic(path, text, keep) : TD_OK;
+    td_status status = td_file_write_atomic(path, text, keep);
     free(text);
     return status;
+}
+
+static td_status open_lines(const char *path, FILE **out) {
+    int file;
+    TD_TRY(td_file_open_append(path, &file));
+    *out = fdopen(file, "a");
+    if (*out)
+        return TD_OK;
+    close(file);
+    return td_fail(TD_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
 }
 
 td_status td_metrics_open(td_metrics *metrics, const char *folder, int64_t steps_done,
@@ -69,10 +81,7 @@ td_status td_metrics_open(td_metrics *metrics, const char *folder, int64_t steps
         return TD_OK;
     TD_TRY(td_path_join(path, folder, "metrics.jsonl"));
     TD_TRY(drop_later_lines(path, steps_done, evaluates_again));
-    metrics->file = fopen(path, "a");
-    if (!metrics->file)
-        return td_fail(TD_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
-    return TD_OK;
+    return open_lines(path, &metrics->file);
 }
 
 void td_metrics_close(td_metrics *metrics) {

@@ -85,6 +85,11 @@ static td_status name_store(data_job *job, td_split split, const char *folder, c
 static td_status make_folder(const char *folder) {
     char data[TD_PATH_MAX];
     TD_TRY(td_path_join(data, folder, "data"));
+    if (td_path_is_link(data))
+        return td_fail(TD_ERR_IO,
+                       "%s: is a link; nothing is written outside the run's folder (that folder "
+                       "itself may be a link)",
+                       data);
     return td_folder_make(data);
 }
 

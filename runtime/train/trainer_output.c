@@ -19,6 +19,8 @@ static int resumes(const td_config *config) {
 static td_status check_existing(td_trainer *trainer, const char *path) {
     const td_config *config = trainer->config;
     cJSON *existing;
+    if (td_path_is_link(path))
+        return td_fail(TD_ERR_USAGE, "%s: is a link, which is not followed here; remove it", path);
     if (td_path_exists(path)) {
         TD_TRY(td_json_read(path, max_config_bytes, &existing));
         const char *key = td_config_first_difference(existing, trainer->config_json);
@@ -109,7 +111,7 @@ static td_status adapter_paths(const td_trainer *trainer, const char *name, char
     TD_TRY(td_path_join(path, trainer->config->output_dir, name));
     TD_TRY(td_path_join(temporary, trainer->config->output_dir, hidden));
     TD_TRY(td_folder_remove_tree(temporary));
-    return td_folder_make(temporary);
+    return td_folder_make_new(temporary);
 }
 
 td_status td_trainer_write_adapter(td_trainer *trainer, const char *name) {
@@ -126,7 +128,7 @@ static td_status copy_file(const char *from_folder, const char *to_folder, const
     size_t bytes;
     TD_TRY(td_path_join(from, from_folder, name));
     TD_TRY(td_path_join(to, to_folder, name));
-    TD_TRY(td_file_read(from, max_adapter_bytes, &data, &bytes));
+    TD_TRY(td_file_read_no_link(from, max_adapter_bytes, &data, &bytes));
     td_status status = td_file_write_atomic(to, data, bytes);
     free(data);
     return status;
@@ -134,6 +136,8 @@ static td_status copy_file(const char *from_folder, const char *to_folder, const
 
 static td_status copy_adapter(const td_trainer *trainer, const char *source, const char *name) {
     char path[TD_PATH_MAX], temporary[TD_PATH_MAX];
+    if (td_path_is_link(source))
+        return td_fail(TD_ERR_DATA, "%s: is a link, which is not followed here", source);
     TD_TRY(adapter_paths(trainer, name, path, temporary));
     TD_TRY(copy_file(source, temporary, "adapter_config.json"));
     TD_TRY(copy_file(source, temporary, "adapter_model.safetensors"));

@@ -1,8 +1,11 @@
 #define _GNU_SOURCE // memmem
+#include <fcntl.h>
 #include <hdf5.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "runtime/core/rng.h"
 #include "runtime/data/hdf5_lock.h"
@@ -139,6 +142,49 @@ static void a_truncated_file_is_refused(void) {
     free(data);
 }
 
+// As whoever made the file could have done it: what lies behind the seal has to hold by itself.
+static void seal_again(const char *path) {
+    int file = open(path, O_RDWR | O_CLOEXEC);
+    REQUIRE(file >= 0 && td_store_seal(file, path) == TD_OK && close(file) == 0);
+}
+
+// Before HDF5 reads anything: every bit of the file counts, also those that HDF5 does not use.
+static void damage_is_refused_before_hdf5(void) {
+    size_t bytes;
+    td_store *store;
+    const char *path = scratch("sealed.h5"), *damaged = scratch("unsealed.h5");
+    write_store(path, 40, 100);
+    char *data = read_file(path, &bytes);
+    for (size_t at = 0; at < bytes; at += bytes / 300 + 1) {
+        data[at] ^= 1 << (at % 8);
+        REQUIRE(td_file_write_atomic(damaged, data, bytes) == TD_OK);
+        CHECK_INT(td_store_open(damaged, &store), TD_ERR_DATA);
+        CHECK_MESSAGE(at + 32 < bytes ? "checksum of the file" : "token store");
+        data[at] ^= 1 << (at % 8);
+    }
+    free(data);
+    seal_again(path);
+    CHECK(is_whole(path, 40, 100));
+}
+
+static void traps_beside_the_target_are_not_written_over(void) {
+    td_store_writer *writer;
+    const char *path = scratch("trap.h5"), *temporary = scratch("trap.h5.tmp");
+    const char *precious = scratch_file("precious", "keep this");
+    size_t bytes;
+    for (int i = 0; i < 3; i++) {
+        REQUIRE((i == 0   ? symlink(precious, temporary)
+                 : i == 1 ? link(precious, temporary)
+                          : mkfifo(temporary, 0600)) == 0);
+        CHECK_INT(td_store_writer_open(path, &writer), TD_ERR_IO);
+        CHECK_MESSAGE("trap.h5.tmp");
+        REQUIRE(unlink(temporary) == 0);
+    }
+    char *text = read_file(precious, &bytes);
+    CHECK(strcmp(text, "keep this") == 0);
+    free(text);
+}
+
 // Any damage is refused or (in bytes that HDF5 does not use) harmless; never other data.
 static void a_flipped_bit_never_gets_through(void) {
     size_t bytes;
@@ -150,6 +196,7 @@ static void a_flipped_bit_never_gets_through(void) {
     for (size_t at = 0; at < bytes; at += step) {
         data[at] ^= 1 << (at % 8);
         REQUIRE(td_file_write_atomic(damaged, data, bytes) == TD_OK);
+        seal_again(damaged);
         refused += !is_whole(damaged, 40, 100);
         td_error_clear();
         data[at] ^= 1 << (at % 8);
@@ -169,6 +216,7 @@ static void check_damage_named(const void *needle, size_t n, const char *part) {
     REQUIRE(at != NULL);
     at[0] ^= 4;
     REQUIRE(td_file_write_atomic(damaged, data, bytes) == TD_OK);
+    seal_again(damaged);
     td_status status = td_store_open(damaged, &store);
     if (status == TD_OK)
         status = td_store_verify(store);
@@ -194,6 +242,9 @@ static void other_files_are_refused(void) {
     td_store *store;
     const char *text = scratch_file("text.h5", "not a store");
     CHECK(td_store_open(text, &store) == TD_ERR_DATA);
+    CHECK_MESSAGE("no whole token store");
+    seal_again(text);
+    CHECK(td_store_open(text, &store) == TD_ERR_DATA);
     CHECK_MESSAGE("cannot be opened as HDF5");
     CHECK(td_store_open(scratch("missing.h5"), &store) == TD_ERR_DATA);
     CHECK_MESSAGE("missing.h5");
@@ -203,7 +254,10 @@ static void other_files_are_refused(void) {
     REQUIRE(file >= 0 && H5Fclose(file) >= 0);
     td_hdf5_unlock();
     CHECK(td_store_open(other, &store) == TD_ERR_DATA);
-    CHECK_MESSAGE("no token store");
+    CHECK_MESSAGE("no whole token store");
+    seal_again(other);
+    CHECK(td_store_open(other, &store) == TD_ERR_DATA);
+    CHECK_MESSAGE("but no token store");
 }
 
 // Replaces /tokens of a valid store by what `make` creates under that name.
@@ -220,6 +274,7 @@ static void check_storage_refused(void (*make)(hid_t file, hsize_t items)) {
     make(file, items);
     REQUIRE(H5Fclose(file) >= 0);
     td_hdf5_unlock();
+    seal_again(path);
     CHECK(td_store_open(path, &store) == TD_ERR_DATA);
     CHECK_MESSAGE("/tokens");
 }
@@ -350,6 +405,8 @@ int main(void) {
     TEST(describes_its_rows);
     TEST(content_hash_tells_data_apart);
     TEST(a_truncated_file_is_refused);
+    TEST(damage_is_refused_before_hdf5);
+    TEST(traps_beside_the_target_are_not_written_over);
     TEST(a_flipped_bit_never_gets_through);
     TEST(damage_to_the_data_is_named);
     TEST(other_files_are_refused);

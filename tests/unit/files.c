@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -150,6 +151,82 @@ static void removal_does_not_follow_links(void) {
     CHECK_INT(td_folder_remove_tree(scratch("tree")), TD_OK);
 }
 
+// Files in a folder that others may have filled: what is there is neither followed nor written
+// over.
+static void traps_are_refused(void) {
+    int file;
+    uint64_t bytes;
+    char *text;
+    scratch_file("outside", "precious");
+    REQUIRE(symlink(scratch("outside"), scratch("trap")) == 0);
+    REQUIRE(link(scratch("outside"), scratch("second")) == 0);
+    REQUIRE(mkfifo(scratch("queue"), 0600) == 0);
+    CHECK(td_path_is_link(scratch("trap")) && !td_path_is_link(scratch("second")));
+    CHECK_INT(td_file_read_no_link(scratch("trap"), 100, &text, NULL), TD_ERR_DATA);
+    CHECK_MESSAGE("is a link");
+    CHECK_INT(td_file_open(scratch("trap"), 0, &file, &bytes), TD_ERR_DATA);
+    CHECK_MESSAGE("is a link");
+    CHECK_INT(td_file_open(scratch("queue"), 1, &file, &bytes), TD_ERR_DATA);
+    CHECK_MESSAGE("not a regular file");
+    CHECK_INT(td_file_open_append(scratch("trap"), &file), TD_ERR_IO);
+    CHECK_MESSAGE("is a link");
+    CHECK_INT(td_file_open_append(scratch("second"), &file), TD_ERR_IO);
+    CHECK_MESSAGE("hard link");
+    CHECK_INT(td_file_open_append(scratch("queue"), &file), TD_ERR_IO);
+    CHECK_MESSAGE("queue");
+    CHECK_INT(td_folder_make_new(scratch("trap")), TD_ERR_IO);
+    CHECK_MESSAGE("trap");
+    CHECK_INT(td_file_write_atomic(scratch("trap"), "new", 3), TD_OK); // in the place of the link
+    CHECK(!td_path_is_link(scratch("trap")));
+    check_content(scratch("trap"), "new");
+    check_content(scratch("outside"), "precious");
+}
+
+// Names that a process with the same id has left, or somebody has planted, are passed over.
+static void temporaries_are_new(void) {
+    char first[TD_PATH_MAX], second[TD_PATH_MAX], planted[TD_PATH_MAX];
+    unsigned number;
+    int file;
+    REQUIRE(td_folder_make(scratch("elsewhere")) == TD_OK);
+    REQUIRE(td_folder_make_beside(scratch("out/new/"), first) == TD_OK);
+    REQUIRE(sscanf(strrchr(first, '-'), "-%u", &number) == 1);
+    for (unsigned i = 1; i <= 3; i++) {
+        snprintf(planted, sizeof planted, "%s.tmp-%ld-%u", scratch("out/new"), (long)getpid(),
+                 number + i);
+        REQUIRE(symlink(scratch(i == 2 ? "nowhere" : "elsewhere"), planted) == 0);
+    }
+    REQUIRE(td_folder_make_beside(scratch("out/new"), second) == TD_OK);
+    CHECK(!td_path_is_link(second) && td_path_is_folder(second) && strcmp(first, second) != 0);
+    REQUIRE(td_file_create_beside(scratch("out/new/"), first, &file) == TD_OK);
+    CHECK(write(file, "x", 1) == 1 && close(file) == 0);
+    CHECK_INT(count_entries(scratch("elsewhere")), 0);
+    CHECK(!td_path_exists(scratch("nowhere")));
+}
+
+static int mode_of(const char *path) {
+    struct stat info;
+    REQUIRE(lstat(path, &info) == 0);
+    return (int)(info.st_mode & 0777);
+}
+
+static void only_the_owner_may_write(void) {
+    char temporary[TD_PATH_MAX];
+    int file;
+    mode_t before = umask(0);
+    REQUIRE(td_file_write_atomic(scratch("modes/f"), "x", 1) == TD_ERR_IO);
+    td_error_clear();
+    REQUIRE(td_folder_make(scratch("modes/sub")) == TD_OK);
+    REQUIRE(td_file_write_atomic(scratch("modes/f"), "x", 1) == TD_OK);
+    REQUIRE(td_file_open_append(scratch("modes/g"), &file) == TD_OK && close(file) == 0);
+    REQUIRE(td_folder_make_beside(scratch("modes/h"), temporary) == TD_OK);
+    umask(before);
+    CHECK_INT(mode_of(scratch("modes")), 0755);
+    CHECK_INT(mode_of(scratch("modes/sub")), 0755);
+    CHECK_INT(mode_of(temporary), 0755);
+    CHECK_INT(mode_of(scratch("modes/f")), 0644);
+    CHECK_INT(mode_of(scratch("modes/g")), 0644);
+}
+
 static void listings_are_sorted(void) {
     char **names = NULL;
     size_t count = 0;
@@ -197,6 +274,9 @@ int main(void) {
     TEST(a_failed_atomic_write_leaves_the_old_file_alone);
     TEST(folders_are_made_with_parents);
     TEST(removal_does_not_follow_links);
+    TEST(traps_are_refused);
+    TEST(temporaries_are_new);
+    TEST(only_the_owner_may_write);
     TEST(listings_are_sorted);
     TEST(mappings_show_the_whole_file);
     return test_report();
