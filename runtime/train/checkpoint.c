@@ -97,6 +97,7 @@ static td_status prepare_folder(td_checkpoint_writer *writer) {
     TD_TRY(td_path_join(writer->folder, writer->options.run_folder, "checkpoints"));
     if (writer->rank != 0)
         return TD_OK;
+    TD_TRY(td_checkpoint_require_own(writer->folder));
     TD_TRY(td_folder_make(writer->folder));
     // First the incarnation: after it, no older process can put its files where we clean up.
     TD_TRY(td_incarnation_take(writer->options.run_folder, writer->incarnation));
