@@ -22,3 +22,8 @@ foreach(case ${cases})
   set_tests_properties(faults_${name} PROPERTIES TIMEOUT 180 SKIP_RETURN_CODE 77 LABELS "faults;slow"
     ENVIRONMENT "FAULTS_PROGRAM=$<TARGET_FILE:tandem_faulty>;FAULTS_CHATS=$<TARGET_FILE:quickstart_chats>;FAULTS_SOURCE=${CMAKE_SOURCE_DIR};FAULTS_CACHE=${CMAKE_CURRENT_BINARY_DIR}/faults_cache")
 endforeach()
+
+# Links, pipes, names and damage in folders that others have filled, and the modes of what is made.
+add_test(NAME faults_untrusted
+         COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/untrusted.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
+set_tests_properties(faults_untrusted PROPERTIES TIMEOUT 180 LABELS faults)
