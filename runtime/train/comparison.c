@@ -122,7 +122,7 @@ td_status td_comparison_run(td_inference *inference, const td_comparison_options
                             td_comparison *out) {
     comparer self = {.inference = inference, .options = options, .out = out};
     *out = (td_comparison){.n_columns = 2};
-    td_status status = choose_examples(&self);
+    td_status status = td_comm_agree(inference->session.comm, choose_examples(&self), "examples");
     if (status == TD_OK)
         status = compare_losses(&self);
     if (status == TD_OK)

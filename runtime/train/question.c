@@ -314,11 +314,10 @@ static td_status read_row(const td_session *session, const char *where, const td
     cJSON *plain;
     if (!cJSON_IsObject(object))
         return td_fail(TD_ERR_DATA, "%s: the line is not a JSON object", where);
-    if (!has(object, "input_ids") && !session->tokenizer)
-        return td_fail(TD_ERR_DATA, "%s: no tokenizer.json; rows of text need one",
+    if (!session->tokenizer) // also for rows of ids, whose answers are compared as text
+        return td_fail(TD_ERR_DATA, "%s: no tokenizer.json; questions and answers need one",
                        session->config->model_name_or_path);
-    TD_TRY(td_row_as_plain(where, object, session->tokenizer && can_chat(session->tokenizer),
-                           &out->plain));
+    TD_TRY(td_row_as_plain(where, object, can_chat(session->tokenizer), &out->plain));
     if (!out->plain)
         return read_object(session, where, line, object, examples, n_examples, out);
     const td_line made = {.text = out->plain, .bytes = strlen(out->plain)};

@@ -241,6 +241,8 @@ done
 ln -s "$folder/outside/answers" "$folder/answers"
 refused "answers through a link" "answers: is a link" -- "$tandem" generate --model "$base" \
     --batch "$folder/rows.jsonl" --out "$folder/answers" --max-new-tokens 2
+refused "answers of a model without a tokenizer" "no tokenizer.json" -- "$tandem" evaluate --compare --model "$model" \
+    --adapter "$made/adapter" --data "$model/data.jsonl" --examples "$model/data.jsonl"
 # Two ranks agree on what rank 0 alone has seen.
 fresh
 ln -sf "$folder/outside/precious" "$run/metrics.jsonl"
