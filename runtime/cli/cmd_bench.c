@@ -1,135 +1,85 @@
+#include "runtime/cli/cmd_bench.h"
+
 #include <stdio.h>
 #include <string.h>
 
-#include "runtime/cli/cli.h"
-#include "runtime/train/bench_step.h"
+#include "runtime/train/bench_record.h"
 
-typedef struct bench_options {
-    td_bench_step_options step;
-    const char *shape;
-    int json;
-} bench_options;
+static const td_command *const benches[] = {
+    &td_bench_command_step,
+    &td_bench_command_checkpoint,
+    &td_bench_command_comm,
+};
 
-static int is_in(int64_t smallest, int64_t value, int64_t largest) {
-    return smallest <= value && value <= largest;
+enum { N_BENCHES = sizeof benches / sizeof *benches };
+
+void td_bench_command_line(const td_command *command, int argc, char **argv, char *out,
+                           size_t room) {
+    size_t used = (size_t)snprintf(out, room, "tandem %s", command->name);
+    for (int i = 0; i < argc && used < room; i++)
+        used += (size_t)snprintf(out + used, room - used, " %s", argv[i]);
 }
 
-static td_status parse(const td_command *command, int argc, char **argv, td_config *config,
-                       bench_options *wanted, int *help) {
-    const char *positional[1];
+td_bench_text td_bench_time(const double *seconds, int64_t n) {
+    td_bench_text out;
+    td_bench_spread spread = td_bench_spread_of(seconds, n);
+    double unit = spread.median < 1e-3 ? 1e6 : spread.median < 1 ? 1e3 : 1;
+    const char *name = spread.median < 1e-3 ? "us" : spread.median < 1 ? "ms" : "s";
+    snprintf(out.text, sizeof out.text, "%.2f %s (%.2f to %.2f)", spread.median * unit, name,
+             spread.p10 * unit, spread.p90 * unit);
+    return out;
+}
+
+td_bench_text td_bench_rate(double bytes_per_second) {
+    td_bench_text out;
+    snprintf(out.text, sizeof out.text, "%.2f GB/s", bytes_per_second * 1e-9);
+    return out;
+}
+
+// What they have in common, for the help.
+static td_status explain(const td_command *command, int argc, char **argv) {
+    const char *shape, *record;
+    int json, help;
     td_option_list assignments = {0};
     const td_option options[] = {
-        {"--shape", TD_OPTION_STRING, &wanted->shape, "FOLDER",
-         "folder with the config.json of a model"},
-        {"--seq", TD_OPTION_INT, &wanted->step.seq_tokens, "N", "tokens per sequence (512)"},
-        {"--batch", TD_OPTION_INT, &wanted->step.sequences, "N", "sequences per micro-batch (1)"},
-        {"--accumulation", TD_OPTION_INT, &wanted->step.micro_batches, "N",
-         "micro-batches per step, all ranks together (1)"},
-        {"--steps", TD_OPTION_INT, &wanted->step.steps, "N", "timed steps (5)"},
-        {"--json", TD_OPTION_FLAG, &wanted->json, NULL, "print one JSON object"},
+        {"--shape", TD_OPTION_STRING, &shape, "FOLDER",
+         "folder with the config.json of a model (configs/shapes)"},
+        {"--record", TD_OPTION_STRING, &record, "FILE",
+         "write machine, commit, command, samples and results as JSON"},
+        {"--json", TD_OPTION_FLAG, &json, NULL, "print one JSON object"},
         {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE",
          "override a config key; may be repeated"},
     };
-    TD_TRY(td_options_parse(command, options, sizeof options / sizeof *options, argc, argv,
-                            positional, 1, help));
-    if (*help)
-        return TD_OK;
-    if (!positional[0] || strcmp(positional[0], "step") != 0)
-        return td_fail(TD_ERR_USAGE, "name what to time: tandem bench step (tandem bench --help)");
-    if (!wanted->shape)
-        return td_fail(TD_ERR_USAGE, "--shape FOLDER is missing");
-    if (!is_in(2, wanted->step.seq_tokens, 1 << 24) || !is_in(1, wanted->step.sequences, 1 << 16) ||
-        !is_in(1, wanted->step.micro_batches, 1 << 20) || !is_in(1, wanted->step.steps, 1 << 20))
-        return td_fail(TD_ERR_USAGE, "--seq is in [2, 2^24], --batch in [1, 2^16], --accumulation "
-                                     "and --steps in [1, 2^20]");
-    TD_TRY(td_cli_config(config, NULL, &assignments));
-    TD_TRY(td_cli_set(config, "model_name_or_path", wanted->shape));
-    config->packing = 0;
-    config->per_device_train_batch_size = wanted->step.sequences;
-    config->gradient_accumulation_steps = wanted->step.micro_batches;
-    config->max_length = wanted->step.seq_tokens;
-    config->max_steps = wanted->step.steps + 1;
-    return TD_OK;
-}
-
-static void print_result(const bench_options *wanted, const td_bench_step_result *result,
-                         int size) {
-    double mib = 1048576.0;
-    const char *type = result->is_bf16 ? "bf16" : "fp32";
-    double rate = result->gemm_flops / size / result->seconds;
-    if (wanted->json) {
-        printf("{\"shape\": \"%s\", \"seq\": %lld, \"batch\": %lld, \"accumulation\": %lld, "
-               "\"ranks\": %d, "
-               "\"device\": \"%s\", \"activations\": \"%s\", \"threads\": %d, \"recompute\": "
-               "\"%s\", \"seconds\": %.6f, \"seconds_min\": %.6f, "
-               "\"seconds_max\": %.6f, \"tokens_per_second\": %.2f, \"gemm_flops\": %.6g, "
-               "\"gemm_peak_flops\": %.6g, \"gemm_share\": %.4f, \"plan_bytes\": %zu, "
-               "\"peak_bytes\": %zu, "
-               "\"trainable\": %lld, \"loss\": %.6g, \"grad_norm\": %.6g}\n",
-               wanted->shape, (long long)wanted->step.seq_tokens, (long long)wanted->step.sequences,
-               (long long)wanted->step.micro_batches, size, result->device, type, result->n_threads,
-               result->recompute, result->seconds, result->fastest, result->slowest,
-               result->tokens_per_second, result->gemm_flops, result->gemm_peak,
-               rate / result->gemm_peak, result->plan_bytes, result->peak_bytes,
-               (long long)result->trainable, result->loss, result->grad_norm);
-        return;
-    }
-    printf("device:         %s, %s\n", result->device, type);
-    printf("parameters:     %lld trainable of %lld\n", (long long)result->trainable,
-           (long long)(result->total_parameters + result->trainable));
-    printf("verified:       loss %.4f, gradient norm %.4f\n", result->loss, result->grad_norm);
-    printf("step:           %.3f s median of %lld (%.3f to %.3f), recompute %s\n", result->seconds,
-           (long long)wanted->step.steps, result->fastest, result->slowest, result->recompute);
-    printf("throughput:     %.1f tokens/s = tokens of a step / median step\n",
-           result->tokens_per_second);
-    printf("GEMM:           %.1f GFLOP per step and rank = 2 T (2 W + 3 A) + 4 T' V H, without "
-           "attention and recompute\n",
-           result->gemm_flops / size * 1e-9);
-    printf("GEMM peak:      %.1f GFLOP/s, %s %lld^3 product, %s, %d threads, this run\n",
-           result->gemm_peak * 1e-9, type, (long long)result->gemm_peak_extent, result->device,
-           result->n_threads);
-    printf("share of peak:  %.1f %% = GEMM / step / peak\n", 100 * rate / result->gemm_peak);
-    printf("memory:         %.1f MiB planned, %.1f MiB %s, per rank (%+.1f %%)\n",
-           (double)result->plan_bytes / mib, (double)result->peak_bytes / mib,
-           result->is_gpu ? "of the GPU taken" : "peak resident",
-           100 * ((double)result->peak_bytes / (double)result->plan_bytes - 1));
-}
-
-static td_status bench(const td_config *config, td_comm *comm, bench_options *wanted) {
-    char folder[TD_PATH_MAX];
-    td_bench_step_result result;
-    TD_TRY(td_cli_scratch_make(comm, "bench", folder));
-    wanted->step.scratch = folder;
-    td_status status = td_bench_step(config, comm, &wanted->step, &result);
-    td_cli_scratch_remove(comm, folder);
-    if (status == TD_OK && td_comm_rank(comm) == 0)
-        print_result(wanted, &result, td_comm_size(comm));
-    return status;
+    const char *positional[1];
+    return td_options_parse(command, options, sizeof options / sizeof *options, argc, argv,
+                            positional, 1, &help);
 }
 
 static td_status run(const td_command *command, td_comm *comm, int argc, char **argv) {
-    td_config config = {0};
-    bench_options wanted = {
-        .step = {.seq_tokens = 512, .sequences = 1, .micro_batches = 1, .steps = 5}};
-    int help = 0;
-    td_status status = parse(command, argc, argv, &config, &wanted, &help);
-    if (!help) {
-        status = td_comm_agree(comm, status, "command line");
-        if (status == TD_OK)
-            status = bench(&config, comm, &wanted);
-    }
-    td_config_fini(&config);
-    return status;
+    for (int i = 0; argc > 0 && i < N_BENCHES; i++)
+        if (strcmp(argv[0], strchr(benches[i]->name, ' ') + 1) == 0)
+            return benches[i]->run(benches[i], comm, argc - 1, argv + 1);
+    if (td_options_want_help(argc, argv))
+        return explain(command, argc, argv);
+    return td_fail(TD_ERR_USAGE, "name what to time first: tandem bench step, checkpoint, comm or "
+                                 "load (tandem bench --help)");
 }
 
 const td_command td_command_bench = {
     .name = "bench",
-    .arguments = "step --shape FOLDER [--seq N] [--batch N] [--accumulation N] [--steps N]",
-    .summary = "time the training step of a model shape on random weights",
+    .arguments = "step|checkpoint|comm|load [options]",
+    .summary = "time a part of training on random weights",
     .details =
-        "Verifies that the first step learns something, then reports the median step, tokens/s, "
-        "the share of the\n"
-        "GEMM peak measured in the same run, and peak memory beside the plan.\n\n"
+        "step        the training step of a model shape: tokens/s, share of the GEMM peak, memory\n"
+        "checkpoint  how long a save blocks training, against memory bandwidth; the writing behind "
+        "it\n"
+        "comm        the step's collectives by size, exact against fp32 sums, what they cost a "
+        "step\n"
+        "load        from safetensors in the page cache to the first step, against read "
+        "bandwidth\n\n"
+        "Each verifies its results before it times, and measures the machine's ceilings in the "
+        "same "
+        "run.\n`tandem bench NAME --help` lists the options of one; these are common to all.\n\n"
         "example: tandem bench step --shape configs/shapes/smollm2-135m --seq 512 --set lora_r=16",
     .run = run,
 };

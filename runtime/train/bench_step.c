@@ -7,6 +7,7 @@
 
 #include "runtime/core/files.h"
 #include "runtime/core/log.h"
+#include "runtime/train/bench_record.h"
 #include "runtime/train/metrics.h"
 #include "runtime/train/run.h"
 
@@ -150,11 +151,6 @@ static double gemm_flops(const td_session *session, const td_bench_step_options 
     return 2 * tokens * (2 * weights + 3 * adapters) + 2 * targets * 2 * head;
 }
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 // A step, to the last of what it queues.
 static td_status whole_step(td_run *run, int64_t index, td_step_result *out) {
     const td_op_context *context = &run->session->context;
@@ -162,29 +158,55 @@ static td_status whole_step(td_run *run, int64_t index, td_step_result *out) {
     return context->device->table->stream_synchronize(context->stream);
 }
 
+static double waited(const td_run *run) {
+    return td_comm_read_counters(run->session->comm).wait_seconds;
+}
+
+// seconds, waits: (steps)
+static td_status take_steps(td_run *run, const td_bench_step_options *options, double *seconds,
+                            double *waits, td_step_result *result) {
+    TD_TRY(whole_step(run, 0, result));
+    if (!(result->loss > 0 && result->grad_norm > 0))
+        return td_fail(TD_ERR_NUMERIC, "loss %g, gradient norm %g: nothing is learned",
+                       result->loss, result->grad_norm);
+    for (int64_t i = 0; i < options->steps; i++) {
+        double start = td_seconds_now(), before = waited(run);
+        TD_TRY(whole_step(run, i + 1, result));
+        seconds[i] = td_seconds_now() - start;
+        waits[i] = waited(run) - before;
+        TD_TRY(td_bench_slowest(run->session->comm, &waits[i]));
+    }
+    return TD_OK;
+}
+
+static void summarize(const double *seconds, const double *waits, int64_t steps,
+                      const td_step_result *result, td_bench_step_result *out) {
+    td_bench_spread spread = td_bench_spread_of(seconds, steps);
+    out->fastest = out->slowest = seconds[0];
+    for (int64_t i = 1; i < steps; i++) {
+        out->fastest = seconds[i] < out->fastest ? seconds[i] : out->fastest;
+        out->slowest = seconds[i] > out->slowest ? seconds[i] : out->slowest;
+    }
+    out->seconds = spread.median;
+    out->p10 = spread.p10;
+    out->p90 = spread.p90;
+    out->wait_seconds = td_bench_spread_of(waits, steps).median;
+    out->tokens_per_second = (double)result->tokens / out->seconds;
+    out->loss = result->loss;
+    out->grad_norm = result->grad_norm;
+}
+
 static td_status time_steps(td_run *run, const td_bench_step_options *options,
                             td_bench_step_result *out) {
     td_step_result result = {0};
     double *seconds = calloc((size_t)options->steps, sizeof *seconds);
-    if (!seconds)
-        return td_fail(TD_ERR_MEMORY, "no memory for the timings");
-    td_status status = whole_step(run, 0, &result);
-    if (status == TD_OK && !(result.loss > 0 && result.grad_norm > 0))
-        status = td_fail(TD_ERR_NUMERIC, "loss %g, gradient norm %g: nothing is learned",
-                         result.loss, result.grad_norm);
-    for (int64_t i = 0; status == TD_OK && i < options->steps; i++) {
-        double start = td_seconds_now();
-        status = whole_step(run, i + 1, &result);
-        seconds[i] = td_seconds_now() - start;
-    }
-    qsort(seconds, (size_t)options->steps, sizeof *seconds, by_value);
-    out->fastest = seconds[0];
-    out->slowest = seconds[options->steps - 1];
-    out->seconds = seconds[options->steps / 2];
-    out->tokens_per_second = (double)result.tokens / out->seconds;
-    out->loss = result.loss;
-    out->grad_norm = result.grad_norm;
+    double *waits = calloc((size_t)options->steps, sizeof *waits);
+    td_status status = seconds && waits ? take_steps(run, options, seconds, waits, &result)
+                                        : td_fail(TD_ERR_MEMORY, "no memory for the timings");
+    if (status == TD_OK)
+        summarize(seconds, waits, options->steps, &result, out);
     free(seconds);
+    free(waits);
     return status;
 }
 
@@ -219,6 +241,8 @@ static td_status bench(td_run *run, td_session *session, td_store *store,
     out->plan_bytes = run->plan.total_bytes[TD_POOL_DEVICE];
     TD_TRY(used_bytes(session, free_before, &out->peak_bytes));
     out->recompute = td_recompute_name(run->plan.recompute);
+    if (options->with_run)
+        TD_TRY(options->with_run(options->with_run_context, run));
     return measure_gemm_peak(session, out);
 }
 

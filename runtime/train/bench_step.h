@@ -2,8 +2,7 @@
 #ifndef TANDEM_TRAIN_BENCH_STEP_H
 #define TANDEM_TRAIN_BENCH_STEP_H
 
-#include "comm/comm.h"
-#include "runtime/core/config.h"
+#include "runtime/train/run.h"
 
 typedef struct td_bench_step_options {
     int64_t seq_tokens;    // every sequence has this many; all are trained on
@@ -11,11 +10,16 @@ typedef struct td_bench_step_options {
     int64_t micro_batches; // per step
     int64_t steps;         // timed, after one that is not
     const char *scratch;   // folder for the token store
+    // Called after the timed steps, with all that they used; may be NULL. Collective.
+    td_status (*with_run)(void *context, td_run *run);
+    void *with_run_context;
 } td_bench_step_options;
 
 typedef struct td_bench_step_result {
     double seconds; // median of the timed steps
     double fastest, slowest;
+    double p10, p90;
+    double wait_seconds;      // median of what the slowest rank waits for others in a step
     double tokens_per_second; // tokens of a step / median
     double gemm_flops;        // of a step on this rank, without recompute: what the model asks for
     double gemm_peak;         // flop/s of one square product in the type of the activations, on

@@ -15,6 +15,7 @@
 #include "runtime/core/progress.h"
 #include "runtime/core/tensor.h"
 #include "runtime/train/checkpoint_internal.h"
+#include "runtime/train/parallel_copy.h"
 
 enum { MESSAGE_BYTES = 2048 };
 
@@ -38,18 +39,22 @@ struct td_checkpoint_writer {
     unsigned char *state;         // (n_owned, state_bytes)
     float *scratch_params;        // (width)
     unsigned char *scratch_state; // (state_bytes)
+    td_copy_span *spans;          // (2 n_owned + 1) what is copied into it
     td_stream *stream;
 
-    // The save under way. While the thread runs, these are its own but for `written` and `cancel`.
+    // The save under way: every rank writes its files, then rank 0 publishes them. While the thread
+    // runs, these are its own but for `done` and `cancel`.
     int pending;
+    int publishing; // every rank has written
     int thread_started;
     pthread_t thread;
-    atomic_int written;
+    atomic_int done; // this rank's thread has ended, or there is none
     atomic_int cancel;
     td_manifest manifest; // step, and on rank 0 the adapter's files
     char temporary[TD_PATH_MAX];
     shard_record record;
     td_status status;
+    int found_fence; // while publishing
     char message[MESSAGE_BYTES];
 };
 
@@ -90,6 +95,9 @@ static td_status allocate_snapshot(td_checkpoint_writer *writer) {
     writer->scratch_params = memory;
     TD_TRY(allocate(writer, 1, options->state_bytes, &memory));
     writer->scratch_state = memory;
+    writer->spans = calloc(2 * (size_t)writer->n_owned + 1, sizeof *writer->spans);
+    if (!writer->spans)
+        return td_fail(TD_ERR_MEMORY, "no memory for the list of a checkpoint's pages");
     return options->device->table->stream_create(options->device, &writer->stream);
 }
 
@@ -165,6 +173,7 @@ void td_checkpoint_destroy(td_checkpoint_writer *writer) {
     free_pinned(writer, writer->state);
     free_pinned(writer, writer->scratch_params);
     free_pinned(writer, writer->scratch_state);
+    free(writer->spans);
     if (writer->stream)
         writer->options.device->table->stream_destroy(writer->stream);
     free(writer);
@@ -276,32 +285,41 @@ static td_status write_files(td_checkpoint_writer *writer) {
     return writer->rank == 0 ? write_adapter(writer) : TD_OK;
 }
 
-static void *thread_main(void *argument) {
-    td_checkpoint_writer *writer = argument;
-    writer->status = write_files(writer);
-    if (writer->status != TD_OK)
+// The end of a thread's work.
+static void set_done(td_checkpoint_writer *writer, td_status status) {
+    writer->status = status;
+    if (status != TD_OK)
         snprintf(writer->message, sizeof writer->message, "%s", td_error_message());
-    atomic_store(&writer->written, 1);
+    atomic_store(&writer->done, 1);
+}
+
+static void *write_main(void *argument) {
+    td_checkpoint_writer *writer = argument;
+    set_done(writer, write_files(writer));
     return NULL;
 }
 
-// Signals are for the training thread.
-static int start_thread(td_checkpoint_writer *writer) {
+// Signals are for the training thread. A thread that does not start is a failure of this rank's,
+// and shows in the commit.
+static void start_thread(td_checkpoint_writer *writer, void *(*thread_main)(void *)) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&writer->thread, NULL, thread_main, writer);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     writer->thread_started = error == 0;
-    return error;
+    if (error == 0)
+        return; // from here on the result is the thread's to write
+    set_done(writer,
+             td_fail(TD_ERR_MEMORY, "cannot start the checkpoint thread: %s", strerror(error)));
+    td_error_clear();
 }
 
 // --- Commit
 
-// What the save has come to on this rank, after its thread has ended.
+// What the thread has come to on this rank, after its end.
 static td_status local_result(td_checkpoint_writer *writer) {
     join_thread(writer);
-    writer->pending = 0;
     return writer->status == TD_OK ? TD_OK : td_fail(writer->status, "%s", writer->message);
 }
 
@@ -317,17 +335,20 @@ static td_status list_shards(td_checkpoint_writer *writer, const shard_record *r
     return TD_OK;
 }
 
-static td_status publish(td_checkpoint_writer *writer, const shard_record *records) {
+// Rank 0, in the thread: flushes wait for the disk, and removing an old checkpoint takes as long as
+// its pages in memory ask for.
+static void *publish_main(void *argument) {
+    td_checkpoint_writer *writer = argument;
     td_checkpoint_commit commit = {.run_folder = writer->options.run_folder,
                                    .folder = writer->folder,
                                    .temporary = writer->temporary,
                                    .incarnation = writer->incarnation,
                                    .keep_last = writer->options.keep_last};
-    TD_TRY(list_shards(writer, records));
-    return td_checkpoint_publish(&commit, &writer->manifest, &writer->fenced);
+    set_done(writer, td_checkpoint_publish(&commit, &writer->manifest, &writer->found_fence));
+    return NULL;
 }
 
-static td_status gather_and_publish(td_checkpoint_writer *writer) {
+static td_status gather_records(td_checkpoint_writer *writer) {
     td_comm *comm = writer->options.comm;
     shard_record *records = calloc((size_t)writer->size, sizeof *records);
     td_status status =
@@ -338,8 +359,8 @@ static td_status gather_and_publish(td_checkpoint_writer *writer) {
         td_comm_allgather(comm, &writer->record, records, sizeof *records, "checkpoint files"),
         done);
     if (writer->rank == 0)
-        status = publish(writer, records);
-    status = td_comm_agree(comm, status, "checkpoint commit");
+        status = list_shards(writer, records);
+    status = td_comm_agree(comm, status, "checkpoint files");
 done:
     free(records);
     return status;
@@ -370,15 +391,37 @@ static td_status abandon(td_checkpoint_writer *writer, td_status status) {
     return td_fail(status, "%s", message);
 }
 
-static td_status commit(td_checkpoint_writer *writer, int64_t *out_committed) {
+// The save is over; only what it has come to is left to tell.
+static td_status end_save(td_checkpoint_writer *writer, td_status status) {
+    writer->pending = 0;
+    writer->publishing = 0;
+    td_manifest_fini(&writer->manifest);
+    return status == TD_OK ? TD_OK : abandon(writer, status);
+}
+
+// Collective. Every rank's thread has written its files, or is waited for.
+static td_status start_publishing(td_checkpoint_writer *writer) {
     td_status status =
         td_comm_agree(writer->options.comm, local_result(writer), "checkpoint write");
     if (status == TD_OK)
-        status = gather_and_publish(writer);
-    int64_t step = writer->manifest.meta.step;
-    td_manifest_fini(&writer->manifest);
+        status = gather_records(writer);
     if (status != TD_OK)
-        return abandon(writer, status);
+        return end_save(writer, status);
+    writer->publishing = 1;
+    if (writer->rank != 0)
+        return TD_OK;
+    atomic_store(&writer->done, 0);
+    start_thread(writer, publish_main);
+    return TD_OK;
+}
+
+// Collective. Rank 0 has published, or is waited for.
+static td_status commit(td_checkpoint_writer *writer, int64_t *out_committed) {
+    td_status status = local_result(writer);
+    writer->fenced |= writer->found_fence;
+    status = td_comm_agree(writer->options.comm, status, "checkpoint commit");
+    int64_t step = writer->manifest.meta.step;
+    TD_TRY(end_save(writer, status));
     if (out_committed)
         *out_committed = step;
     return TD_OK;
@@ -389,14 +432,18 @@ td_status td_checkpoint_poll(td_checkpoint_writer *writer, int64_t *out_committe
         *out_committed = -1;
     if (!writer->pending)
         return TD_OK;
-    int64_t done = atomic_load(&writer->written);
+    int64_t done = atomic_load(&writer->done);
     TD_TRY(td_comm_allreduce_i64(writer->options.comm, &done, 1, "checkpoint poll"));
-    return done == writer->size ? commit(writer, out_committed) : TD_OK;
+    if (done != writer->size)
+        return TD_OK;
+    return writer->publishing ? commit(writer, out_committed) : start_publishing(writer);
 }
 
 td_status td_checkpoint_finish(td_checkpoint_writer *writer, int64_t *out_committed) {
     if (out_committed)
         *out_committed = -1;
+    if (writer->pending && !writer->publishing)
+        TD_TRY(start_publishing(writer));
     return writer->pending ? commit(writer, out_committed) : TD_OK;
 }
 
@@ -419,30 +466,43 @@ static td_status begin(td_checkpoint_writer *writer) {
     return td_folder_make(writer->temporary);
 }
 
-static td_status copy_out(td_checkpoint_writer *writer, void *to, const void *from, size_t bytes) {
-    return writer->options.device->table->copy(writer->stream, to, from, bytes);
-}
-
-static td_status copy_params(td_checkpoint_writer *writer, const float *params) {
+// Parameters that this rank keeps; returns how many spans.
+static int64_t list_params(const td_checkpoint_writer *writer, const float *params) {
     const td_page_map *map = &writer->options.map;
-    if (writer->rank == 0)
-        return copy_out(writer, writer->params, params, (size_t)map->n_elements * sizeof *params);
+    if (writer->rank == 0) {
+        size_t bytes = (size_t)map->n_elements * sizeof *params;
+        writer->spans[0] = (td_copy_span){writer->params, params, bytes};
+        return 1;
+    }
     for (int64_t i = 0; i < writer->n_owned; i++) {
         td_page_span span = td_page_map_span(map, writer->rank + i * writer->size);
-        TD_TRY(copy_out(writer, writer->params + i * writer->width, params + span.begin,
-                        (size_t)span.count * sizeof *params));
+        writer->spans[i] = (td_copy_span){writer->params + i * writer->width, params + span.begin,
+                                          (size_t)span.count * sizeof *params};
     }
-    return TD_OK;
+    return writer->n_owned;
 }
 
-static td_status take_snapshot(td_checkpoint_writer *writer, const float *params, td_pager *pager) {
-    size_t state_bytes = writer->options.state_bytes;
-    TD_TRY(copy_params(writer, params));
-    TD_TRY(td_pager_flush(pager));
+static int64_t list_state(const td_checkpoint_writer *writer, td_pager *pager, int64_t count) {
+    size_t bytes = writer->options.state_bytes;
     for (int64_t i = 0; i < writer->n_owned; i++)
-        memcpy(writer->state + (size_t)i * state_bytes,
-               td_pager_host_state(pager, writer->rank + i * writer->size), state_bytes);
-    return writer->options.device->table->stream_synchronize(writer->stream);
+        writer->spans[count++] =
+            (td_copy_span){writer->state + (size_t)i * bytes,
+                           td_pager_host_state(pager, writer->rank + i * writer->size), bytes};
+    return count;
+}
+
+// Training waits for this. Optimizer state is in host memory on any device; parameters come from a
+// GPU while it is copied.
+static td_status take_snapshot(td_checkpoint_writer *writer, const float *params, td_pager *pager) {
+    const td_device *device = writer->options.device;
+    int64_t count = list_params(writer, params), first = device->unified ? 0 : count;
+    for (int64_t i = 0; i < first; i++)
+        TD_TRY(device->table->copy(writer->stream, writer->spans[i].to, writer->spans[i].from,
+                                   writer->spans[i].bytes));
+    TD_TRY(td_pager_flush(pager));
+    count = list_state(writer, pager, count);
+    td_copy_parallel(writer->spans + first, count - first);
+    return device->table->stream_synchronize(writer->stream);
 }
 
 static td_status fill_manifest(td_checkpoint_writer *writer, const td_checkpoint_meta *meta) {
@@ -468,20 +528,17 @@ static td_status name_temporary(td_checkpoint_writer *writer, int64_t step) {
 // A failure from here on is this rank's part of the result and shows in the commit.
 static void start(td_checkpoint_writer *writer, const float *params, td_pager *pager) {
     writer->record = (shard_record){0};
+    writer->found_fence = 0;
     atomic_store(&writer->cancel, 0);
-    atomic_store(&writer->written, 0);
+    atomic_store(&writer->done, 0);
     writer->pending = 1;
-    writer->status = TD_OK;
     td_status status = take_snapshot(writer, params, pager);
-    int error = status == TD_OK ? start_thread(writer) : 0;
-    if (error)
-        status = td_fail(TD_ERR_MEMORY, "cannot start the checkpoint thread: %s", strerror(error));
-    if (status == TD_OK)
-        return; // from here on the result is the thread's to write
-    writer->status = status;
-    snprintf(writer->message, sizeof writer->message, "%s", td_error_message());
+    if (status == TD_OK) {
+        start_thread(writer, write_main);
+        return;
+    }
+    set_done(writer, status);
     td_error_clear();
-    atomic_store(&writer->written, 1);
 }
 
 // What can be otherwise next time. After anything else there is no next time.

@@ -8,9 +8,10 @@
 // newest; it is for people and scripts, loading looks for itself.
 //
 // A save takes a snapshot and returns; a thread of its own writes it while training goes on. The
-// commit needs all ranks and happens in the next td_checkpoint_poll() that finds all of them done,
-// in the next save, or in td_checkpoint_finish(): all three are collective and called by the
-// training thread, so the ranks always agree on what is committed.
+// td_checkpoint_poll() that finds all ranks done lets rank 0 publish the files, in a thread too, and
+// the one that finds it done there commits; so does the next save, or td_checkpoint_finish(). All
+// three are collective and called by the training thread, so the ranks always agree on what is
+// committed.
 //
 // Every start of a run takes a new incarnation (RUN/incarnation). A process of an older one that
 // wakes up later cannot commit.
@@ -78,8 +79,8 @@ void td_checkpoint_destroy(td_checkpoint_writer *writer);
 // Both may change after the return. TD_ERR_IO: no space, no permission, or fenced.
 td_status td_checkpoint_save(td_checkpoint_writer *writer, const td_checkpoint_meta *meta,
                              const float *params, td_pager *pager);
-// Collective. Commits the save under way when all ranks have written it. Without one, returns at
-// once. *out_committed (may be NULL) is the step that was committed by this call, else -1. After an
+// Collective. Takes the save under way one stage further when all ranks are ready for it; waits for
+// no disk. Without one, returns at once. *out_committed (may be NULL) is the step that was committed by this call, else -1. After an
 // error the old checkpoints are untouched and the writer can save again.
 td_status td_checkpoint_poll(td_checkpoint_writer *writer, int64_t *out_committed);
 // Collective. Waits for the save under way and commits it.
