@@ -98,11 +98,17 @@ is_to_go_on() {
     [[ $state == *JobState=RUNNING* || $state == *Reason=TimeLimit* ]]
 }
 
-if [ "$code" -eq 75 ] && [ -n "$requeue" ] && is_to_go_on; then
+go_on_later() {
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${TANDEM_MAX_REQUEUES:-100}" ]; then
-        echo "job $job was requeued $SLURM_RESTART_COUNT times, TANDEM_MAX_REQUEUES: it is not any more" >&2
-    else
-        scontrol requeue "$job" && echo "job $job: requeued" >&2
+        echo "job $job was requeued $SLURM_RESTART_COUNT times already (TANDEM_MAX_REQUEUES): not once more" >&2
+        return
     fi
+    echo "job $job: stopped after a checkpoint, requeued" >&2
+    trap - USR1 TERM
+    scontrol requeue "$job" && exec sleep 60 # Slurm ends this; leaving with 75 would make it a failed job for a moment
+}
+
+if [ "$code" -eq 75 ] && [ -n "$requeue" ] && is_to_go_on; then
+    go_on_later
 fi
 exit "$code"

@@ -160,18 +160,24 @@ slurm_start() {
     fail "Slurm did not start: $(tail -n 5 "$slurm_folder"/*.log 2>&1)"
 }
 
-# submit NAME SCRIPT [SBATCH OPTION]... [-- ARGUMENT]...: one of launch/slurm, with the settings of `arguments NAME`.
+# submit NAME SCRIPT [SBATCH OPTION]... [-- ARGUMENT]...: one of launch/slurm, with the settings of `arguments NAME`; sets $job.
+# The log is $work/NAME.log; of an array's tasks $work/NAME-TASK.log, and their output folders are $runs/NAME/TASK.
 submit() {
-    local name=$1 script=$2 options=() words
+    local name=$1 script=$2 log=$work/$1.log options=() words kept=() word
     shift 2
     while [ $# -gt 0 ] && [ "$1" != -- ]; do
         options+=("$1") && shift
     done
     [ $# -eq 0 ] || shift
     mapfile -t words < <(arguments "$name" "$@")
-    job=$(TANDEM_CONFIG=$work/config.json sbatch --parsable --output="$work/$name.log" "${options[@]}" \
-        "$FAULTS_SOURCE/launch/slurm/$script" "${words[@]:1}" 2>"$work/$name.sbatch") ||
-        fail "sbatch $script: $(cat "$work/$name.sbatch")"
+    for word in "${words[@]:1}"; do
+        kept+=("$word")
+        [[ $script != array.sbatch || $word != output_dir=* ]] || kept=("${kept[@]::${#kept[@]}-2}")
+    done
+    [ "$script" != array.sbatch ] || log=$work/$name-%a.log
+    job=$(TANDEM_CONFIG=$work/config.json TANDEM_OUTPUT=$runs/$name sbatch --parsable --output="$log" "${options[@]}" \
+        "$FAULTS_SOURCE/launch/slurm/$script" "${kept[@]}" 2>"$work/sbatch.log") ||
+        fail "sbatch $script: $(cat "$work/sbatch.log")"
     current=$name launcher=$$ # await_step() is to wait although no launcher of its own runs
 }
 
@@ -200,4 +206,17 @@ await_end() {
     await_state "$1" 'COMPLETED|FAILED|TIMEOUT|CANCELLED|NODE_FAIL|BOOT_FAIL' "${2:-90}"
     code=$(field_of "$1" ExitCode)
     code=${code%:*}
+}
+
+# hurry JOB: Slurm lets a requeued job rest for two minutes, this makes it a few seconds. None would be too early: for the rest
+# of the second the nodes refuse a job whose end they have been told.
+hurry() {
+    local due
+    due=$(date -d "$(field_of "$1" StartTime)" +%s 2>/dev/null) || return 0
+    [ "$due" -le $(($(date +%s) + 20)) ] || scontrol update job="$1" StartTime=now+3 2>/dev/null
+}
+
+# slurm_daemon_pids REGEX: of this cluster's daemons, by command line.
+slurm_daemon_pids() {
+    pgrep -f -- "$1.*$slurm_folder"
 }
