@@ -7,7 +7,8 @@ to disk. First the totals of tokens and of trained tokens are compared: they mus
   tandem  1 rank x 2 threads, and 2 ranks x 1 thread; the whole program, from start to end
   peer    load_dataset("json"), map(num_proc=2), save_to_disk; without the start of Python and imports
 
-rows/s = rows / seconds. Peak memory is that of the whole tree of processes, as the sum of their
+rows/s = rows / seconds. CPU seconds are those of all its processes, user and system: on a machine
+with other work they say more than the clock. Peak memory is that of the whole tree of processes, as the sum of their
 proportional set sizes, sampled ten times a second. At the end tandem prepares more rows once, to
 show whether its memory grows with them.
 
@@ -19,6 +20,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -29,6 +31,11 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 VARIANTS = ("tandem 1x2", "tandem 2x1", "peer")
+
+
+def cpu_seconds(*whose):
+    usages = [resource.getrusage(who) for who in whose]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 # --- the peer, in a process of its own ------------------------------------------------------------
@@ -46,18 +53,19 @@ def run_peer(arguments):
             batch["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return {"input_ids": found["input_ids"], "assistant_masks": found["assistant_masks"]}
 
-    start = time.perf_counter()
+    everyone = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    start, spent = time.perf_counter(), cpu_seconds(*everyone)
     rows = datasets.load_dataset("json", data_files=arguments.data, split="train",
                                  cache_dir=os.path.join(arguments.out, "cache"))
     rows = rows.map(tokenize, batched=True, batch_size=arguments.batch, num_proc=2,
                     remove_columns=rows.column_names)
     rows.save_to_disk(os.path.join(arguments.out, "rows"))
-    seconds = time.perf_counter() - start
+    seconds, spent = time.perf_counter() - start, cpu_seconds(*everyone) - spent
     tokens = trained = 0
     for part in rows.iter(batch_size=1000):
         tokens += sum(map(len, part["input_ids"]))
         trained += sum(map(sum, part["assistant_masks"]))
-    print(json.dumps({"seconds": seconds, "rows": len(rows), "tokens": tokens,
+    print(json.dumps({"seconds": seconds, "cpu_seconds": spent, "rows": len(rows), "tokens": tokens,
                       "trained_tokens": trained,
                       "versions": {"datasets": datasets.__version__,
                                    "transformers": transformers.__version__}}))
@@ -99,18 +107,20 @@ def watch(process):
 
 def measure(command, environment):
     load = os.getloadavg()[0]
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), cpu_seconds(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     peak, output = [], []
     watcher = threading.Thread(target=lambda: peak.append(watch(process)))
     watcher.start()
     output = process.communicate()
-    seconds = time.perf_counter() - start
     watcher.join()
+    seconds = time.perf_counter() - start
+    spent = cpu_seconds(resource.RUSAGE_CHILDREN) - spent
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{output[1]}")
-    return output[0], seconds, peak[0], load
+    return output[0], {"seconds": seconds, "cpu_seconds": spent, "peak_bytes": peak[0],
+                       "load_before": load}
 
 
 def measure_tandem(arguments, ranks, threads, data, settings=()):
@@ -121,11 +131,10 @@ def measure_tandem(arguments, ranks, threads, data, settings=()):
         for setting in (f"model_name_or_path={arguments.model}", f"train_files={data}",
                         f"output_dir={folder}", f"max_length={arguments.max_length}", *settings):
             command += ["--set", setting]
-        _, seconds, peak, load = measure(command, {"OMP_NUM_THREADS": str(threads)})
+        _, found = measure(command, {"OMP_NUM_THREADS": str(threads)})
         account = json.loads((pathlib.Path(folder) / "data" / "train.json").read_text())
     return {"variant": f"tandem {ranks}x{threads}", "rows": account["rows_kept"],
-            "tokens": account["tokens"], "trained_tokens": account["trained_tokens"],
-            "seconds": seconds, "peak_bytes": peak, "load_before": load,
+            "tokens": account["tokens"], "trained_tokens": account["trained_tokens"], **found,
             "settings": list(settings)}
 
 
@@ -133,10 +142,9 @@ def measure_peer(arguments, data):
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         command = [sys.executable, __file__, "--in-child", "--model", arguments.model, "--data",
                    data, "--out", folder, "--batch", str(arguments.batch)]
-        output, _, peak, load = measure(command, {
+        output, found = measure(command, {
             "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
-    found = json.loads(output.splitlines()[-1])
-    return {"variant": "peer", **found, "peak_bytes": peak, "load_before": load}
+    return {"variant": "peer", **found, **json.loads(output.splitlines()[-1])}
 
 
 # --- the comparison -------------------------------------------------------------------------------
@@ -172,20 +180,33 @@ def check_equal(found, first):
 
 
 def summarize(measurements):
-    rates = {variant: [m["rows"] / m["seconds"] for m in measurements if m["variant"] == variant]
-             for variant in VARIANTS}
+    def of(variant, key):
+        return [m[key] for m in measurements if m["variant"] == variant]
+
+    rates = {variant: [rows / seconds for rows, seconds in
+                       zip(of(variant, "rows"), of(variant, "seconds"))] for variant in VARIANTS}
     for variant, found in rates.items():
-        peaks = [m["peak_bytes"] for m in measurements if m["variant"] == variant]
         print(f"  {variant:11} {statistics.median(found):9.0f} rows/s ({min(found):.0f} to "
-              f"{max(found):.0f}), peak {statistics.median(peaks) / (1 << 20):.0f} MiB")
+              f"{max(found):.0f}), {statistics.median(of(variant, 'cpu_seconds')):.1f} CPU s, peak "
+              f"{statistics.median(of(variant, 'peak_bytes')) / (1 << 20):.0f} MiB")
     for variant in VARIANTS[:-1]:
         ratios = sorted(a / b for a, b in zip(rates[variant], rates["peer"]))
-        print(f"  {variant} / peer: {statistics.median(ratios):.2f} of the rounds' ratios "
-              f"({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        spent = sorted(b / a for a, b in zip(of(variant, "cpu_seconds"), of("peer", "cpu_seconds")))
+        print(f"  {variant} / peer, median of the rounds: {statistics.median(ratios):.2f} by the "
+              f"clock ({ratios[0]:.2f} to {ratios[-1]:.2f}), {statistics.median(spent):.2f} by CPU "
+              f"time ({spent[0]:.2f} to {spent[-1]:.2f})")
+
+
+def make_chats(arguments):
+    rows = max(arguments.rows, arguments.more)
+    subprocess.run([sys.executable, str(ROOT / "benchmarks" / "peers" / "prepare_chats.py"),
+                    "--gguf", arguments.gguf, "--rows", str(rows), "--out", arguments.work],
+                   check=True)
+    return arguments.work
 
 
 def compare(arguments):
-    whole = str(pathlib.Path(arguments.work) / "chats.jsonl")
+    whole = str(pathlib.Path(arguments.chats) / "chats.jsonl")
     data = first_lines(whole, str(pathlib.Path(arguments.work) / "some.jsonl"), arguments.rows)
     measurements = []
     with open(arguments.record, "w", encoding="utf-8") as record:
@@ -195,11 +216,12 @@ def compare(arguments):
             return found
 
         keep(machine(arguments))
-        for _ in range(arguments.rounds):
-            for found in (measure_tandem(arguments, 1, 2, data),
-                          measure_tandem(arguments, 2, 1, data), measure_peer(arguments, data)):
-                measurements.append(keep(found))
-                check_equal(found, measurements[0])
+        alternating = (lambda: measure_tandem(arguments, 1, 2, data),
+                       lambda: measure_tandem(arguments, 2, 1, data),
+                       lambda: measure_peer(arguments, data))
+        for measure_one in alternating * arguments.rounds:
+            measurements.append(keep(measure_one()))
+            check_equal(measurements[-1], measurements[0])
         print(f"{measurements[0]['rows']} chats, {measurements[0]['tokens']} tokens, "
               f"{arguments.rounds} rounds; tokens and masks add up to the same")
         summarize(measurements)
@@ -220,6 +242,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=100, help="rows of a batch of the peer")
     parser.add_argument("--max-length", type=int, default=1 << 16)
+    parser.add_argument("--chats", help="folder that prepare_chats.py wrote, with --more rows; "
+                                        "without, it is made for this run")
     parser.add_argument("--record", help="JSON Lines to write")
     for name in ("--model", "--data", "--out"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -228,14 +252,12 @@ def main():
     if arguments.in_child:
         run_peer(arguments)
         return
-    if not arguments.gguf or not arguments.record:
-        parser.error("--gguf and --record are needed")
+    if not arguments.record or not (arguments.gguf or arguments.chats):
+        parser.error("--record and --gguf (or --chats) are needed")
     arguments.work = tempfile.mkdtemp(prefix="tandem-prepare-")
     try:
-        subprocess.run([sys.executable, str(ROOT / "benchmarks" / "peers" / "prepare_chats.py"),
-                        "--gguf", arguments.gguf, "--rows", str(max(arguments.rows, arguments.more)),
-                        "--out", arguments.work], check=True)
-        arguments.model = str(pathlib.Path(arguments.work) / "model")
+        arguments.chats = arguments.chats or make_chats(arguments)
+        arguments.model = str(pathlib.Path(arguments.chats) / "model")
         compare(arguments)
     finally:
         shutil.rmtree(arguments.work, ignore_errors=True)
