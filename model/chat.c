@@ -185,42 +185,48 @@ td_status td_chat_render(const td_message *messages, size_t count, int generatio
 
 // ---- templates
 
+// The request for a conversation that is written as JSON and becomes `row`, which it refers to.
+static td_chat_request request_of(td_render *self, const td_chat_request *like,
+                                  const char *messages, td_chat_row *row) {
+    td_chat_request out = *like;
+    *row = (td_chat_row){.messages = td_parse_json(self, messages, strlen(messages)),
+                         .tools = td_none(),
+                         .more = td_none()};
+    td_tag_messages(self, row->messages);
+    out.row = row;
+    return out;
+}
+
 // Does content of this form come out of the template as the text that it is?
-static bool takes(td_render *self, td_chat_request *request, const char *messages) {
-    td_chat_row row = {.messages = td_parse_json(self, messages, strlen(messages)),
-                       .tools = td_none(),
-                       .more = td_none()};
-    request->row = &row;
-    td_tag_messages(self, row.messages);
-    const td_string *text = td_chat_text(self, request, row.messages.list->count, false);
+static bool takes(td_render *self, const td_chat_request *like, const char *messages) {
+    td_chat_row row;
+    td_chat_request request = request_of(self, like, messages, &row);
+    const td_string *text = td_chat_text(self, &request, row.messages.list->count, false);
     return memmem(text->text, text->bytes, "tandem-probe", 12) &&
            !memmem(text->text, text->bytes, "'tandem-probe'", 14);
 }
 
-static bool takes_or_fails(td_render *self, td_chat_request *request, const char *messages) {
+static bool takes_or_fails(td_render *self, const td_chat_request *like, const char *messages) {
     jmp_buf exit;
     self->trap.exit = &exit;
     if (setjmp(exit) != 0) {
         td_error_clear();
         return false;
     }
-    return takes(self, request, messages);
+    return takes(self, like, messages);
 }
 
-static bool try_probe(td_render *self, td_chat_request *request, const char *messages,
+static bool try_probe(td_render *self, const td_chat_request *like, const char *messages,
                       td_chat_probe *out) {
     jmp_buf exit;
+    td_chat_row row;
     self->trap.exit = &exit;
     if (setjmp(exit) != 0) {
         td_error_clear();
         return false;
     }
-    td_chat_row row = {.messages = td_parse_json(self, messages, strlen(messages)),
-                       .tools = td_none(),
-                       .more = td_none()};
-    request->row = &row;
-    td_tag_messages(self, row.messages);
-    *out = td_chat_probe_turn(self, request);
+    td_chat_request request = request_of(self, like, messages, &row);
+    *out = td_chat_probe_turn(self, &request);
     return true;
 }
 
@@ -234,7 +240,8 @@ static bool try_probe(td_render *self, td_chat_request *request, const char *mes
     "\"function\",\"function\":{\"name\":\"tandem\",\"arguments\":{\"a\":\"b\"}}}]}"
 
 // The opening is what an answer and a call of a tool have in common.
-static td_status find_opening(td_render *self, td_chat_request *request, td_chat_variant *variant) {
+static td_status find_opening(td_render *self, const td_chat_request *request,
+                              td_chat_variant *variant) {
     bool is_string = variant->takes_strings;
     td_chat_probe answer = {0}, call = {0};
     try_probe(self, request,
