@@ -76,6 +76,15 @@ static int run_together(const td_command *command, int argc, char **argv) {
     return (int)(status != TD_OK ? status : finished);
 }
 
+// "help COMMAND" is "COMMAND --help", and "help" alone "--help".
+static void turn_help_around(int argc, char **argv) {
+    static char option[] = "--help";
+    if (strcmp(argv[1], "help") != 0)
+        return;
+    memmove(argv + 1, argv + 2, (size_t)(argc - 2) * sizeof *argv);
+    argv[argc - 1] = option;
+}
+
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     umask(umask(077) | 022); // whatever it was: what we make, only its owner may change
@@ -83,6 +92,7 @@ int main(int argc, char **argv) {
         print_usage(stderr);
         return TD_ERR_USAGE;
     }
+    turn_help_around(argc, argv);
     const td_command *command = find_command(argv[1]);
     if (td_options_want_help(argc - 1, argv + 1) && (command || argv[1][0] == '-'))
         return run_alone(command, argc, argv);

@@ -16,16 +16,19 @@ expect() {
 }
 
 overview=$("$tandem" --help) || failed=1
-for command in train prepare evaluate generate inspect config bench merge quantize export; do
+for command in train prepare evaluate generate inspect config bench plan merge quantize export; do
     expect "the overview lists $command" "^  $command +[a-z]" "$overview"
     help=$("$tandem" "$command" --help) || failed=1
     expect "$command: usage" "^usage: tandem $command" "$help"
     expect "$command: options" '^  --[a-z-]+.* [a-z]' "$help"
 done
 expect "the overview lists exit codes" 'exit codes: 0 done' "$overview"
-for command in train prepare evaluate generate inspect bench merge quantize export; do
+for command in train prepare evaluate generate inspect bench plan merge quantize export; do
     expect "$command: example" '^example: .*tandem' "$("$tandem" "$command" --help)"
 done
+[ "$("$tandem" help)" = "$overview" ] || { echo "FAILED help: not the overview"; failed=1; }
+[ "$("$tandem" help train)" = "$("$tandem" train --help)" ] || { echo "FAILED help train: not train --help"; failed=1; }
+expect "help of a misspelled command" 'did you mean train' "$("$tandem" help trian 2>&1)"
 table=$("$tandem" config)
 for key in learning_rate lora_alpha target_modules bnb_4bit_use_double_quant resume_from_checkpoint; do
     expect "the table explains $key" "^ *$key " "$table"
