@@ -93,6 +93,8 @@ td_status td_base_load(const char *folder, const td_base_options *options,
 // Random weights of the right shapes (N(0, 0.02)), for benchmarks and tests; no files.
 td_status td_base_create_random(const td_model_config *config, const td_base_options *options,
                                 uint64_t seed, const td_op_context *context, td_base **out);
+// Local. The same weights as a safetensors file in BF16: what is loaded from it is that base.
+td_status td_base_write_random(const td_model_config *config, uint64_t seed, const char *path);
 void td_base_destroy(td_base *base);
 
 #endif

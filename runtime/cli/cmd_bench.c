@@ -9,6 +9,7 @@ static const td_command *const benches[] = {
     &td_bench_command_step,
     &td_bench_command_checkpoint,
     &td_bench_command_comm,
+    &td_bench_command_load,
 };
 
 enum { N_BENCHES = sizeof benches / sizeof *benches };

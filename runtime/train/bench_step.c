@@ -111,8 +111,8 @@ static td_status measure_gemm_peak(const td_session *session, td_bench_step_resu
     return status;
 }
 
-static td_status write_store(const td_session *session, const td_bench_step_options *options,
-                             const char *path) {
+td_status td_bench_write_store(const td_session *session, const td_bench_step_options *options,
+                               const char *path) {
     int64_t rows = options->sequences * options->micro_batches, length = options->seq_tokens;
     td_store_writer *writer;
     int32_t *tokens = malloc((size_t)length * sizeof *tokens);
@@ -253,7 +253,7 @@ static td_status with_store(td_session *session, const td_bench_step_options *op
     td_run run = {0};
     td_status status = td_path_join(path, options->scratch, "bench.h5");
     if (status == TD_OK && td_comm_rank(session->comm) == 0)
-        status = write_store(session, options, path);
+        status = td_bench_write_store(session, options, path);
     TD_TRY(td_comm_agree(session->comm, status, "random tokens"));
     status = td_comm_agree(session->comm, td_store_open(path, &store), "random tokens");
     if (status == TD_OK)

@@ -39,4 +39,8 @@ typedef struct td_bench_step_result {
 td_status td_bench_step(const td_config *config, td_comm *comm,
                         const td_bench_step_options *options, td_bench_step_result *out);
 
+// Local. The token store that a benchmark trains on: random, the same for the same options.
+td_status td_bench_write_store(const td_session *session, const td_bench_step_options *options,
+                               const char *path);
+
 #endif

@@ -1,0 +1,295 @@
+#include "runtime/train/bench_load.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/core/files.h"
+#include "runtime/core/tensor.h"
+#include "runtime/train/bench_record.h"
+#include "runtime/train/metrics.h"
+
+enum { SEED = 1, PART_ELEMENTS = 8 << 20, PART_ROUNDS = 5, READ_ROUNDS = 3 };
+static const size_t slice_bytes = (size_t)64 << 20, max_config_bytes = (size_t)16 << 20;
+
+typedef struct bench {
+    const td_config *config; // names the shape
+    td_config loaded;        // the same, names the folder with weights
+    td_comm *comm;
+    const td_bench_load_options *options;
+    td_bench_load_result *out;
+    char weights[TD_PATH_MAX], store[TD_PATH_MAX];
+    td_hash expected; // of the base's memory
+    td_device_choice choice;
+    int n_threads;
+} bench;
+
+// --- The folder
+
+static td_status copy_config(const char *from, const char *to) {
+    char path[TD_PATH_MAX], *text;
+    size_t bytes;
+    TD_TRY(td_path_join(path, from, "config.json"));
+    TD_TRY(td_file_read(path, max_config_bytes, &text, &bytes));
+    td_status status = td_path_join(path, to, "config.json");
+    if (status == TD_OK)
+        status = td_file_write_atomic(path, text, bytes);
+    free(text);
+    return status;
+}
+
+static td_status write_folder(const bench *self) {
+    td_model_config model;
+    const char *shape = self->config->model_name_or_path;
+    if (td_path_exists(self->weights))
+        return TD_OK;
+    TD_TRY(td_folder_make(self->options->folder));
+    TD_TRY(td_model_config_read(shape, &model));
+    TD_TRY(copy_config(shape, self->options->folder));
+    return td_base_write_random(&model, SEED, self->weights);
+}
+
+// --- Verification
+
+// The base's memory, from whatever device.
+static td_status hash_base(const td_session *session, td_hash *out) {
+    const td_arena *arena = &session->base->arena;
+    const td_device_table *device = session->context.device->table;
+    td_hasher *hasher = NULL;
+    unsigned char *slice = malloc(slice_bytes);
+    td_status status = slice ? td_hasher_create(&hasher) : td_fail(TD_ERR_MEMORY, "no memory");
+    for (size_t done = 0; status == TD_OK && done < arena->used_bytes; done += slice_bytes) {
+        size_t left = arena->used_bytes - done, bytes = left < slice_bytes ? left : slice_bytes;
+        status = device->copy(session->context.stream, slice, arena->base + done, bytes);
+        if (status == TD_OK)
+            status = device->stream_synchronize(session->context.stream);
+        if (status == TD_OK)
+            td_hasher_add(hasher, slice, bytes);
+    }
+    if (status == TD_OK)
+        *out = td_hasher_value(hasher);
+    td_hasher_destroy(hasher);
+    free(slice);
+    return status;
+}
+
+static td_status draw_expected(bench *self, td_session *session) {
+    td_base_options options = td_session_base_options(session);
+    TD_TRY(
+        td_base_create_random(&session->model, &options, SEED, &session->context, &session->base));
+    TD_TRY(hash_base(session, &self->expected));
+    td_bench_step_options step = {.seq_tokens = self->options->seq_tokens,
+                                  .sequences = 1,
+                                  .micro_batches = self->out->rounds};
+    td_base_counts counts;
+    td_base_count(&session->model, &counts);
+    for (int i = 0; i < TD_PROJ_COUNT; i++)
+        self->out->quantized += counts.projections[i];
+    if (td_comm_rank(self->comm) != 0)
+        return TD_OK;
+    step.micro_batches = td_comm_size(self->comm);
+    return td_bench_write_store(session, &step, self->store);
+}
+
+static td_status check_base(const bench *self, const td_session *session) {
+    td_hash found;
+    TD_TRY(hash_base(session, &found));
+    if (found.low != self->expected.low || found.high != self->expected.high)
+        return td_fail(TD_ERR_NUMERIC,
+                       "%s: the base that was loaded is not the one whose weights were written",
+                       self->weights);
+    return TD_OK;
+}
+
+// --- Rates of the parts
+
+typedef struct parts {
+    uint16_t *bf16; // (PART_ELEMENTS)
+    float *f32;     // (PART_ELEMENTS)
+    uint8_t *codes; // (PART_ELEMENTS / 2)
+    float *absmax;  // (PART_ELEMENTS / TD_NF4_BLOCK)
+    td_op_context context;
+} parts;
+
+static td_status convert_part(parts *all) {
+    td_convert_to_f32(all->bf16, TD_BF16, PART_ELEMENTS, all->f32);
+    return TD_OK;
+}
+
+static td_status hash_part(parts *all) {
+    volatile uint64_t kept = td_hash_bytes(all->bf16, PART_ELEMENTS * sizeof *all->bf16).low;
+    (void)kept;
+    return TD_OK;
+}
+
+static td_status quantize_part(parts *all) {
+    td_nf4_quantize_args args = {.n_elements = PART_ELEMENTS,
+                                 .weight = all->f32,
+                                 .codes = all->codes,
+                                 .absmax = all->absmax};
+    return td_ops_cpu.nf4_quantize(&all->context, &args);
+}
+
+static td_status time_part(parts *all, td_status (*part)(parts *), double per, double *out_rate) {
+    double best = INFINITY;
+    for (int i = 0; i < PART_ROUNDS; i++) {
+        double start = td_seconds_now();
+        TD_TRY(part(all));
+        double seconds = td_seconds_now() - start;
+        best = seconds < best ? seconds : best;
+    }
+    *out_rate = per / best;
+    return TD_OK;
+}
+
+static td_status time_parts(bench *self, parts *all) {
+    double bytes = PART_ELEMENTS * sizeof(uint16_t);
+    if (!all->bf16 || !all->f32 || !all->codes || !all->absmax)
+        return td_fail(TD_ERR_MEMORY, "no memory for %d parameters", PART_ELEMENTS);
+    for (int i = 0; i < PART_ELEMENTS; i++)
+        all->bf16[i] = td_f32_to_bf16((float)(i % 251 - 125) * 1e-3f);
+    TD_TRY(time_part(all, convert_part, bytes, &self->out->convert_rate));
+    TD_TRY(time_part(all, hash_part, bytes, &self->out->hash_rate));
+    return time_part(all, quantize_part, PART_ELEMENTS, &self->out->quantize_rate);
+}
+
+// On the host, also where a GPU quantizes.
+static td_status measure_parts(bench *self) {
+    parts all = {.bf16 = malloc(PART_ELEMENTS * sizeof(uint16_t)),
+                 .f32 = malloc(PART_ELEMENTS * sizeof(float)),
+                 .codes = malloc(PART_ELEMENTS / 2),
+                 .absmax = malloc(PART_ELEMENTS / TD_NF4_BLOCK * sizeof(float)),
+                 .context = {.ops = &td_ops_cpu, .device = td_device_cpu()}};
+    td_status status = time_parts(self, &all);
+    free(all.bf16);
+    free(all.f32);
+    free(all.codes);
+    free(all.absmax);
+    return status;
+}
+
+// --- Timing
+
+static td_status first_step(bench *self, td_session *session) {
+    td_store *store = NULL;
+    td_run run = {0};
+    td_step_result result = {0};
+    td_status status =
+        td_comm_agree(self->comm, td_store_open(self->store, &store), "random tokens");
+    if (status == TD_OK)
+        status = td_run_plan(&run, session, store, NULL, 0);
+    if (status == TD_OK)
+        status = td_run_allocate(&run, store, NULL);
+    if (status == TD_OK)
+        status = td_step_run(&run.step, 0, &result);
+    if (status == TD_OK)
+        status = session->context.device->table->stream_synchronize(session->context.stream);
+    if (status == TD_OK && !(result.loss > 0 && result.grad_norm > 0))
+        status = td_fail(TD_ERR_NUMERIC, "loss %g, gradient norm %g: nothing is learned",
+                         result.loss, result.grad_norm);
+    td_run_end_if_alone(self->comm, status);
+    td_run_destroy(&run);
+    td_store_close(store);
+    return status;
+}
+
+static td_status load_round(bench *self, td_session *session, int64_t round) {
+    td_bench_load_result *out = self->out;
+    TD_TRY(td_comm_barrier(self->comm, "before loading"));
+    double start = td_seconds_now(), checked = 0;
+    TD_TRY(td_session_open(session, &self->loaded, self->comm, 1));
+    double opened = td_seconds_now();
+    TD_TRY(td_session_load_base(session));
+    out->load[round] = td_seconds_now() - opened;
+    if (round == 0) {
+        double before = td_seconds_now();
+        TD_TRY(td_comm_agree(self->comm, check_base(self, session), "base check"));
+        checked = td_seconds_now() - before;
+    }
+    TD_TRY(first_step(self, session));
+    out->first[round] = td_seconds_now() - start - checked;
+    TD_TRY(td_bench_slowest(self->comm, &out->load[round]));
+    return td_bench_slowest(self->comm, &out->first[round]);
+}
+
+static td_status take_samples(bench *self) {
+    td_bench_load_result *out = self->out;
+    out->load = calloc((size_t)out->rounds, sizeof *out->load);
+    out->first = calloc((size_t)out->rounds, sizeof *out->first);
+    td_status status =
+        out->load && out->first ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for the timings");
+    status = td_comm_agree(self->comm, status, "timings");
+    for (int64_t round = 0; status == TD_OK && round < out->rounds; round++) {
+        td_session session = {0};
+        status = load_round(self, &session, round);
+        td_session_close(&session);
+    }
+    return status;
+}
+
+// --- All of it
+
+static void make_record(bench *self) {
+    td_bench_load_result *out = self->out;
+    cJSON *record = td_bench_record_create("load", self->options->command, &self->choice,
+                                           td_comm_size(self->comm), self->n_threads);
+    td_bench_record_number(record, "file_bytes", out->file_bytes);
+    td_bench_record_number(record, "quantized_parameters", (double)out->quantized);
+    td_bench_record_samples(record, "load_seconds", out->load, out->rounds);
+    td_bench_record_samples(record, "first_step_seconds", out->first, out->rounds);
+    td_bench_record_number(record, "read_bytes_per_second", out->read_rate);
+    td_bench_record_number(record, "convert_bytes_per_second", out->convert_rate);
+    td_bench_record_number(record, "hash_bytes_per_second", out->hash_rate);
+    td_bench_record_number(record, "quantize_parameters_per_second", out->quantize_rate);
+    out->record = record;
+}
+
+// What is drawn, written and measured before loading.
+static td_status prepare(bench *self) {
+    td_session session = {0};
+    TD_TRY(td_session_open(&session, self->config, self->comm, 1));
+    self->choice = session.choice;
+    self->n_threads = session.n_threads;
+    td_status status = draw_expected(self, &session);
+    td_session_close(&session);
+    if (status == TD_OK && td_comm_rank(self->comm) == 0)
+        status = write_folder(self);
+    TD_TRY(td_comm_agree(self->comm, status, "random weights"));
+    uint64_t bytes = 0;
+    status = td_file_size(self->weights, &bytes);
+    self->out->file_bytes = (double)bytes;
+    if (status == TD_OK && td_comm_rank(self->comm) == 0) {
+        status = td_bench_read_file(self->weights, READ_ROUNDS, &self->out->read_rate);
+        if (status == TD_OK)
+            status = measure_parts(self);
+    }
+    return td_comm_agree(self->comm, status, "rates");
+}
+
+static td_status run(bench *self) {
+    self->loaded = *self->config;
+    self->loaded.model_name_or_path = (char *)(uintptr_t)self->options->folder;
+    TD_TRY(td_path_join(self->weights, self->options->folder, "model.safetensors"));
+    TD_TRY(td_path_join(self->store, self->options->scratch, "bench.h5"));
+    TD_TRY(prepare(self));
+    TD_TRY(take_samples(self));
+    if (td_comm_rank(self->comm) == 0)
+        make_record(self);
+    return TD_OK;
+}
+
+td_status td_bench_load(const td_config *config, td_comm *comm,
+                        const td_bench_load_options *options, td_bench_load_result *out) {
+    bench self = {.config = config, .comm = comm, .options = options, .out = out};
+    *out = (td_bench_load_result){.rounds = options->rounds};
+    td_status status = run(&self);
+    td_run_end_if_alone(comm, status);
+    return status;
+}
+
+void td_bench_load_fini(td_bench_load_result *result) {
+    free(result->load);
+    free(result->first);
+    cJSON_Delete(result->record);
+    *result = (td_bench_load_result){0};
+}
