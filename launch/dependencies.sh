@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Installs what building and running tandem needs on Debian or Ubuntu, and nothing when all of it is there.
-# As root directly, otherwise through sudo. "--check" only says what is missing (exit 1 when something is).
+# As root directly, otherwise through sudo.
+# usage: launch/dependencies.sh [--tests] [--check]
+#   --tests   also what some tests need; without it they are skipped and say so
+#   --check   only says what is missing (exit 1 when something is)
 set -euo pipefail
 
 packages=(
@@ -10,6 +13,18 @@ packages=(
     libcjson-dev libpcre2-dev libutf8proc-dev libxxhash-dev zlib1g-dev libzstd-dev
     procps # pgrep and pkill, for the tests that kill ranks
 )
+test_packages=(
+    slurmctld slurmd slurm-client munge libpmix2 # a private Slurm: tests/faults/slurm_cluster.sh
+)
+
+check=""
+for option in "$@"; do
+    case $option in
+    --tests) packages+=("${test_packages[@]}") ;;
+    --check) check=yes ;;
+    *) sed -n 4,6p "$0" >&2 && exit 2 ;;
+    esac
+done
 
 missing=()
 for package in "${packages[@]}"; do
@@ -17,7 +32,7 @@ for package in "${packages[@]}"; do
     [[ $state == "install ok installed"* ]] || missing+=("$package")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
-if [ "${1:-}" = "--check" ]; then
+if [ -n "$check" ]; then
     echo "missing packages: ${missing[*]}" >&2
     exit 1
 fi

@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 quick=${1:-}
 
 launch/dependencies.sh || exit 1
+launch/dependencies.sh --tests || echo "some tests will be skipped" >&2
 
 passed=0
 failed=0

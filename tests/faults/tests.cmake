@@ -14,13 +14,14 @@ add_test(NAME faults_released
          COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/released.sh $<TARGET_FILE:tandem> $<TARGET_FILE:tandem_faulty>)
 set_tests_properties(faults_released PROPERTIES TIMEOUT 60 LABELS faults)
 
-# Every case once; tests/faults/run.sh repeats them.
-file(GLOB cases CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/case_*.sh)
+# Every case once; tests/faults/run.sh repeats them. And jobs of launch/slurm in a private Slurm.
+file(GLOB cases CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/case_*.sh ${CMAKE_CURRENT_LIST_DIR}/slurm_*.sh)
+list(FILTER cases EXCLUDE REGEX slurm_cluster)
 foreach(case ${cases})
   get_filename_component(name ${case} NAME_WE)
   add_test(NAME faults_${name} COMMAND bash ${case} 1)
   set_tests_properties(faults_${name} PROPERTIES TIMEOUT 180 SKIP_RETURN_CODE 77 LABELS "faults;slow"
-    ENVIRONMENT "FAULTS_PROGRAM=$<TARGET_FILE:tandem_faulty>;FAULTS_CHATS=$<TARGET_FILE:quickstart_chats>;FAULTS_SOURCE=${CMAKE_SOURCE_DIR};FAULTS_CACHE=${CMAKE_CURRENT_BINARY_DIR}/faults_cache")
+    ENVIRONMENT "FAULTS_PROGRAM=$<TARGET_FILE:tandem_faulty>;FAULTS_CHATS=$<TARGET_FILE:quickstart_chats>;FAULTS_SOURCE=${CMAKE_SOURCE_DIR};FAULTS_CACHE=${CMAKE_CURRENT_BINARY_DIR}/faults_cache;FAULTS_GPU_MODULE=$<TARGET_FILE:cuda_host_module>")
 endforeach()
 
 # Links, pipes, names and damage in folders that others have filled, and the modes of what is made.
