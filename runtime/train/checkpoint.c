@@ -557,6 +557,7 @@ static td_status finish_earlier(td_checkpoint_writer *writer) {
         td_warn("the checkpoint of step %lld was not written: %s", (long long)step,
                 td_error_message());
     td_error_clear();
+    td_comm_forget_failure(writer->options.comm);
     return TD_OK;
 }
 

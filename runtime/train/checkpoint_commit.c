@@ -61,7 +61,8 @@ td_status td_incarnation_take(const char *run_folder, char out[TD_INCARNATION_CH
 td_status td_incarnation_require(const char *run_folder, const char *incarnation, int *out_fenced) {
     char path[TD_PATH_MAX], found[TD_INCARNATION_CHARS];
     TD_TRY(td_path_join(path, run_folder, "incarnation"));
-    TD_TRY(read_incarnation(path, found));
+    if (read_incarnation(path, found) != TD_OK)
+        return TD_ERR_IO; // our own file: training can go on, and try again with the next save
     if (strcmp(found, incarnation) == 0)
         return TD_OK;
     *out_fenced = 1;

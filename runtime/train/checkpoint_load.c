@@ -152,12 +152,13 @@ fail:
     return status;
 }
 
-static void warn_passed_over(const td_comm *comm, int is_last) {
+static void warn_passed_over(td_comm *comm, int is_last) {
     if (td_comm_rank(comm) == 0)
         td_warn("passing over a damaged checkpoint: %s; %s", td_error_message(),
                 is_last ? "there is no older one, the run starts from its beginning"
                         : "trying the one before");
     td_error_clear();
+    td_comm_forget_failure(comm); // or a later failure of one rank would pass for agreed on
 }
 
 static td_status find_newest(const td_checkpoint_options *options, td_checkpoint **out) {

@@ -168,6 +168,7 @@ static td_status forgive(td_trainer *trainer, td_status status) {
     if (td_trainer_is_root(trainer))
         td_warn("%s; training goes on without this checkpoint", td_error_message());
     td_error_clear();
+    td_comm_forget_failure(trainer->comm);
     return TD_OK;
 }
 

@@ -150,6 +150,22 @@ static void change_to_long_name(cJSON *root) {
     cJSON_ReplaceItemInObject(first_file(root), "name", cJSON_CreateString(name));
 }
 
+static void change_to_other_line(cJSON *root) {
+    cJSON_ReplaceItemInObject(first_file(root), "name", cJSON_CreateString("a\nerror: b"));
+}
+
+// Sparse files of such sizes cost an attacker nothing and their reader hours.
+static void change_to_huge_shard(cJSON *root) {
+    cJSON *shard = cJSON_GetArrayItem(cJSON_GetObjectItem(root, "files"), 1);
+    cJSON_SetNumberValue(cJSON_GetObjectItem(shard, "bytes"), 1e9);
+}
+
+static void change_to_huge_file(cJSON *root) {
+    cJSON_AddStringToObject(first_file(root), "was", "a shard");
+    cJSON_ReplaceItemInObject(first_file(root), "name", cJSON_CreateString("other"));
+    cJSON_SetNumberValue(cJSON_GetObjectItem(first_file(root), "bytes"), 1e12);
+}
+
 static void change_drop_shard(cJSON *root) {
     cJSON_DeleteItemFromArray(cJSON_GetObjectItem(root, "files"), 1);
 }
@@ -193,6 +209,9 @@ static void what_is_out_of_range_is_refused(void) {
     check_refused(change_to_absolute_path, TD_ERR_DATA, "\"/etc/passwd\" is not allowed");
     check_refused(change_to_dots, TD_ERR_DATA, "\"..\" is not allowed");
     check_refused(change_to_long_name, TD_ERR_DATA, "is not allowed");
+    check_refused(change_to_other_line, TD_ERR_DATA, "is not allowed");
+    check_refused(change_to_huge_shard, TD_ERR_DATA, "would have 1000000000 bytes");
+    check_refused(change_to_huge_file, TD_ERR_DATA, "would have 1000000000000 bytes");
     check_refused(change_drop_shard, TD_ERR_DATA, "does not list pages-00001-of-00002.h5");
     check_refused(change_ranks, TD_ERR_DATA, "world_size");
     check_refused(change_pages, TD_ERR_DATA, "9 pages do not fit");
