@@ -146,6 +146,7 @@ add_cuda_libraries() {
 add_quickstart() {
     mkdir -p "$root/launch/quickstart" "$root/configs"
     install -m 755 launch/quickstart.sh launch/mpirun.sh "$root/launch/"
+    cp -R launch/slurm "$root/launch/slurm"
     cp -R launch/quickstart/base "$root/launch/quickstart/base"
     cp configs/quickstart.json "$root/configs/"
 }

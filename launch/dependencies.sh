@@ -14,7 +14,7 @@ packages=(
     procps # pgrep and pkill, for the tests that kill ranks
 )
 test_packages=(
-    slurmctld slurmd slurm-client munge libpmix2 # a private Slurm: tests/faults/slurm_cluster.sh
+    slurmctld slurmd slurm-client munge libpmix-dev # a private Slurm: tests/faults/slurm_cluster.sh
 )
 
 check=""
