@@ -161,11 +161,29 @@ static void free_pinned(const td_checkpoint_writer *writer, void *memory) {
         device->table->free_pinned(device, memory);
 }
 
+// A run that fails while a save is under way would leave it on the disk until it is started again.
+// Every rank removes its own part: another one's thread may still be writing.
+static void remove_uncommitted(const td_checkpoint_writer *writer) {
+    char path[TD_PATH_MAX], name[TD_CHECKPOINT_NAME_CHARS];
+    int had_error = td_error_message()[0] != '\0';
+    if (!writer->pending)
+        return;
+    td_shard_name(name, writer->rank, writer->size);
+    if (writer->rank == 0)
+        (void)td_folder_remove_tree(writer->temporary);
+    else if (td_path_join(path, writer->temporary, name) == TD_OK)
+        (void)unlink(path);
+    (void)rmdir(writer->temporary); // the last one can
+    if (!had_error)
+        td_error_clear();
+}
+
 void td_checkpoint_destroy(td_checkpoint_writer *writer) {
     if (!writer)
         return;
     atomic_store(&writer->cancel, 1);
     join_thread(writer);
+    remove_uncommitted(writer);
     if (writer->stream) // a snapshot that failed may have copies under way
         (void)writer->options.device->table->stream_synchronize(writer->stream);
     td_manifest_fini(&writer->manifest);

@@ -163,6 +163,22 @@ static void the_last_n_and_the_best_are_kept(void) {
     run_close(&run);
 }
 
+// As in a run that fails while a save is under way.
+static void a_save_that_is_not_committed_leaves_nothing(void) {
+    toy_run run;
+    open_run(&run, "uncommitted");
+    td_checkpoint_writer *writer = run_writer(&run);
+    td_checkpoint_meta meta = run_meta(1);
+    run_fill(&run, 1);
+    CHECK_INT(td_checkpoint_save(writer, &meta, run.params, run.pager), TD_OK);
+    td_checkpoint_destroy(writer);
+    sync_ranks();
+    CHECK_STRING(td_error_message(), "");
+    CHECK_INT(run_count(&run, ".tmp-"), 0);
+    CHECK_INT(run_count(&run, "step-"), 0);
+    run_close(&run);
+}
+
 static void a_step_can_be_saved_again(void) {
     toy_run run;
     char path[TD_PATH_MAX];
@@ -473,6 +489,7 @@ int main(void) {
     TEST(the_next_save_commits_the_one_before);
     TEST(what_changes_after_save_does_not_show);
     TEST(the_last_n_and_the_best_are_kept);
+    TEST(a_save_that_is_not_committed_leaves_nothing);
     TEST(a_step_can_be_saved_again);
     TEST(the_adapter_is_part_of_the_checkpoint);
     TEST(the_identity_must_match);
