@@ -197,6 +197,12 @@ static void temporaries_are_new(void) {
     }
     REQUIRE(td_folder_make_beside(scratch("out/new"), second) == TD_OK);
     CHECK(!td_path_is_link(second) && td_path_is_folder(second) && strcmp(first, second) != 0);
+    REQUIRE(sscanf(strrchr(second, '-'), "-%u", &number) == 1);
+    for (unsigned i = 1; i <= 2; i++) {
+        snprintf(planted, sizeof planted, "%s.tmp-%ld-%u", scratch("out/new"), (long)getpid(),
+                 number + i);
+        REQUIRE(symlink(scratch("nowhere"), planted) == 0);
+    }
     REQUIRE(td_file_create_beside(scratch("out/new/"), first, &file) == TD_OK);
     CHECK(write(file, "x", 1) == 1 && close(file) == 0);
     CHECK_INT(count_entries(scratch("elsewhere")), 0);
