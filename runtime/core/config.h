@@ -183,6 +183,8 @@ void td_config_fini(td_config *config);
 td_status td_config_read(td_config *config, const char *path);
 // One "key=value".
 td_status td_config_set(td_config *config, const char *assignment);
+// What no single key can check of the size and number of steps; part of td_config_check().
+td_status td_config_check_steps(const td_config *config);
 // Checks what no single key can: e.g. micro_batch_tokens >= max_length, eval split without data,
 // files missing.
 td_status td_config_check(const td_config *config);

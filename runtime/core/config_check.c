@@ -58,17 +58,17 @@ static td_status check_data(const td_config *config) {
                        "eval_split_ratio and test_split_ratio together (%g) leave less than 0.05 "
                        "of the rows for training",
                        config->eval_split_ratio + config->test_split_ratio);
+    TD_TRY(check_files("train_files", &config->train_files));
+    return check_files("eval_files", &config->eval_files);
+}
+
+td_status td_config_check_steps(const td_config *config) {
     if (config->packing && config->micro_batch_tokens != 0 &&
         config->micro_batch_tokens < config->max_length)
         return td_fail(TD_ERR_USAGE,
                        "micro_batch_tokens (%lld) is less than max_length (%lld): the longest "
                        "sequences would fit nowhere",
                        (long long)config->micro_batch_tokens, (long long)config->max_length);
-    TD_TRY(check_files("train_files", &config->train_files));
-    return check_files("eval_files", &config->eval_files);
-}
-
-static td_status check_optimization(const td_config *config) {
     if (config->max_steps == 0)
         return td_fail(TD_ERR_USAGE, "max_steps is 0; use -1 to train for num_train_epochs");
     if (config->optim == TD_OPTIM_ADAMW_8BIT && config->page_elements % 256 != 0)
@@ -99,7 +99,7 @@ static td_status check_run(const td_config *config) {
 td_status td_config_check(const td_config *config) {
     TD_TRY(check_model(config));
     TD_TRY(check_lora(config));
+    TD_TRY(td_config_check_steps(config));
     TD_TRY(check_data(config));
-    TD_TRY(check_optimization(config));
     return check_run(config);
 }

@@ -43,18 +43,9 @@ static td_status mark_equal(row_set *set, int64_t row, td_hash hash) {
     return TD_OK;
 }
 
-static int64_t longest_row(const td_store *store) {
-    const int64_t *offsets = td_store_offsets(store);
-    int64_t longest = 0;
-    for (int64_t row = 0; row < td_store_rows(store); row++)
-        if (offsets[row + 1] - offsets[row] > longest)
-            longest = offsets[row + 1] - offsets[row];
-    return longest;
-}
-
 static td_status visit_rows(td_store *store, row_visitor *visit, row_set *set) {
     const int64_t *offsets = td_store_offsets(store);
-    size_t room = (size_t)longest_row(store);
+    size_t room = (size_t)td_store_longest_row(store);
     int32_t *tokens = malloc(room * sizeof *tokens);
     uint8_t *trained = malloc(room);
     td_status status =

@@ -437,6 +437,14 @@ int64_t td_store_tokens(const td_store *store) {
     return store->header.n_tokens;
 }
 
+int64_t td_store_longest_row(const td_store *store) {
+    int64_t longest = 0;
+    for (int64_t row = 0; row < store->header.n_rows; row++)
+        if (store->offsets[row + 1] - store->offsets[row] > longest)
+            longest = store->offsets[row + 1] - store->offsets[row];
+    return longest;
+}
+
 const int64_t *td_store_offsets(const td_store *store) {
     return store->offsets;
 }

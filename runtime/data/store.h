@@ -40,6 +40,7 @@ const char *
 td_store_account(const td_store *store); // JSON: rows read, kept, dropped by reason, tokens
 int64_t td_store_rows(const td_store *store);
 int64_t td_store_tokens(const td_store *store);
+int64_t td_store_longest_row(const td_store *store);        // tokens
 const int64_t *td_store_offsets(const td_store *store);     // (n_rows + 1)
 const int32_t *td_store_row_trained(const td_store *store); // (n_rows)
 int32_t td_store_max_token(const td_store *store);

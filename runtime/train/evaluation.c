@@ -30,20 +30,11 @@ static td_status init(td_evaluation *evaluation, td_store *store, int64_t capaci
                                 td_sampler_max_rows(evaluation->sampler));
 }
 
-static int64_t longest_row(const td_store *store) {
-    const int64_t *offsets = td_store_offsets(store);
-    int64_t longest = 0;
-    for (int64_t i = 0; i < td_store_rows(store); i++)
-        if (offsets[i + 1] - offsets[i] > longest)
-            longest = offsets[i + 1] - offsets[i];
-    return longest;
-}
-
 td_status td_evaluation_init(td_evaluation *evaluation, const td_config *config, td_comm *comm,
                              td_store *store) {
     int64_t capacity = config->micro_batch_tokens > config->max_length ? config->micro_batch_tokens
                                                                        : config->max_length;
-    int64_t longest = longest_row(store);
+    int64_t longest = td_store_longest_row(store);
     capacity = capacity > longest ? capacity : longest;
     *evaluation = (td_evaluation){.comm = comm, .store = store};
     return td_comm_agree(comm, init(evaluation, store, capacity), "evaluation data");

@@ -78,11 +78,10 @@ static int64_t packed_tokens(const td_config *config) {
 // Of the rows themselves, by the sampler that a run would use.
 static td_status count_store(const td_planner_options *options, td_planner_steps *steps) {
     const td_config *config = options->config;
-    const int64_t *offsets = td_store_offsets(options->store);
     td_sampler *sampler;
     td_sampler_options sampling = {
         .n_rows = td_store_rows(options->store),
-        .offsets = offsets,
+        .offsets = td_store_offsets(options->store),
         .row_trained = td_store_row_trained(options->store),
         .packing = config->packing,
         .micro_batch_tokens = packed_tokens(config),
@@ -96,9 +95,7 @@ static td_status count_store(const td_planner_options *options, td_planner_steps
     steps->micro_batch_tokens = td_sampler_max_tokens(sampler);
     steps->micro_batch_rows = td_sampler_max_rows(sampler);
     steps->micro_batches = td_sampler_micro_batches_per_epoch(sampler);
-    for (int64_t row = 0; row < sampling.n_rows; row++)
-        if (offsets[row + 1] - offsets[row] > steps->longest_row)
-            steps->longest_row = offsets[row + 1] - offsets[row];
+    steps->longest_row = td_store_longest_row(options->store);
     td_sampler_destroy(sampler);
     return TD_OK;
 }
@@ -124,24 +121,13 @@ static void estimate_data(const td_planner_options *options, td_planner_steps *s
 }
 
 static td_status check_settings(const td_config *config) {
-    if (config->packing && packed_tokens(config) < config->max_length)
-        return td_fail(TD_ERR_USAGE,
-                       "micro_batch_tokens (%lld) is less than max_length (%lld): the longest "
-                       "sequences would fit nowhere",
-                       (long long)config->micro_batch_tokens, (long long)config->max_length);
     if (!config->packing && config->max_length > INT32_MAX / config->per_device_train_batch_size)
         return td_fail(TD_ERR_USAGE,
                        "micro-batches of %lld sequences of %lld tokens are too large: lower "
                        "per_device_train_batch_size or max_length",
                        (long long)config->per_device_train_batch_size,
                        (long long)config->max_length);
-    if (config->max_steps == 0)
-        return td_fail(TD_ERR_USAGE, "max_steps is 0; use -1 to train for num_train_epochs");
-    if (config->optim == TD_OPTIM_ADAMW_8BIT && config->page_elements % 256 != 0)
-        return td_fail(TD_ERR_USAGE,
-                       "page_elements (%lld) must be a multiple of 256 with optim \"adamw_8bit\"",
-                       (long long)config->page_elements);
-    return TD_OK;
+    return td_config_check_steps(config);
 }
 
 static void add_time(const td_planner_options *options, td_planner_steps *steps) {

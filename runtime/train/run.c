@@ -52,15 +52,6 @@ static td_status create_sampler(td_run *run, td_store *store) {
     return td_sampler_create(&options, &run->sampler);
 }
 
-static int64_t longest_row(td_store *store) {
-    const int64_t *offsets = td_store_offsets(store);
-    int64_t longest = 1;
-    for (int64_t row = 0; row < td_store_rows(store); row++)
-        if (offsets[row + 1] - offsets[row] > longest)
-            longest = offsets[row + 1] - offsets[row];
-    return longest;
-}
-
 static int64_t at_least(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
@@ -72,7 +63,7 @@ static td_status make_plan(td_run *run, td_store *store, const td_evaluation *ev
     td_plan_needs needs = {
         .max_tokens = td_sampler_max_tokens(run->sampler),
         .max_sequences = td_sampler_max_rows(run->sampler),
-        .max_positions = at_least(longest_row(store), config->max_length),
+        .max_positions = at_least(td_store_longest_row(store), config->max_length),
         .checkpoint_bytes = checkpoint_bytes,
         .n_loaders = evaluation ? 2 : 1,
         .embedding_dtype = TD_BF16,
