@@ -72,11 +72,11 @@ static td_status add_digits(td_stage *stage, const char *where, const cJSON *con
 static td_status read_character(const char *where, const cJSON *config, const char *key,
                                 char out[5]) {
     const char *text = "\xe2\x96\x81";
-    size_t length;
+    size_t length = 0;
     TD_TRY(td_json_string(where, config, key, &text));
     if (text[0])
         td_utf8_decode(text, &length);
-    if (!text[0] || length != strlen(text))
+    if (length == 0 || length != strlen(text))
         return td_fail(TD_ERR_DATA, "%s: Metaspace %s must be one character", where, key);
     memcpy(out, text, length + 1);
     return TD_OK;

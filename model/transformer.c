@@ -58,9 +58,9 @@ td_status td_transformer_create(const td_base *base, const td_lora *lora,
     transformer->options = *options;
     transformer->context = *context;
     transformer->layers = calloc((size_t)base->config.n_layers, sizeof *transformer->layers);
-    td_status status =
-        transformer->layers ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for the layer table");
-    TD_TRY_GOTO(status, status, failed);
+    td_status status = TD_OK;
+    if (!transformer->layers)
+        TD_TRY_GOTO(status, td_fail(TD_ERR_MEMORY, "no memory for the layer table"), failed);
     TD_TRY_GOTO(status, td_transformer_create_inputs(transformer), failed);
     TD_TRY_GOTO(
         status,

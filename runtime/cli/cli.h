@@ -40,7 +40,8 @@ typedef struct td_command {
 extern const td_command td_command_train, td_command_evaluate, td_command_generate,
     td_command_inspect, td_command_config, td_command_bench, td_command_plan;
 
-extern const td_command td_command_prepare, td_command_merge, td_command_quantize, td_command_export;
+extern const td_command td_command_prepare, td_command_merge, td_command_quantize,
+    td_command_export;
 
 // 1 when --help or -h is among the words: then nothing else counts.
 int td_options_want_help(int argc, char **argv);

@@ -37,7 +37,7 @@ static td_status fail_value(const char *where, const td_key *key, const char *ex
                             const cJSON *found) {
     char *text = td_json_print(found, 0);
     (void)td_fail(TD_ERR_USAGE, "%s: %s must be %s, found %.60s", where, key->name, expected,
-            text ? text : "another type");
+                  text ? text : "another type");
     free(text);
     return TD_ERR_USAGE;
 }

@@ -14,7 +14,7 @@ typedef struct step_slots {
     int64_t stop;     // (1)
     int64_t replicas; // (ranks) checks of the parameters
     int64_t pages;    // (n_pages) sum over the ranks of the checks before the reduction, less the
-                   // owner's check after it: zero
+                      // owner's check after it: zero
     int64_t end;
 } step_slots;
 

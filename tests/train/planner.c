@@ -79,7 +79,8 @@ static void parameters_of_qwen3(void) {
     const td_base_counts *base = &self.planner.base;
     check_text("311.16", "%.2f", (double)base->embedding / 1e6);
     for (int i = 0; i < TD_PROJ_COUNT; i++)
-        check_text(projections[i] ? projections[i] : "0.00", "%.2f", (double)base->projections[i] / 1e6);
+        check_text(projections[i] ? projections[i] : "0.00", "%.2f",
+                   (double)base->projections[i] / 1e6);
     CHECK_INT(base->head, 0); // tied
     check_text("1409.41", "%.2f", (double)self.planner.without_embeddings / 1e6);
     CHECK_INT(base->total, base->embedding + self.planner.without_embeddings);
