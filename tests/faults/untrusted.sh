@@ -69,7 +69,7 @@ fresh() {
     rm -rf "$run"
     cp -a "$folder/stopped" "$run"
     sed -i "s|$folder/stopped|$run|" "$run/config.json"
-    train attack --set max_steps=6 --resume auto "$@"
+    train attack --set max_steps=6 --resume auto
 }
 
 mkdir -p "$folder/outside/folder"
@@ -143,10 +143,8 @@ ln -s "$folder/outside/run/checkpoints/step-000002" "$run/checkpoints/step-00000
 ln -s "$folder/outside/folder" "$run/data/train.h5.parts"
 ln -s "$folder/outside/precious" "$run/data/train.h5.tmp"
 echo >>"$run/data/train.h5" # so that it is prepared again
-words+=(--set save_total_limit=1)
-fresh_words=("${words[@]}")
 train attack --set max_steps=6 --set save_total_limit=1 --resume auto
-works "links and second names in a run folder" "4 steps are done" -- "${fresh_words[@]}"
+works "links and second names in a run folder" "4 steps are done" -- "${words[@]}"
 same_adapter
 rm "$folder/outside/metrics.jsonl" "$folder/outside/latest"
 outside >"$folder/before"
@@ -176,7 +174,7 @@ passed_over() {
 fresh
 rm -r "$newest" && ln -s "$folder/outside/run/checkpoints/step-000004" "$newest"
 passed_over "a checkpoint that is a link" "step-000004: is a link"
-pages=pages-00000-of-00001.h5
+pages="pages-00000-of-00001.h5"
 for name in manifest.json $pages; do
     fresh
     ln -sf "$folder/outside/run/checkpoints/step-000004/$name" "$newest/$name"
