@@ -99,8 +99,9 @@ is_to_go_on() {
 }
 
 go_on_later() {
-    if [ "${SLURM_RESTART_COUNT:-0}" -ge "${TANDEM_MAX_REQUEUES:-100}" ]; then
-        echo "job $job was requeued $SLURM_RESTART_COUNT times already (TANDEM_MAX_REQUEUES): not once more" >&2
+    local restarts=${SLURM_RESTART_COUNT:-0}
+    if [ "$restarts" -ge "${TANDEM_MAX_REQUEUES:-100}" ]; then
+        echo "job $job was requeued $restarts times already (TANDEM_MAX_REQUEUES): not once more" >&2
         return
     fi
     echo "job $job: stopped after a checkpoint, requeued" >&2

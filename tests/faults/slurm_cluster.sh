@@ -132,7 +132,7 @@ slurm_start() {
     slurm_folder=$work/slurm
     mkdir -m 755 "$slurm_folder"
     chmod 755 "$work"
-    on_end+=('kill "$slurm_guardian" 2>/dev/null; slurm_stop')
+    on_end+=('slurm_stop; kill "$slurm_guardian" 2>/dev/null')
     slurm_guard
     slurm_write_config
     export SLURM_CONF=$slurm_folder/slurm.conf
