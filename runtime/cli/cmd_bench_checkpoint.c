@@ -14,8 +14,20 @@ typedef struct bench_options {
     char command[1024];
 } bench_options;
 
-static td_status parse(const td_command *command, int argc, char **argv, td_config *config,
-                       bench_options *wanted, int *help) {
+static td_status use_shape(td_config *config, bench_options *wanted, int size) {
+    td_bench_step_options *step = &wanted->bench.step;
+    step->sequences = 1;
+    step->micro_batches = size;
+    config->packing = 0;
+    config->per_device_train_batch_size = 1;
+    config->gradient_accumulation_steps = size;
+    config->max_length = step->seq_tokens;
+    config->max_steps = step->steps + 1000;
+    return td_cli_set(config, "model_name_or_path", wanted->shape);
+}
+
+static td_status parse(const td_command *command, int size, int argc, char **argv,
+                       td_config *config, bench_options *wanted, int *help) {
     const char *positional[1];
     td_option_list assignments = {0};
     const td_option options[] = {
@@ -24,6 +36,10 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
         {"--parameters", TD_OPTION_INT, &wanted->bench.n_elements, "N",
          "trained parameters, instead of a shape"},
         {"--saves", TD_OPTION_INT, &wanted->bench.saves, "N", "timed saves (15)"},
+        {"--steps", TD_OPTION_INT, &wanted->bench.step.steps, "N",
+         "also N timed steps of the shape, and saves between steps (0)"},
+        {"--seq", TD_OPTION_INT, &wanted->bench.step.seq_tokens, "N",
+         "tokens of a micro-batch of them, one for each rank (512)"},
         {"--record", TD_OPTION_STRING, &wanted->record, "FILE", "write the record there"},
         {"--json", TD_OPTION_FLAG, &wanted->json, NULL, "print the record"},
         {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE",
@@ -39,9 +55,13 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     if (!td_bench_in_range(wanted->shape ? 0 : 1, n, (int64_t)1 << 40) ||
         !td_bench_in_range(1, wanted->bench.saves, 1 << 20))
         return td_fail(TD_ERR_USAGE, "--parameters is in [1, 2^40], --saves in [1, 2^20]");
+    if (!td_bench_in_range(0, wanted->bench.step.steps, wanted->shape ? 1 << 20 : 0) ||
+        !td_bench_in_range(2, wanted->bench.step.seq_tokens, 1 << 24))
+        return td_fail(TD_ERR_USAGE,
+                       "--steps is in [0, 2^20] and needs --shape, --seq in [2, 2^24]");
     td_bench_command_line(command, argc, argv, wanted->command, sizeof wanted->command);
     TD_TRY(td_cli_config(config, NULL, &assignments));
-    return wanted->shape ? td_cli_set(config, "model_name_or_path", wanted->shape) : TD_OK;
+    return wanted->shape ? use_shape(config, wanted, size) : TD_OK;
 }
 
 static void print_result(const td_bench_checkpoint_result *result) {
@@ -68,6 +88,11 @@ static void print_result(const td_bench_checkpoint_result *result) {
         td_bench_rate((double)result->written_bytes / td_bench_spread_of(result->write, n).median)
             .text,
         (double)result->written_bytes / mib, td_bench_time(result->write, n).text);
+    if (result->step_alone > 0)
+        printf("of a step:      blocked %.2f ms in all = %.2f %% of a step's %.3f s; %.3f s while "
+               "files are written\n",
+               result->step_blocked * 1e3, 100 * result->step_blocked / result->step_alone,
+               result->step_alone, result->step_writing);
 }
 
 static td_status bench(const td_config *config, td_comm *comm, bench_options *wanted) {
@@ -89,9 +114,10 @@ static td_status bench(const td_config *config, td_comm *comm, bench_options *wa
 
 static td_status run(const td_command *command, td_comm *comm, int argc, char **argv) {
     td_config config = {0};
-    bench_options wanted = {.bench = {.saves = 15}};
+    bench_options wanted = {.bench = {.saves = 15, .step = {.seq_tokens = 512}}};
     int help = 0;
-    td_status status = parse(command, argc, argv, &config, &wanted, &help);
+    td_status status =
+        parse(command, comm ? td_comm_size(comm) : 1, argc, argv, &config, &wanted, &help);
     if (!help) {
         status = td_comm_agree(comm, status, "command line");
         if (status == TD_OK)

@@ -67,7 +67,7 @@ static td_status parse(const td_command *command, td_comm *comm, int argc, char 
     wanted->bench.command = wanted->command;
     TD_TRY(td_cli_config(config, NULL, &assignments));
     if (wanted->shape)
-        return use_shape(config, wanted, td_comm_size(comm));
+        return use_shape(config, wanted, comm ? td_comm_size(comm) : 1);
     step->steps = 0;
     return TD_OK;
 }

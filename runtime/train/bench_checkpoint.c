@@ -19,6 +19,7 @@ typedef struct bench {
     const td_config *config;
     td_comm *comm;
     const td_bench_checkpoint_options *options;
+    td_bench_checkpoint_result *out;
     td_device_choice choice;
     int n_threads;
     td_stream *stream;
@@ -266,6 +267,68 @@ static td_status take_samples(bench *self, td_bench_checkpoint_result *out) {
     return TD_OK;
 }
 
+// --- Beside real steps
+
+enum { STEP_SAVES = 3, MAX_WRITING = 64 };
+
+// A save, and steps until it is committed: they share the machine with the writing.
+static td_status save_beside_steps(bench *self, td_run *run, int64_t *index, double *out_blocked,
+                                   double *steps, int64_t *n_steps) {
+    td_step_result result;
+    int64_t committed = -1;
+    TD_TRY(td_comm_barrier(self->comm, "before a save"));
+    double start = td_seconds_now();
+    td_checkpoint_meta meta = {.step = *index};
+    TD_TRY(td_checkpoint_save(self->writer, &meta, run->parameters.values, run->pager));
+    *out_blocked = td_seconds_now() - start;
+    while (committed < 0) {
+        start = td_seconds_now();
+        TD_TRY(td_bench_whole_step(run, (*index)++, &result));
+        double end = td_seconds_now();
+        if (*n_steps < MAX_WRITING)
+            steps[(*n_steps)++] = end - start;
+        TD_TRY(td_checkpoint_poll(self->writer, &committed));
+        *out_blocked += td_seconds_now() - end;
+    }
+    return td_bench_slowest(self->comm, out_blocked);
+}
+
+static td_status bench_with_run(void *context, td_run *run) {
+    bench *self = context;
+    double blocked[STEP_SAVES], steps[MAX_WRITING];
+    int64_t index = self->options->step.steps + 1, n_steps = 0;
+    td_checkpoint_writer *writer = self->writer;
+    td_checkpoint_options options = self->checkpoint;
+    options.map = run->parameters.map;
+    options.state_bytes = td_optimizer_state_bytes(self->config->optim, options.map.page_elements);
+    TD_TRY(td_checkpoint_create(&options, &self->writer));
+    td_status status = TD_OK;
+    for (int i = 0; status == TD_OK && i < STEP_SAVES; i++)
+        status = save_beside_steps(self, run, &index, &blocked[i], steps, &n_steps);
+    td_run_end_if_alone(self->comm, status);
+    td_checkpoint_destroy(self->writer);
+    self->writer = writer;
+    self->out->step_blocked = td_bench_spread_of(blocked, STEP_SAVES).median;
+    self->out->step_writing = td_bench_spread_of(steps, n_steps).median;
+    return status;
+}
+
+// The snapshot's memory is given back before the model's is taken.
+static td_status bench_steps(bench *self) {
+    td_bench_step_result result;
+    td_bench_step_options options = self->options->step;
+    if (options.steps == 0)
+        return TD_OK;
+    options.scratch = self->options->scratch;
+    options.with_run = bench_with_run;
+    options.with_run_context = self;
+    td_checkpoint_destroy(self->writer);
+    self->writer = NULL;
+    TD_TRY(td_bench_step(self->config, self->comm, &options, &result));
+    self->out->step_alone = result.seconds;
+    return TD_OK;
+}
+
 static void make_record(const bench *self, td_bench_checkpoint_result *out) {
     cJSON *record = td_bench_record_create("checkpoint", self->options->command, &self->choice,
                                            td_comm_size(self->comm), self->n_threads);
@@ -278,6 +341,11 @@ static void make_record(const bench *self, td_bench_checkpoint_result *out) {
     td_bench_record_samples(record, "write_seconds", out->write, out->saves);
     td_bench_record_samples(record, "copy_seconds", out->copy, out->saves);
     td_bench_record_samples(record, "blocked_over_copy", out->ratio, out->saves);
+    if (self->options->step.steps > 0) {
+        td_bench_record_number(record, "step_alone_seconds", out->step_alone);
+        td_bench_record_number(record, "step_while_writing_seconds", out->step_writing);
+        td_bench_record_number(record, "blocked_beside_steps_seconds", out->step_blocked);
+    }
     out->record = record;
 }
 
@@ -285,6 +353,7 @@ static td_status run(bench *self, td_bench_checkpoint_result *out) {
     TD_TRY(open_bench(self));
     TD_TRY(verify(self));
     TD_TRY(take_samples(self, out));
+    TD_TRY(bench_steps(self));
     double most = (double)self->copy_bytes; // rank 0 has the most
     TD_TRY(td_bench_slowest(self->comm, &most));
     out->snapshot_bytes = (size_t)most;
@@ -300,7 +369,7 @@ static td_status run(bench *self, td_bench_checkpoint_result *out) {
 td_status td_bench_checkpoint(const td_config *config, td_comm *comm,
                               const td_bench_checkpoint_options *options,
                               td_bench_checkpoint_result *out) {
-    bench self = {.config = config, .comm = comm, .options = options};
+    bench self = {.config = config, .comm = comm, .options = options, .out = out};
     *out = (td_bench_checkpoint_result){0};
     td_status status = run(&self, out);
     td_run_end_if_alone(comm, status);

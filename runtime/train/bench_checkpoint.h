@@ -4,14 +4,15 @@
 
 #include <cjson/cJSON.h>
 
-#include "comm/comm.h"
-#include "runtime/core/config.h"
+#include "runtime/train/bench_step.h"
 
 typedef struct td_bench_checkpoint_options {
     int64_t n_elements; // trained parameters; 0: as model_name_or_path and LoRA's settings have it
     int64_t saves;      // timed, after one that is verified
     const char *scratch;
     const char *command; // for the record
+    // Also real steps of model_name_or_path, with saves between them; steps 0: without.
+    td_bench_step_options step;
 } td_bench_checkpoint_options;
 
 // Every sample is of the slowest rank.
@@ -27,7 +28,10 @@ typedef struct td_bench_checkpoint_result {
     double *write;  // from the save's return until all is written, read back, compared, committed
     double *copy;   // one parallel memcpy of as many bytes, after each save
     double *ratio;  // (save + commit) / copy
-    cJSON *record;  // everything, rank 0
+    // With steps: medians
+    double step_alone, step_writing; // seconds of a step, with nothing and with files being written
+    double step_blocked;             // seconds in the save and in all polls until it is committed
+    cJSON *record; // everything, rank 0
 } td_bench_checkpoint_result;
 
 // Collective. Verifies first that a save holds what was there when it was called, although

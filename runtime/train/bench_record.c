@@ -29,7 +29,7 @@ static int by_value(const void *a, const void *b) {
 }
 
 static double at_percent(const double *sorted, int64_t n, int64_t percent) {
-    return sorted[(n - 1) * percent / PERCENT];
+    return sorted[((n - 1) * percent + PERCENT / 2) / PERCENT];
 }
 
 td_bench_spread td_bench_spread_of(const double *samples, int64_t n) {

@@ -151,8 +151,7 @@ static double gemm_flops(const td_session *session, const td_bench_step_options 
     return 2 * tokens * (2 * weights + 3 * adapters) + 2 * targets * 2 * head;
 }
 
-// A step, to the last of what it queues.
-static td_status whole_step(td_run *run, int64_t index, td_step_result *out) {
+td_status td_bench_whole_step(td_run *run, int64_t index, td_step_result *out) {
     const td_op_context *context = &run->session->context;
     TD_TRY(td_step_run(&run->step, index, out));
     return context->device->table->stream_synchronize(context->stream);
@@ -165,13 +164,13 @@ static double waited(const td_run *run) {
 // seconds, waits: (steps)
 static td_status take_steps(td_run *run, const td_bench_step_options *options, double *seconds,
                             double *waits, td_step_result *result) {
-    TD_TRY(whole_step(run, 0, result));
+    TD_TRY(td_bench_whole_step(run, 0, result));
     if (!(result->loss > 0 && result->grad_norm > 0))
         return td_fail(TD_ERR_NUMERIC, "loss %g, gradient norm %g: nothing is learned",
                        result->loss, result->grad_norm);
     for (int64_t i = 0; i < options->steps; i++) {
         double start = td_seconds_now(), before = waited(run);
-        TD_TRY(whole_step(run, i + 1, result));
+        TD_TRY(td_bench_whole_step(run, i + 1, result));
         seconds[i] = td_seconds_now() - start;
         waits[i] = waited(run) - before;
         TD_TRY(td_bench_slowest(run->session->comm, &waits[i]));

@@ -43,4 +43,7 @@ td_status td_bench_step(const td_config *config, td_comm *comm,
 td_status td_bench_write_store(const td_session *session, const td_bench_step_options *options,
                                const char *path);
 
+// Collective. Update `index`, to the last of what it queues.
+td_status td_bench_whole_step(td_run *run, int64_t index, td_step_result *out);
+
 #endif
