@@ -1,5 +1,6 @@
 // From source to tokens: text outside of tags with Jinja's rules for white space around them
 // (trim_blocks, lstrip_blocks, the signs - and +), and what is inside.
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -317,6 +318,15 @@ static const struct {
     {",", TD_TOKEN_COMMA},         {";", TD_TOKEN_SEMICOLON},
 };
 
+_Noreturn static void fail_balance(td_parser *self, char bracket, char expected) {
+    char what[64];
+    if (!expected)
+        snprintf(what, sizeof what, "'%c' closes a bracket that was not opened", bracket);
+    else
+        snprintf(what, sizeof what, "found '%c' where '%c' was expected", bracket, expected);
+    fail_at(self, self->at, what);
+}
+
 static void balance(td_parser *self, char bracket) {
     const char *opening = strchr("([{", bracket), *closing = strchr(")]}", bracket);
     if (opening) {
@@ -327,8 +337,9 @@ static void balance(td_parser *self, char bracket) {
     }
     if (!closing)
         return;
-    if (self->n_open == 0 || self->open[--self->n_open] != bracket)
-        fail_at(self, self->at, "a bracket is closed that was not opened");
+    char expected = self->n_open > 0 ? (char)self->open[--self->n_open] : '\0';
+    if (expected != bracket)
+        fail_balance(self, bracket, expected);
 }
 
 static td_token lex_operator(td_parser *self) {

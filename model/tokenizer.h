@@ -36,6 +36,9 @@ void td_tokenizer_close(td_tokenizer *tokenizer);
 
 // Ids are 0 .. size-1 (with holes possible).
 int32_t td_tokenizer_size(const td_tokenizer *tokenizer);
+// Without the added tokens at the end, which only a text that names them has. A model may have no
+// rows for those: Gemma 3 of text alone has none for <image_soft_token>.
+int32_t td_tokenizer_text_size(const td_tokenizer *tokenizer);
 // -1 when there is no such token.
 int32_t td_tokenizer_token_id(const td_tokenizer *tokenizer, const char *content);
 int32_t

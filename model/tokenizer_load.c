@@ -185,6 +185,21 @@ int32_t td_tokenizer_size(const td_tokenizer *tokenizer) {
     return tokenizer->vocabulary.size;
 }
 
+static int holds(const td_added_set *set, int32_t id) {
+    for (size_t i = 0; i < set->n_tokens; i++)
+        if (set->tokens[i].id == id)
+            return 1;
+    return 0;
+}
+
+int32_t td_tokenizer_text_size(const td_tokenizer *tokenizer) {
+    int32_t size = tokenizer->vocabulary.size;
+    while (size > 0 &&
+           (holds(&tokenizer->added, size - 1) || holds(&tokenizer->added_normalized, size - 1)))
+        size--;
+    return size;
+}
+
 int32_t td_tokenizer_token_id(const td_tokenizer *tokenizer, const char *content) {
     return td_vocabulary_find(&tokenizer->vocabulary, content, strlen(content));
 }

@@ -56,8 +56,19 @@ static td_status load_special_tokens(td_tokenizer *tokenizer, const cJSON *confi
                                      : td_fail(TD_ERR_MEMORY, "no memory for special tokens");
 }
 
+static td_status check_kind(const char *folder, const cJSON *config) {
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(config, "chat_template");
+    if (!item || cJSON_IsNull(item) || cJSON_IsString(item) || cJSON_IsArray(item))
+        return TD_OK;
+    return td_fail(TD_ERR_DATA,
+                   "%s/tokenizer_config.json: \"chat_template\" must be a string or a list of "
+                   "objects with \"name\" and \"template\"",
+                   folder);
+}
+
 td_status td_load_templates(td_tokenizer *tokenizer, const char *folder, const cJSON *config) {
     char path[TD_PATH_MAX], tool_path[TD_PATH_MAX];
+    TD_TRY(check_kind(folder, config));
     TD_TRY(load_template(folder, "chat_template.jinja", config, "default",
                          &tokenizer->chat_template, path));
     TD_TRY(load_template(folder, "additional_chat_templates/tool_use.jinja", config, "tool_use",

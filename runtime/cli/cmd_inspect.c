@@ -8,8 +8,12 @@
 #include "runtime/cli/cli.h"
 #include "runtime/core/files.h"
 #include "runtime/core/json.h"
+#include "runtime/data/lines.h"
 #include "runtime/data/prepare.h"
+#include "runtime/data/sources.h"
 #include "runtime/data/store.h"
+
+enum { MAX_LINE_BYTES = 64 << 20 };
 
 typedef struct inspect_options {
     const char *path, *model;
@@ -143,22 +147,32 @@ static td_status print_tokens(const td_tokenizer *tokenizer, const int32_t *toke
     return TD_OK;
 }
 
+// Ids that the model has rows for; without its config.json, those of the tokenizer.
+static td_status find_vocabulary(const inspect_options *wanted, const td_tokenizer *tokenizer,
+                                 int64_t *out) {
+    td_model_config model;
+    *out = td_tokenizer_size(tokenizer);
+    if (!has_file(wanted->model, "config.json"))
+        return TD_OK;
+    TD_TRY(td_model_config_read(wanted->model, &model));
+    *out = model.vocabulary;
+    return TD_OK;
+}
+
 static td_status print_row(const inspect_options *wanted, const td_tokenizer *tokenizer,
-                           const char *line, size_t bytes, int64_t vocabulary) {
-    char where[TD_PATH_MAX + 32];
+                           const char *where, const td_line *line) {
     int32_t *tokens;
     uint8_t *trained;
     int64_t count, n_trained = 0;
     td_prepare_options options = {
         .tokenizer = tokenizer,
-        .vocabulary = vocabulary,
         .eos_id = td_tokenizer_eos_id(tokenizer),
         .max_length = wanted->config.max_length,
         .assistant_only_loss = wanted->config.assistant_only_loss,
         .completion_only_loss = wanted->config.completion_only_loss,
     };
-    snprintf(where, sizeof where, "%s:%lld", wanted->path, (long long)wanted->sample);
-    TD_TRY(td_prepare_row(&options, where, line, bytes, &tokens, &trained, &count));
+    TD_TRY(find_vocabulary(wanted, tokenizer, &options.vocabulary));
+    TD_TRY(td_prepare_row(&options, where, line->text, line->bytes, &tokens, &trained, &count));
     for (int64_t i = 0; i < count; i++)
         n_trained += trained[i];
     td_status status = print_tokens(tokenizer, tokens, trained, count);
@@ -168,30 +182,56 @@ static td_status print_row(const inspect_options *wanted, const td_tokenizer *to
     return status;
 }
 
-// Line number `sample` of a JSONL file, as the model sees it.
-static td_status inspect_rows(const inspect_options *wanted) {
+static td_status print_line(const inspect_options *wanted, const char *where, const td_line *line) {
     td_tokenizer *tokenizer;
-    char *text;
-    size_t bytes;
+    if (line->is_too_long)
+        return td_fail(TD_ERR_DATA, "%s: longer than %d MiB", where, MAX_LINE_BYTES >> 20);
+    TD_TRY(td_tokenizer_open(wanted->model, &tokenizer));
+    td_status status = print_row(wanted, tokenizer, where, line);
+    td_tokenizer_close(tokenizer);
+    return status;
+}
+
+// Takes the lines of the file off *left, and shows the one at which none is left.
+static td_status pass_lines(const inspect_options *wanted, td_line_reader *reader, int64_t *left) {
+    char where[TD_PATH_MAX + 32];
+    td_line line;
+    int found;
+    for (int64_t before = 0;; *left -= reader->number - before, before = reader->number) {
+        TD_TRY(td_line_reader_next(reader, &line, &found));
+        if (!found)
+            return TD_OK;
+        if (reader->number - before < *left)
+            continue;
+        *left = 0;
+        td_line_where(reader->path, reader->is_list, reader->number, where, sizeof where);
+        return print_line(wanted, where, &line);
+    }
+}
+
+static td_status pass_file(const inspect_options *wanted, const char *path, int64_t *left) {
+    td_line_reader reader;
+    TD_TRY(td_line_reader_open(&reader, path, MAX_LINE_BYTES));
+    td_status status = pass_lines(wanted, &reader, left);
+    td_line_reader_close(&reader);
+    return status;
+}
+
+// Line number `sample` of a file of rows as the model sees it, or of several one after another.
+static td_status inspect_rows(const inspect_options *wanted) {
+    char *name = (char *)wanted->path;
+    td_string_list files;
+    int64_t left = wanted->sample;
     if (!wanted->model)
         return td_fail(TD_ERR_USAGE, "rows need --model FOLDER for its tokenizer");
-    TD_TRY(td_file_read(wanted->path, (size_t)1 << 32, &text, &bytes));
-    const char *line = text;
-    for (int64_t i = 1; i < wanted->sample && line; i++) {
-        line = strchr(line, '\n');
-        line = line ? line + 1 : NULL;
-    }
+    TD_TRY(td_sources_expand(&(td_string_list){.items = &name, .count = 1}, &files));
     td_status status = TD_OK;
-    if (!line || !*line)
-        status = td_fail(TD_ERR_DATA, "%s: no line %lld", wanted->path, (long long)wanted->sample);
-    if (status == TD_OK)
-        status = td_tokenizer_open(wanted->model, &tokenizer);
-    if (status == TD_OK) {
-        status =
-            print_row(wanted, tokenizer, line, strcspn(line, "\n"), td_tokenizer_size(tokenizer));
-        td_tokenizer_close(tokenizer);
-    }
-    free(text);
+    for (int i = 0; i < files.count && left > 0 && status == TD_OK; i++)
+        status = pass_file(wanted, files.items[i], &left);
+    td_sources_fini(&files);
+    if (status == TD_OK && left > 0)
+        status = td_fail(TD_ERR_DATA, "%s: no row %lld, there are %lld", wanted->path,
+                         (long long)wanted->sample, (long long)(wanted->sample - left));
     return status;
 }
 
@@ -201,8 +241,11 @@ static int ends_with(const char *text, const char *ending) {
 }
 
 static td_status inspect(const inspect_options *wanted) {
-    if (!td_path_exists(wanted->path))
+    if (!td_path_exists(wanted->path)) {
+        if (strpbrk(wanted->path, "*?["))
+            return inspect_rows(wanted);
         return td_fail(TD_ERR_DATA, "%s: no such file or folder", wanted->path);
+    }
     if (!td_path_is_folder(wanted->path)) {
         if (ends_with(wanted->path, ".safetensors"))
             return print_tensors(wanted->path, 1);
@@ -220,7 +263,8 @@ static td_status parse(const td_command *command, int argc, char **argv, inspect
     td_option_list assignments = {0};
     const td_option options[] = {
         {"--model", TD_OPTION_STRING, &wanted->model, "FOLDER", "rows: whose tokenizer to use"},
-        {"--sample", TD_OPTION_INT, &wanted->sample, "N", "rows: which line to show (1)"},
+        {"--sample", TD_OPTION_INT, &wanted->sample, "N",
+         "rows: which line to show, or element of a JSON list (1)"},
         {"--tensors", TD_OPTION_FLAG, &wanted->tensors, NULL, "model, adapter: list every tensor"},
         {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE", "rows: override a config key"},
     };
@@ -250,7 +294,9 @@ const td_command td_command_inspect = {
     .arguments = "PATH [--model FOLDER] [--sample N] [--tensors]",
     .summary =
         "show what is in a model, adapter, checkpoint, token store, .safetensors file or JSONL row",
-    .details = "A row is shown as the model sees it, with the tokens it is trained on marked.\n\n"
+    .details = "A row is shown as the model sees it, with the tokens it is trained on marked. "
+               "Files of rows may\n"
+               "be compressed, JSON lists, or several by a pattern as in train_files.\n\n"
                "example: tandem inspect chats.jsonl --model base --sample 3",
     .run = run,
 };

@@ -40,7 +40,7 @@ static td_status open_model(td_session *session) {
     if (!td_path_exists(path))
         return TD_OK;
     TD_TRY(td_tokenizer_open(folder, &session->tokenizer));
-    int32_t size = td_tokenizer_size(session->tokenizer);
+    int32_t size = td_tokenizer_text_size(session->tokenizer);
     if (size > session->model.vocabulary)
         return td_fail(TD_ERR_DATA, "%s: the tokenizer has %d tokens, the model's vocabulary %lld",
                        path, size, (long long)session->model.vocabulary);
