@@ -64,19 +64,20 @@ with_mpirun() {
 }
 
 case $launcher in
-srun) with_srun "$@" & ;;
-mpirun) with_mpirun "$@" & ;;
+srun | mpirun) ;;
 *) echo "error: TANDEM_LAUNCHER is \"$launcher\"; expected srun or mpirun" >&2 && exit 2 ;;
 esac
-ranks=$!
 
 # Both launchers pass SIGUSR1 on to every rank; mpirun does not pass on SIGTERM.
+ranks="" asked="" interrupted=""
 ask_to_stop() {
-    interrupted=yes
+    asked=yes interrupted=yes
     echo "job $SLURM_JOB_ID: asked to stop; the ranks write a checkpoint" >&2
-    kill -USR1 "$ranks" 2>/dev/null
+    [ -z "$ranks" ] || kill -USR1 "$ranks" 2>/dev/null
 }
 trap ask_to_stop USR1 TERM
+"with_$launcher" "$@" &
+ranks=$!
 
 # The signal also ends the wait. After the one that told the launcher's code there is nothing to wait for: 127.
 code=0 interrupted=yes
@@ -86,6 +87,8 @@ while [ -n "$interrupted" ]; do
     told=$?
     [ "$told" -eq 127 ] || code=$told
 done
+# Ranks that were asked before they had set up for it die of SIGUSR1. They had done nothing that could be lost.
+[ "$code" -ne 138 ] || [ -z "$asked" ] || code=75
 
 # A task of an array by its own name: the number of its first task stands for the whole array.
 job=$SLURM_JOB_ID

@@ -3,9 +3,9 @@
 # and two GPUs (device nodes of nothing) each. Its own munged, slurmctld and slurmd, all files in one temporary folder, free
 # ports; nothing of an installed Slurm is read or written. Works without systemd and cgroups.
 #
-# slurm_start           skips the case, saying why, where that is impossible
-# submit NAME ARGUMENT...   sbatch; sets $job. Output in $work/NAME.log
-# await_job JOB [SECONDS]   until it is over or has left the queue
+# slurm_start                           skips the case, saying why, where that is impossible
+# submit NAME SCRIPT [OPTION]... [-- ARGUMENT]...   sbatch; sets $job. Output in $work/NAME.log
+# await_state, await_end, hurry, field_of JOB ...
 # ...and stops by end() of lib.sh, or, when the test itself is killed, by a guardian that looks whether the test lives.
 
 # Cluster-wide words of the processes: each inherits this variable.
