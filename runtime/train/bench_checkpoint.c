@@ -63,6 +63,18 @@ static size_t snapshot_bytes(const bench *self) {
     return params * sizeof(float) + owned * self->state_bytes;
 }
 
+// The ceiling is that of the same kind of memory, touched as the snapshot's is.
+static td_status allocate_copy(bench *self, const td_device *device) {
+    static const char purpose[] = "the copy to compare with";
+    void *memory = NULL;
+    TD_TRY(device->table->alloc_pinned(device, self->copy_bytes, purpose, &memory));
+    self->copy_from = memory;
+    memset(self->copy_from, 1, self->copy_bytes);
+    TD_TRY(device->table->alloc_pinned(device, self->copy_bytes, purpose, &memory));
+    self->copy_to = memory;
+    return TD_OK;
+}
+
 static td_status allocate(bench *self) {
     const td_device *device = self->choice.device;
     size_t bytes = td_mul_bytes((size_t)self->map.n_elements, sizeof(float));
@@ -78,13 +90,9 @@ static td_status allocate(bench *self) {
     TD_TRY(td_pager_create(&pager, &self->pager));
     self->copy_bytes = snapshot_bytes(self);
     self->host = malloc(bytes);
-    self->copy_from = calloc(self->copy_bytes, 1);
-    self->copy_to = malloc(self->copy_bytes);
-    if (!self->host || !self->copy_from || !self->copy_to)
-        return td_fail(TD_ERR_MEMORY, "no memory for a state of %zu bytes", self->copy_bytes);
-    memset(self->copy_from, 1, self->copy_bytes);
-    memset(self->copy_to, 0, self->copy_bytes);
-    return TD_OK;
+    if (!self->host)
+        return td_fail(TD_ERR_MEMORY, "no memory for %zu bytes of parameters", bytes);
+    return allocate_copy(self, device);
 }
 
 static td_status open_writer(bench *self) {
@@ -118,8 +126,10 @@ static void close_bench(bench *self) {
     if (self->stream)
         device->table->stream_destroy(self->stream);
     free(self->host);
-    free(self->copy_from);
-    free(self->copy_to);
+    if (self->copy_from)
+        device->table->free_pinned(device, self->copy_from);
+    if (self->copy_to)
+        device->table->free_pinned(device, self->copy_to);
 }
 
 // --- What is saved

@@ -53,6 +53,7 @@ struct td_checkpoint_writer {
     td_manifest manifest; // step, and on rank 0 the adapter's files
     char temporary[TD_PATH_MAX];
     shard_record record;
+    shard_record *records; // (size) of all ranks
     td_status status;
     int found_fence; // while publishing
     char message[MESSAGE_BYTES];
@@ -96,8 +97,9 @@ static td_status allocate_snapshot(td_checkpoint_writer *writer) {
     TD_TRY(allocate(writer, 1, options->state_bytes, &memory));
     writer->scratch_state = memory;
     writer->spans = calloc(2 * (size_t)writer->n_owned + 1, sizeof *writer->spans);
-    if (!writer->spans)
-        return td_fail(TD_ERR_MEMORY, "no memory for the list of a checkpoint's pages");
+    writer->records = calloc((size_t)writer->size, sizeof *writer->records);
+    if (!writer->spans || !writer->records)
+        return td_fail(TD_ERR_MEMORY, "no memory for the lists of a checkpoint's pages and files");
     return options->device->table->stream_create(options->device, &writer->stream);
 }
 
@@ -192,6 +194,7 @@ void td_checkpoint_destroy(td_checkpoint_writer *writer) {
     free_pinned(writer, writer->scratch_params);
     free_pinned(writer, writer->scratch_state);
     free(writer->spans);
+    free(writer->records);
     if (writer->stream)
         writer->options.device->table->stream_destroy(writer->stream);
     free(writer);
@@ -341,47 +344,34 @@ static td_status local_result(td_checkpoint_writer *writer) {
     return writer->status == TD_OK ? TD_OK : td_fail(writer->status, "%s", writer->message);
 }
 
-static td_status list_shards(td_checkpoint_writer *writer, const shard_record *records) {
+static td_status list_shards(td_checkpoint_writer *writer) {
     const td_page_map *map = &writer->options.map;
     for (int rank = 0; rank < writer->size; rank++) {
         char name[TD_CHECKPOINT_NAME_CHARS];
         td_shard_name(name, rank, writer->size);
         if (td_page_map_owned_count(map, rank) > 0)
-            TD_TRY(td_manifest_add_file(&writer->manifest, name, records[rank].bytes,
-                                        records[rank].hash));
+            TD_TRY(td_manifest_add_file(&writer->manifest, name, writer->records[rank].bytes,
+                                        writer->records[rank].hash));
     }
     return TD_OK;
 }
 
 // Rank 0, in the thread: flushes wait for the disk, and removing an old checkpoint takes as long as
 // its pages in memory ask for.
-static void *publish_main(void *argument) {
-    td_checkpoint_writer *writer = argument;
+static td_status publish(td_checkpoint_writer *writer) {
     td_checkpoint_commit commit = {.run_folder = writer->options.run_folder,
                                    .folder = writer->folder,
                                    .temporary = writer->temporary,
                                    .incarnation = writer->incarnation,
                                    .keep_last = writer->options.keep_last};
-    set_done(writer, td_checkpoint_publish(&commit, &writer->manifest, &writer->found_fence));
-    return NULL;
+    TD_TRY(list_shards(writer));
+    return td_checkpoint_publish(&commit, &writer->manifest, &writer->found_fence);
 }
 
-static td_status gather_records(td_checkpoint_writer *writer) {
-    td_comm *comm = writer->options.comm;
-    shard_record *records = calloc((size_t)writer->size, sizeof *records);
-    td_status status =
-        records ? TD_OK : td_fail(TD_ERR_MEMORY, "no memory for a checkpoint's list of files");
-    TD_TRY_GOTO(status, td_comm_agree(comm, status, "checkpoint files"), done);
-    TD_TRY_GOTO(
-        status,
-        td_comm_allgather(comm, &writer->record, records, sizeof *records, "checkpoint files"),
-        done);
-    if (writer->rank == 0)
-        status = list_shards(writer, records);
-    status = td_comm_agree(comm, status, "checkpoint files");
-done:
-    free(records);
-    return status;
+static void *publish_main(void *argument) {
+    td_checkpoint_writer *writer = argument;
+    set_done(writer, publish(writer));
+    return NULL;
 }
 
 // A newer incarnation removes our files, so that anything may have failed: then that is the reason
@@ -422,7 +412,8 @@ static td_status start_publishing(td_checkpoint_writer *writer) {
     td_status status =
         td_comm_agree(writer->options.comm, local_result(writer), "checkpoint write");
     if (status == TD_OK)
-        status = gather_records(writer);
+        status = td_comm_allgather(writer->options.comm, &writer->record, writer->records,
+                                   sizeof writer->record, "checkpoint files");
     if (status != TD_OK)
         return end_save(writer, status);
     writer->publishing = 1;
