@@ -55,8 +55,8 @@ td_status td_options_parse(const td_command *command, const td_option *options, 
 // Config from an optional file and "--set" assignments; config is initialised here,
 // td_config_fini() also after failure.
 td_status td_cli_config(td_config *config, const char *path, const td_option_list *assignments);
-td_status td_cli_set(td_config *config, const char *key,
-                     const char *value); // value as a JSON string
+// The value becomes a JSON string; NULL, of an option that was not given, changes nothing.
+td_status td_cli_set(td_config *config, const char *key, const char *value);
 
 // Collective. A temporary folder, made by rank 0 below TMPDIR; the other ranks see it through the
 // same file system.

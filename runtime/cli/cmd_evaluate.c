@@ -50,8 +50,7 @@ static td_status check_comparison(evaluate_options *wanted, td_config *config) {
     if (!wanted->compare)
         return TD_OK;
     TD_TRY(find_adapter(config));
-    if (wanted->examples)
-        TD_TRY(td_cli_set(config, "train_files", wanted->examples));
+    TD_TRY(td_cli_set(config, "train_files", wanted->examples));
     if (wanted->few_shot > 0 && config->train_files.count == 0)
         return td_fail(TD_ERR_USAGE,
                        "--few-shot needs training rows: give --examples FILE or a config with "
@@ -62,12 +61,9 @@ static td_status check_comparison(evaluate_options *wanted, td_config *config) {
 }
 
 static td_status take_words(const evaluate_options *wanted, td_config *config) {
-    if (wanted->model)
-        TD_TRY(td_cli_set(config, "model_name_or_path", wanted->model));
-    if (wanted->adapter)
-        TD_TRY(td_cli_set(config, "adapter_name_or_path", wanted->adapter));
-    if (wanted->data)
-        TD_TRY(td_cli_set(config, "eval_files", wanted->data));
+    TD_TRY(td_cli_set(config, "model_name_or_path", wanted->model));
+    TD_TRY(td_cli_set(config, "adapter_name_or_path", wanted->adapter));
+    TD_TRY(td_cli_set(config, "eval_files", wanted->data));
     if (config->eval_files.count == 0)
         return td_fail(TD_ERR_USAGE, "nothing to evaluate on: give --data FILE or eval_files");
     return TD_OK;

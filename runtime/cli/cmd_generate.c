@@ -69,10 +69,8 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     if (*help)
         return TD_OK;
     TD_TRY(td_cli_config(config, positional[0], &assignments));
-    if (wanted->model)
-        TD_TRY(td_cli_set(config, "model_name_or_path", wanted->model));
-    if (wanted->adapter)
-        TD_TRY(td_cli_set(config, "adapter_name_or_path", wanted->adapter));
+    TD_TRY(td_cli_set(config, "model_name_or_path", wanted->model));
+    TD_TRY(td_cli_set(config, "adapter_name_or_path", wanted->adapter));
     TD_TRY(check_choice(wanted));
     return check_numbers(wanted);
 }

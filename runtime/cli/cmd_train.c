@@ -31,8 +31,7 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     if (!positional[0] && assignments.count == 0)
         return td_fail(TD_ERR_USAGE, "name a run config (tandem train --help)");
     TD_TRY(td_cli_config(config, positional[0], &assignments));
-    if (resume)
-        TD_TRY(td_cli_set(config, "resume_from_checkpoint", resume));
+    TD_TRY(td_cli_set(config, "resume_from_checkpoint", resume));
     TD_TRY(td_config_check(config));
     return config->train_files.count > 0
                ? TD_OK

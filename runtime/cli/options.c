@@ -120,6 +120,8 @@ td_status td_cli_config(td_config *config, const char *path, const td_option_lis
 }
 
 td_status td_cli_set(td_config *config, const char *key, const char *value) {
+    if (!value)
+        return TD_OK;
     cJSON *text = cJSON_CreateString(value);
     char *quoted = text ? cJSON_PrintUnformatted(text) : NULL;
     size_t room = quoted ? strlen(key) + strlen(quoted) + 2 : 0;

@@ -2,32 +2,10 @@
 # evaluate --compare: the same figures on any number of ranks, those of a plain evaluation, answers that are right, rows that hold
 # what would break a table, and command lines that make no sense. usage: compare.sh TANDEM SOURCE
 set -uo pipefail
+. "$(dirname "$0")/checks.sh"
 tandem=$1 source=$2
 base=$source/launch/quickstart/base
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-export OMP_NUM_THREADS=1
 ranks=$source/launch/mpirun.sh
-failed=0
-
-report() {
-    if [ "$1" -eq 0 ]; then
-        echo "ok     $2"
-    else
-        echo "FAILED $2"
-        sed 's/^/    /' "$folder/out" "$folder/err"
-        failed=1
-    fi
-}
-
-# expect NAME CODE PATTERN COMMAND...: the pattern is looked for in what is printed.
-expect() {
-    local name=$1 code=$2 pattern=$3 got=0
-    shift 3
-    timeout 60 "$@" >"$folder/out" 2>"$folder/err" || got=$?
-    [ "$got" -eq "$code" ] && grep -qE -- "$pattern" "$folder/out" "$folder/err"
-    report $? "$name"
-}
 
 # figure COLUMN KEY: of the comparison on one rank.
 figure() {

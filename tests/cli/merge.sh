@@ -2,24 +2,11 @@
 # merge, quantize and export from outside: what they write trains and answers, losses from an NF4 folder are those of quantizing
 # while loading, and nothing is left behind by what fails. usage: merge.sh TANDEM SOURCE
 set -uo pipefail
+. "$(dirname "$0")/checks.sh"
 tandem=$1 source=$2
 fixtures=$source/tests/fixtures
 model=$fixtures/train100
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-export OMP_NUM_THREADS=1
 ranks=$source/launch/mpirun.sh
-failed=0
-
-report() {
-    if [ "$1" -eq 0 ]; then
-        echo "ok     $2"
-    else
-        echo "FAILED $2"
-        sed 's/^/    /' "$folder/log"
-        failed=1
-    fi
-}
 
 # works NAME COMMAND...
 works() {

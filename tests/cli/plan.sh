@@ -2,22 +2,9 @@
 # plan from outside: the field's figures as they are printed, JSON with the same numbers, a model folder without weights, and questions
 # that have no answer. usage: plan.sh TANDEM SOURCE
 set -uo pipefail
+. "$(dirname "$0")/checks.sh"
 tandem=$1 source=$2
 qwen=$source/configs/shapes/qwen3-1.7b llama=$source/configs/shapes/llama-3.1-8b
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-export OMP_NUM_THREADS=1
-failed=0
-
-report() {
-    if [ "$1" -eq 0 ]; then
-        echo "ok     $2"
-    else
-        echo "FAILED $2"
-        sed 's/^/    /' "$folder/out" "$folder/err"
-        failed=1
-    fi
-}
 
 plan() {
     timeout 60 "$tandem" plan "$@" >"$folder/out" 2>"$folder/err"
