@@ -29,7 +29,7 @@ static step_slots slots_of(const td_step *step) {
 }
 
 // One rank sends nothing, and sums of floats have no check.
-static int is_checked(const td_step *step) {
+static int is_sum_checked(const td_step *step) {
     return step->config->reduce == TD_REDUCE_EXACT && td_comm_size(step->comm) > 1;
 }
 
@@ -50,7 +50,7 @@ static td_status check_page(const td_step *step, int64_t page, int64_t check) {
 // Checks of the pages that are final, before they are sent.
 static td_status check_before(td_step *step, int64_t first_final_element) {
     const td_page_map *map = &step->parameters->map;
-    while (is_checked(step) && step->first_checked > 0 &&
+    while (is_sum_checked(step) && step->first_checked > 0 &&
            td_page_map_span(map, step->first_checked - 1).begin >= first_final_element) {
         int64_t page = --step->first_checked;
         td_page_span span = td_page_map_span(map, page);
@@ -64,7 +64,7 @@ static td_status check_before(td_step *step, int64_t first_final_element) {
 static td_status check_after(td_step *step) {
     const td_page_map *map = &step->parameters->map;
     int rank = td_comm_rank(step->comm);
-    for (int64_t page = rank; is_checked(step) && page < map->n_pages; page += map->size)
+    for (int64_t page = rank; is_sum_checked(step) && page < map->n_pages; page += map->size)
         TD_TRY(check_page(step, page, map->n_pages + page));
     return TD_OK;
 }
@@ -138,7 +138,7 @@ static td_status zero_gradients(td_step *step) {
     TD_TRY(
         device->set(context->stream, parameters->checks, 0, n_checks * sizeof *parameters->checks));
     step->first_checked = parameters->map.n_pages;
-    if (is_checked(step))
+    if (td_comm_size(step->comm) > 1)
         TD_TRY(add_check(step, parameters->values, (parameters->map.n_elements + 1) / 2,
                          2 * parameters->map.n_pages));
     if (step->config->reduce == TD_REDUCE_FP32)
@@ -217,8 +217,9 @@ static td_status exchange(td_step *step, const td_batch *batch, td_step_result *
     return TD_OK;
 }
 
-// The rank whose parameters are not those of the most ranks, -1 when all are the same.
-static int odd_replica(const int64_t *checks, int size) {
+// A rank whose parameters are not those of the most ranks, -1 when all are the same. *out_most: how
+// many those are.
+static int odd_replica(const int64_t *checks, int size, int *out_most) {
     int reference = 0, most = 0;
     for (int rank = 0; rank < size; rank++) {
         int alike = 0;
@@ -227,6 +228,7 @@ static int odd_replica(const int64_t *checks, int size) {
         reference = alike > most ? rank : reference;
         most = alike > most ? alike : most;
     }
+    *out_most = most;
     for (int rank = 0; rank < size; rank++)
         if (checks[rank] != checks[reference])
             return rank;
@@ -243,13 +245,14 @@ static td_status check_memory(const td_step *step, int64_t index) {
                            "ranks sent: memory or network changed bits; the step was not applied "
                            "(resume from the last checkpoint)",
                            (long long)index + 1, (long long)page, td_page_map_owner(map, page));
-    int odd = odd_replica(step->slots + slots.replicas, td_comm_size(step->comm));
+    int size = td_comm_size(step->comm), most;
+    int odd = odd_replica(step->slots + slots.replicas, size, &most);
     if (odd >= 0)
-        return td_fail(TD_ERR_NUMERIC,
-                       "step %lld: the parameters of rank %d are not those of the other ranks: "
-                       "memory or network changed bits; the step was not applied (resume from the "
-                       "last checkpoint)",
-                       (long long)index + 1, odd);
+        return td_fail(
+            TD_ERR_NUMERIC,
+            "step %lld: the parameters of rank %d are not those of %s: memory or network "
+            "changed bits; the step was not applied (resume from the last checkpoint)",
+            (long long)index + 1, odd, 2 * most > size ? "the other ranks" : "another rank");
     return TD_OK;
 }
 
