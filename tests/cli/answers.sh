@@ -94,7 +94,7 @@ expect "help as a value is help" 0 'usage: tandem generate' "$tandem" generate -
 
 expect "inspect shows a row" 0 '\[\[' "$tandem" inspect "$folder/rows.jsonl" --model "$base" --sample 2
 expect "inspect counts lines from 1" 2 'from 1' "$tandem" inspect "$folder/rows.jsonl" --model "$base" --sample 0
-expect "inspect past the end" 3 'no line 99' "$tandem" inspect "$folder/rows.jsonl" --model "$base" --sample 99
+expect "inspect past the end" 3 'no row 99' "$tandem" inspect "$folder/rows.jsonl" --model "$base" --sample 99
 expect "inspect a model" 0 'vocabulary: +1024' "$tandem" inspect "$base"
 expect "inspect nothing" 3 'no such file' "$tandem" inspect "$folder/nowhere"
 
