@@ -17,6 +17,7 @@ typedef struct td_inference {
 // Collective. Loads the base and, when the config names one, the adapter. Zero-initialise; close
 // also after failure.
 td_status td_inference_open(td_inference *inference, const td_config *config, td_comm *comm);
+// Local. Waits for what is queued.
 void td_inference_close(td_inference *inference);
 
 // Collective. Makes the transformer, anew when there is one, for calls of up to max_tokens in

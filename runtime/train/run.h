@@ -23,7 +23,7 @@ typedef struct td_run {
     td_step step;
 } td_run;
 
-// Pages and optimizer state, from the session's LoRA layout.
+// Local. Pages and optimizer state, from the session's LoRA layout.
 td_status td_run_page_map(const td_session *session, td_page_map *out);
 td_pager_options td_run_pager_options(const td_session *session, const td_page_map *map);
 // How gradients and parameters travel: a page at a time, all pages under way at once.

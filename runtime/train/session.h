@@ -33,6 +33,7 @@ td_status td_session_open(td_session *session, const td_config *config, td_comm 
                           int want_lora);
 // Collective. Only config.json and the tokenizer, without a device: for preparing data.
 td_status td_session_open_model(td_session *session, const td_config *config, td_comm *comm);
+// Local. Waits for what is queued.
 void td_session_close(td_session *session);
 
 td_base_options td_session_base_options(const td_session *session);

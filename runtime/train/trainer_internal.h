@@ -39,7 +39,7 @@ td_status td_trainer_write_config(td_trainer *trainer);
 td_status td_trainer_restore_best(td_trainer *trainer, int32_t *out_found);
 // Local, rank 0. The current parameters as OUTPUT/name, a PEFT folder; replaces an older one.
 td_status td_trainer_write_adapter(td_trainer *trainer, const char *name);
-// Rank 0: OUTPUT/name becomes a copy of the adapter OUTPUT/from.
+// Local, rank 0. OUTPUT/name becomes a copy of the adapter OUTPUT/from.
 td_status td_trainer_copy_adapter(td_trainer *trainer, const char *from, const char *name);
 // Checkpoint callback.
 td_status td_trainer_write_checkpoint_adapter(void *context, const char *folder,
