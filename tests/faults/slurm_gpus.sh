@@ -7,7 +7,7 @@ begin slurm "a GPU of its own for each rank" "${1:-1}"
 [ -e "${FAULTS_GPU_MODULE:-}" ] || skip "FAULTS_GPU_MODULE names no emulated GPU module"
 slurm_start
 [ -c "$slurm_folder/gpu0" ] || skip "this container may not make device nodes, which fake GPUs are"
-export TANDEM_GPU_MODULE=$FAULTS_GPU_MODULE CUDA_HOST_GPUS=4
+export TANDEM_GPU_MODULE=$FAULTS_GPU_MODULE CUDA_HOST_GPUS=4 CUDA_HOST_VISIBLE=1
 settings=(--set device=cuda --set transport=mpi --set max_steps=1 --set save_steps=0)
 run alone 1 "${settings[@]}"
 expect_code 0
@@ -24,10 +24,10 @@ export TANDEM_PROGRAM=$work/on_node
 
 # job_on LAUNCHER VISIBLE SCRIPT OPTION...: what the ranks see, sorted, and their result.
 job_on() {
-    local launcher=$1 visible=$2 name=$1-$3 seen
+    local how=$1 visible=$2 name seen
     shift 2
-    name=$launcher${*//[^a-z0-9]/}
-    TANDEM_LAUNCHER=$launcher submit "$name" "$@" --cpus-per-task=1 -- "${settings[@]}"
+    name=$(tr -cd 'a-z0-9' <<<"$how$*")
+    TANDEM_LAUNCHER=$how submit "$name" "$@" --cpus-per-task=1 -- "${settings[@]}"
     await_end "$job"
     expect_code 0
     seen=$(sed -n 's/^visible: //p' "$work/$name.log" | sort | tr '\n' ' ')

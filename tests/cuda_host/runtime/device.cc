@@ -21,12 +21,12 @@ size_t configured_memory_bytes() {
     return megabytes << 20;
 }
 
-// Numbers of the GPUs that CUDA_VISIBLE_DEVICES leaves of them, in its order: all when it is unset,
-// and those before the first entry that is no GPU's number.
+// Numbers of the GPUs that CUDA_VISIBLE_DEVICES, where it counts, leaves of them, in its order: all
+// when it is unset, and those before the first entry that is no GPU's number.
 static std::vector<int> list_visible() {
     int gpus = std::min(configured_gpus(), largest_device_count);
     std::vector<int> visible;
-    const char *text = getenv("CUDA_VISIBLE_DEVICES");
+    const char *text = getenv("CUDA_HOST_VISIBLE") ? getenv("CUDA_VISIBLE_DEVICES") : nullptr;
     for (int i = 0; !text && i < gpus; i++)
         visible.push_back(i);
     while (text && isdigit(static_cast<unsigned char>(*text))) {
