@@ -110,6 +110,115 @@ check "rows longer than max_length" 3 'data\.jsonl:[0-9]+.*max_length' train --s
 echo '{"question": "?"}' >"$folder/unknown.jsonl"
 check "unknown row format" 3 'unknown\.jsonl:1' train --set train_files="$folder/unknown.jsonl"
 
+# Chats, with a tokenizer that has ChatML's tokens. One process says the same as two ranks and is sooner done.
+cp -r "$source/launch/quickstart/base" "$folder/chat"
+sed -i 's/"chat_template": *"[^\n]*"/"chat_template": null/' "$folder/chat/tokenizer_config.json"
+answer='{"role": "assistant", "content": "Rain."}'
+chat='{"messages": [{"role": "user", "content": "What is the weather?"}, '$answer']}'
+# chat_fails NAME PATTERN [LINE]: LINE follows a good one; nothing is left in the output folder.
+chat_fails() {
+    printf '%s\n' "$chat" "${3:-$chat}" >"$folder/chats.jsonl"
+    check "$1" 3 "$2" timeout 60 "$tandem" prepare --set model_name_or_path="$folder/chat" \
+        --set train_files="$folder/chats.jsonl" --set output_dir="$folder/left"
+    if [ -n "$(find "$folder/left" -type f 2>/dev/null)" ]; then
+        echo "FAILED $1: left $(find "$folder/left" -type f)"
+        failed=$((failed + 1))
+    fi
+    rm -rf "$folder/left"
+}
+template_fails() {
+    printf '%s' "$3" >"$folder/chat/chat_template.jinja"
+    chat_fails "$1" "$2" "${4:-}"
+    rm "$folder/chat/chat_template.jinja"
+}
+template_fails "bracket that does not match" "jinja:2:9: found '\}' where '\]' was expected" $'{{ "a" }}\n{{ m["a"}}'
+template_fails "block that does not end" "jinja:2:16: .*'endfor' was expected" $'{% for m in messages %}\n{{ m.content }}\n'
+template_fails "unknown filter" "chats\.jsonl:1: .*jinja:2:8: No filter named 'shout'" $'\n{{ 1 | shout }}'
+template_fails "unknown statement" "jinja:1:4: unknown statement 'fro'" '{% fro m in messages %}'
+template_fails "template that does not end" 'chats\.jsonl:1: .*jinja:1:[0-9]+: .*(does not end|MiB)' \
+    '{% for a in range(99999) %}{% for b in range(99999) %}{% if a == b + 1 %}{% endif %}{% endfor %}{% endfor %}'
+template_fails "template without end in itself" 'chats\.jsonl:1: .*jinja:1:[0-9]+: nested more than' '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}'
+template_fails "template that explodes" 'chats\.jsonl:1: .*jinja:1:[0-9]+: .*MiB' \
+    '{% set n = namespace(t="xxxxxxxx") %}{% for i in range(99) %}{% set n.t = n.t + n.t %}{% endfor %}{{ n.t }}'
+template_fails "roles out of order" 'chats\.jsonl:2: .*the template refuses this chat: user first' \
+    '{% if messages[0].role != "user" %}{{ raise_exception("user first") }}{% endif %}{{ messages[0].content }}{{ messages[1].content }}' \
+    '{"messages": ['"$answer"']}'
+cp "$folder/chat/tokenizer_config.json" "$folder/kept.json"
+echo '{"eos_token": "<|im_end|>", "chat_template": 7}' >"$folder/chat/tokenizer_config.json"
+chat_fails "template that is no text" '"chat_template" must be'
+cp "$folder/kept.json" "$folder/chat/tokenizer_config.json"
+cp "$folder/chat/tokenizer.json" "$folder/kept.json"
+sed -i 's/<|im_\(start\|end\)|>/<|my_\1|>/g' "$folder/chat/tokenizer.json"
+chat_fails "no template" 'chats\.jsonl:1: the model has no chat template'
+cp "$folder/kept.json" "$folder/chat/tokenizer.json"
+cp "$folder/chat/config.json" "$folder/kept.json"
+sed -i 's/"vocab_size": *[0-9]*/"vocab_size": 1000/' "$folder/chat/config.json"
+chat_fails "tokenizer larger than the vocabulary" 'tokenizer\.json: the tokenizer has [0-9]+ tokens, the model.s vocabulary 1000'
+cp "$folder/kept.json" "$folder/chat/config.json"
+chat_fails "invalid UTF-8" 'chats\.jsonl:2: column 49: invalid UTF-8' $'{"messages": [{"role": "assistant", "content": "\xff"}]}'
+chat_fails "half a surrogate pair" 'chats\.jsonl:2: column' '{"messages": [{"role": "assistant", "content": "\ud800"}]}'
+chat_fails "no messages" 'chats\.jsonl:2: "messages" must be' '{"messages": []}'
+chat_fails "message without role" 'chats\.jsonl:2: messages\[0\] must have "role"' '{"messages": [{"content": "a"}]}'
+chat_fails "message that is a text" 'chats\.jsonl:2: messages\[0\] must have "role"' '{"messages": ["a"]}'
+chat_fails "tool calls as text" 'chats\.jsonl:2: messages\[0\]: "tool_calls" must be a list' '{"messages": [{"role": "assistant", "content": "", "tool_calls": "f(1)"}]}'
+chat_fails "tool calls as an object" 'chats\.jsonl:2: messages\[0\]: "tool_calls" must be a list' '{"messages": [{"role": "assistant", "content": "", "tool_calls": {"function": {"name": "f", "arguments": {}}}}]}'
+chat_fails "tools as an object" 'chats\.jsonl:2: "tools" must be a list' '{"messages": ['"$answer"'], "tools": {"name": "f"}}'
+
+# Every format in one file; arguments of a tool as text and as an object come out alike; an added token that the model has no row
+# for, as Gemma 3's for images, only matters to a text that names it.
+printf '%s' '{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}{% endfor %}{% endfor %}' \
+    >"$folder/chat/chat_template.jinja"
+tail=$(grep -oE '"vocab_size": *[0-9]+' "$folder/chat/config.json" | grep -oE '[0-9]+$')
+sed -i -z 's/\("added_tokens": *\[\)/\1{"id": '"$tail"', "content": "<image>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},/' \
+    "$folder/chat/tokenizer.json"
+works() {
+    if "${@:2}" >"$folder/log" 2>&1; then
+        echo "ok     $1"
+        passed=$((passed + 1))
+    else
+        echo "FAILED $1"
+        sed 's/^/    /' "$folder/log"
+        failed=$((failed + 1))
+    fi
+}
+show() {
+    timeout 60 "$tandem" inspect "$folder/mixed.jsonl" --model "$folder/chat" --sample "$1"
+}
+call() {
+    printf '{"messages": [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": %s}}]}]}\n' "$1"
+}
+{
+    call '{"a": 1}'
+    call '"{\"a\": 1}"'
+    printf '%s\n' "$chat" '{"prompt": "a", "completion": "b"}' '{"instruction": "a", "input": "", "output": "b"}' '{"text": "a"}' \
+        '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}' '{"messages": [{"role": "assistant", "content": ""}]}'
+} >"$folder/mixed.jsonl"
+works "mixed formats, an added token without a row" timeout 60 "$tandem" prepare --set model_name_or_path="$folder/chat" \
+    --set train_files="$folder/mixed.jsonl" --set output_dir="$folder/left"
+rm -rf "$folder/left"
+works "arguments as text or object" [ "$(show 1)" = "$(show 2)" ]
+works "arguments are written" [ "$(show 1 | tr -d '[]' | grep -cF '{"a": 1}')" -eq 1 ]
+chat_fails "a text that names it" "chats\.jsonl:2: token id $tail is outside the model" '{"text": "a <image>"}'
+gzip -k "$folder/mixed.jsonl"
+works "a compressed row is shown" [ "$(timeout 60 "$tandem" inspect "$folder/mixed.jsonl.gz" --model "$folder/chat" --sample 4)" = "$(show 4)" ]
+(echo '['; paste -sd, "$folder/mixed.jsonl"; echo ']') >"$folder/mixed.json"
+works "an element is shown" [ "$(timeout 60 "$tandem" inspect "$folder/mixed.json" --model "$folder/chat" --sample 4)" = "$(show 4)" ]
+check "no such element" 3 'mixed\.json: no row 9, there are 8' timeout 60 "$tandem" inspect "$folder/mixed.json" --model "$folder/chat" --sample 9
+
+# Adapters.
+for command in evaluate merge; do
+    case $command in
+    evaluate) more=(--data "$folder/data.jsonl") ;;
+    merge) more=(--output "$folder/left") ;;
+    esac
+    rm -rf "$folder/left"
+    check "adapter of another base, $command" 3 'adapter_model\.safetensors: .*must have the shape' timeout 60 "$tandem" "$command" \
+        --model "$model" --adapter "$fixtures/families/qwen3/adapter" "${more[@]}"
+    works "and nothing is left" [ ! -e "$folder/left" ]
+done
+check "adapter of another base, train" 3 'adapter_model\.safetensors: .*must have the shape' train --set \
+    adapter_name_or_path="$fixtures/families/qwen3/adapter"
+
 # Ranks and runs.
 check "ranks disagree on the config" 2 'config is not the same on all ranks' timeout 60 mpirun --quiet \
     --oversubscribe --bind-to none --allow-run-as-root \
