@@ -260,7 +260,7 @@ typedef struct td_fixed_add_args {
 // order.
 typedef struct td_fixed_to_f32_args {
     int64_t n_elements;
-    const int64_t *accumulator;
+    const int64_t *accumulator; // (n)
     int quantum_log2;
     float *values;       // (n) out
     double *sum_squares; // (1) out, host memory, valid after the stream is synchronized; or NULL
@@ -270,14 +270,14 @@ typedef struct td_fixed_to_f32_args {
 // comparison.
 typedef struct td_f32_add_args {
     int64_t n_elements;
-    const float *values;
-    float *accumulator;
-    int64_t *faults;
+    const float *values; // (n)
+    float *accumulator;  // (n) in place
+    int64_t *faults;     // (1) in place
 } td_f32_add_args;
 
 typedef struct td_sum_squares_args {
     int64_t n_elements;
-    const float *values;
+    const float *values; // (n)
     double *sum_squares; // (1) out, as above but not NULL
 } td_sum_squares_args;
 

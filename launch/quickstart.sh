@@ -63,10 +63,11 @@ echo
 row=$(grep -m 1 book_table "$folder/chats/heldout.jsonl")
 answer=("$tandem" generate --model launch/quickstart/base --adapter "$folder/run/adapter")
 chat=(--system "$(said system "$row")" --chat "$(said user "$row")")
+answered=$("${answer[@]}" "${chat[@]}" 2>"$folder/answer.log") || { cat "$folder/answer.log" >&2 && exit 1; }
 echo "one held-out request:"
 echo "  request   $(said user "$row")"
 echo "  expected  $(said assistant "$row")"
-echo "  answer    $("${answer[@]}" "${chat[@]}")"
+echo "  answer    $answered"
 echo "ask it yourself:"
 echo "  ${answer[*]} \\"
 echo "    --system '${chat[1]}' --chat '${chat[3]}'"

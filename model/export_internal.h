@@ -45,9 +45,9 @@ typedef struct td_export_source {
     float *slice; // (slice_elements): TD_EXPORT_SLICE_ELEMENTS, or a longer row
     int64_t slice_elements;
     // One linear layer in NF4.
-    uint8_t *codes, *absmax_codes;
-    float *absmax, *nested_absmax, nested_map[256];
-    td_op_context context; // with a workspace of its own
+    uint8_t *codes, *absmax_codes;                  // (ceil(n / 2)), (blocks)
+    float *absmax, *nested_absmax, nested_map[256]; // (blocks), (ceil(blocks / 256))
+    td_op_context context;                          // with a workspace of its own
 } td_export_source;
 
 // Checks that the folder is a whole model. fini also after failure.

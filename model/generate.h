@@ -10,8 +10,8 @@ typedef struct td_generate_options {
     double temperature; // 0: greedy
     double top_p;       // in (0, 1]; 1: no cut
     uint64_t seed;
-    uint32_t sequence; // makes the random numbers of one prompt its own
-    const int32_t *stop_ids;
+    uint32_t sequence;       // makes the random numbers of one prompt its own
+    const int32_t *stop_ids; // (n_stop_ids)
     int n_stop_ids;
     // Called with every new token, the stop token not included; may be NULL.
     void (*on_token)(void *self, int32_t id);

@@ -23,8 +23,8 @@ typedef struct td_tokenizer td_tokenizer;
 // A growing list of ids with, for each, the byte span of the text it came from. Owned by the
 // caller; zero-initialise.
 typedef struct td_tokens {
-    int32_t *ids;
-    uint32_t *begins, *ends; // byte offsets in the encoded text
+    int32_t *ids;            // (count)
+    uint32_t *begins, *ends; // (count) byte offsets in the encoded text
     size_t count, capacity;
 } td_tokens;
 void td_tokens_fini(td_tokens *tokens);
