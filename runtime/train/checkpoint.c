@@ -200,6 +200,10 @@ void td_checkpoint_destroy(td_checkpoint_writer *writer) {
     free(writer);
 }
 
+int td_checkpoint_stage(const td_checkpoint_writer *writer) {
+    return writer->pending + writer->publishing;
+}
+
 int td_checkpoint_is_fenced(const td_checkpoint_writer *writer) {
     return writer->fenced;
 }

@@ -83,6 +83,9 @@ td_status td_checkpoint_save(td_checkpoint_writer *writer, const td_checkpoint_m
 // no disk. Without one, returns at once. *out_committed (may be NULL) is the step that was committed by this call, else -1. After an
 // error the old checkpoints are untouched and the writer can save again.
 td_status td_checkpoint_poll(td_checkpoint_writer *writer, int64_t *out_committed);
+// Local, the same on all ranks: 0 without a save under way, 1 while ranks write, 2 while rank 0
+// publishes.
+int td_checkpoint_stage(const td_checkpoint_writer *writer);
 // Collective. Waits for the save under way and commits it.
 td_status td_checkpoint_finish(td_checkpoint_writer *writer, int64_t *out_committed);
 // Local, the same on all ranks: a newer incarnation of the run has started; this one can only end.
