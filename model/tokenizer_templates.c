@@ -27,9 +27,14 @@ static const char *find_template(const cJSON *config, const char *wanted) {
 // A file of its own goes before what the config holds.
 static td_status load_template(const char *folder, const char *file, const cJSON *config,
                                const char *name, char **out, char out_path[TD_PATH_MAX]) {
+    size_t bytes;
     TD_TRY(td_path_join(out_path, folder, file));
-    if (td_path_exists(out_path))
-        return td_file_read(out_path, max_template_bytes, out, NULL);
+    if (td_path_exists(out_path)) {
+        TD_TRY(td_file_read(out_path, max_template_bytes, out, &bytes));
+        size_t before = strlen(*out);
+        return before == bytes ? TD_OK
+                               : td_fail(TD_ERR_DATA, "%s: NUL at byte %zu", out_path, before);
+    }
     const char *text = find_template(config, name);
     TD_TRY(td_path_join(out_path, folder, "tokenizer_config.json"));
     *out = text ? strdup(text) : NULL;
@@ -56,10 +61,35 @@ static td_status load_special_tokens(td_tokenizer *tokenizer, const cJSON *confi
                                      : td_fail(TD_ERR_MEMORY, "no memory for special tokens");
 }
 
-static td_status check_kind(const char *folder, const cJSON *config) {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(config, "chat_template");
-    if (!item || cJSON_IsNull(item) || cJSON_IsString(item) || cJSON_IsArray(item))
+// Else a folder with a template that nobody finds would be trained with another one.
+static td_status check_list(const char *folder, const cJSON *list) {
+    int has_default = 0;
+    for (const cJSON *entry = list->child; entry; entry = entry->next) {
+        const cJSON *name = cJSON_GetObjectItemCaseSensitive(entry, "name");
+        if (!cJSON_IsString(name) ||
+            !cJSON_IsString(cJSON_GetObjectItemCaseSensitive(entry, "template")))
+            return td_fail(TD_ERR_DATA,
+                           "%s/tokenizer_config.json: what is in the list \"chat_template\" must "
+                           "be objects with \"name\" and \"template\"",
+                           folder);
+        has_default |= strcmp(name->valuestring, "default") == 0;
+    }
+    if (has_default || !list->child)
         return TD_OK;
+    return td_fail(TD_ERR_DATA,
+                   "%s/tokenizer_config.json: none of the templates in \"chat_template\" has the "
+                   "name \"default\": put the one to use into a chat_template.jinja beside it",
+                   folder);
+}
+
+static td_status check_kind(const char *folder, const cJSON *config) {
+    char path[TD_PATH_MAX];
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(config, "chat_template");
+    TD_TRY(td_path_join(path, folder, "chat_template.jinja"));
+    if (!item || cJSON_IsNull(item) || cJSON_IsString(item) || td_path_exists(path))
+        return TD_OK;
+    if (cJSON_IsArray(item))
+        return check_list(folder, item);
     return td_fail(TD_ERR_DATA,
                    "%s/tokenizer_config.json: \"chat_template\" must be a string or a list of "
                    "objects with \"name\" and \"template\"",

@@ -146,6 +146,10 @@ template_fails "roles out of order" 'chats\.jsonl:2: .*the template refuses this
 cp "$folder/chat/tokenizer_config.json" "$folder/kept.json"
 echo '{"eos_token": "<|im_end|>", "chat_template": 7}' >"$folder/chat/tokenizer_config.json"
 chat_fails "template that is no text" '"chat_template" must be'
+echo '{"eos_token": "<|im_end|>", "chat_template": [{"name": "rag", "template": "a"}]}' >"$folder/chat/tokenizer_config.json"
+chat_fails "no default among the templates" 'tokenizer_config\.json: none of the templates .* "default"'
+echo '{"eos_token": "<|im_end|>", "chat_template": ["a"]}' >"$folder/chat/tokenizer_config.json"
+chat_fails "list of what is no template" 'must be objects with "name" and "template"'
 cp "$folder/kept.json" "$folder/chat/tokenizer_config.json"
 cp "$folder/chat/tokenizer.json" "$folder/kept.json"
 sed -i 's/<|im_\(start\|end\)|>/<|my_\1|>/g' "$folder/chat/tokenizer.json"

@@ -61,7 +61,7 @@ CASES = {
         spm.gemma, "gemma3", "<bos>", "<eos>"),
     "qwen3": (Qwen3Config(**shape(*SIZES), head_dim=32, max_position_embeddings=512,
                           rope_parameters=theta(1000000.0)),
-              spm.tinyllama_chat, "qwen3", "<s>", "<|im_end|>"),
+              spm.tinyllama_chat, "qwen3_instruct_2507", "<s>", "<|im_end|>"),
 }
 
 
@@ -167,6 +167,7 @@ class Check:
             found = tokenizer.apply_chat_template(
                 row["messages"], chat_template=template.read_bytes().decode(), tokenize=True,
                 return_dict=True, return_assistant_tokens_mask=True)
+            assert found["input_ids"] == tokenizer.apply_chat_template(row["messages"])["input_ids"]
             ids = torch.tensor(found["input_ids"])
             mask = torch.tensor(found["assistant_masks"])[1:].bool()
             with torch.no_grad():
