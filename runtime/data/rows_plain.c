@@ -4,16 +4,18 @@
 #include "runtime/core/json.h"
 #include "runtime/data/rows_internal.h"
 
+static int has_answer(const cJSON *object) {
+    return td_row_get(object, "output") || td_row_get(object, "response");
+}
+
+// As preparation tells it (rows_format.c). Without an answer any other key decides.
 static int is_instruction(const cJSON *object) {
-    static const char *const others[] = {"input_ids", "messages", "conversations", "prompt"};
+    static const char *const others[] = {"input_ids", "messages", "conversations", "completion"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (td_row_get(object, others[i]))
             return 0;
-    return td_row_get(object, "instruction") != NULL;
-}
-
-static int has_answer(const cJSON *object) {
-    return td_row_get(object, "output") || td_row_get(object, "response");
+    return td_row_get(object, "instruction") &&
+           (has_answer(object) || !(td_row_get(object, "prompt") || td_row_get(object, "text")));
 }
 
 static td_status as_chat(const char *where, const cJSON *object, cJSON **out) {

@@ -250,27 +250,32 @@ static td_status read_ids(const reader *self, const cJSON *object) {
 
 // --- Rows
 
+// A prompt beside messages or a text is theirs, as preparation sees it, unless it has a completion.
+static int asks_by_prompt(const cJSON *object) {
+    return string_of(object, "prompt") &&
+           (has(object, "completion") ||
+            !(has(object, "messages") || has(object, "conversations") || has(object, "text")));
+}
+
+static int is_chat(const cJSON *object) {
+    return cJSON_IsArray(cJSON_GetObjectItemCaseSensitive(object, "prompt")) ||
+           (!asks_by_prompt(object) && (has(object, "messages") || has(object, "conversations")));
+}
+
 static td_status dispatch(const reader *self, const cJSON *object) {
-    const cJSON *prompt = cJSON_GetObjectItemCaseSensitive(object, "prompt");
     const char *text = string_of(object, "text");
     if (has(object, "input_ids"))
         return read_ids(self, object);
     if (self->out->is_chat)
         return read_chat(self);
-    if (cJSON_IsString(prompt))
-        return read_text(self, prompt->valuestring, string_of(object, "completion"), NULL);
+    if (asks_by_prompt(object))
+        return read_text(self, string_of(object, "prompt"), string_of(object, "completion"), NULL);
     if (text)
         return read_text(self, NULL, NULL, text);
     return td_fail(TD_ERR_DATA,
                    "%s: unknown row format: a row has \"messages\" (or \"conversations\"), "
                    "\"prompt\", \"instruction\", \"text\" or \"input_ids\"",
                    self->where);
-}
-
-static int is_chat(const cJSON *object) {
-    return cJSON_IsArray(cJSON_GetObjectItemCaseSensitive(object, "prompt")) ||
-           (!string_of(object, "prompt") && (cJSON_HasObjectItem(object, "messages") ||
-                                             cJSON_HasObjectItem(object, "conversations")));
 }
 
 // Examples of the row's own kind, without the row itself.
@@ -293,8 +298,7 @@ static td_status read_object(const td_session *session, const char *where, const
     reader self = {
         .session = session, .where = where, .line = line, .examples = chosen, .out = out};
     out->is_chat = is_chat(object);
-    out->takes_examples =
-        out->is_chat || (string_of(object, "prompt") && !has(object, "input_ids"));
+    out->takes_examples = out->is_chat || (asks_by_prompt(object) && !has(object, "input_ids"));
     if (out->takes_examples && n_examples > 0)
         self.n_examples = select_examples(examples, n_examples, line, out->is_chat, chosen);
     out->n_examples = self.n_examples;

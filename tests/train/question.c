@@ -78,6 +78,14 @@ static void every_format_asks(void) {
               " four.");
     check_row("{\"instruction\":\"Hello\",\"output\":\"Hi\"}", prompt, "Hi");
     check_row("{\"text\":\"Once upon\"}", "Once upon", NULL);
+    // Other keys beside those that preparation goes by.
+    check_row("{\"prompt\":\"Hello\",\"messages\":[" USER("Hello") "," ASSISTANT("Hi") "]}", prompt,
+              "Hi");
+    check_row("{\"prompt\":\"Hey\",\"instruction\":\"Hello\",\"output\":\"Hi\"}", prompt, "Hi");
+    check_row("{\"prompt\":\"Once\",\"text\":\"Once upon\"}", "Once upon", NULL);
+    check_row("{\"instruction\":\"Once\",\"text\":\"Once upon\"}", "Once upon", NULL);
+    check_row("{\"messages\":null,\"prompt\":\"Two is\",\"completion\":\" two.\"}", "Two is",
+              " two.");
     check_row("{\"messages\":[" USER("Hello") "," ASSISTANT("Hi") "," USER("Bye") "]}",
               "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>\n"
               "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
