@@ -110,6 +110,17 @@ def write_chats(text, folder):
     return chats[16:]
 
 
+def whole_characters(tokenizer, row, found):
+    """transformers marks only the first token of the last character, and SPM may have two there."""
+    text = tokenizer.apply_chat_template(row["messages"], tokenize=False)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    mask = list(found["assistant_masks"])
+    for i in range(1, len(mask)):
+        if mask[i - 1] and tuple(spans[i]) == tuple(spans[i - 1]):
+            mask[i] = 1
+    return mask
+
+
 class Check:
     def __init__(self, name, work, programs, text, pieces):
         self.name, self.work, self.failed = name, work, 0
@@ -169,7 +180,7 @@ class Check:
                 return_dict=True, return_assistant_tokens_mask=True)
             assert found["input_ids"] == tokenizer.apply_chat_template(row["messages"])["input_ids"]
             ids = torch.tensor(found["input_ids"])
-            mask = torch.tensor(found["assistant_masks"])[1:].bool()
+            mask = torch.tensor(whole_characters(tokenizer, row, found))[1:].bool()
             with torch.no_grad():
                 logits = model(input_ids=ids[None]).logits[0, :-1]
             total += torch.nn.functional.cross_entropy(
