@@ -15,13 +15,13 @@ finish
 expect_code 0
 expect_same_bits run
 flapped=$step
-start_on_hosts lost 1 1 --set collective_deadline_seconds=5
+start_on_hosts lost 1 1 --set collective_deadline_seconds=30
 await_step lost "$step"
 cut_link
 break_now
 finish
 expect_failure
-expect_exit_within 20
+expect_exit_within 25
 expect_gone_within 10
 mend_link
 expect_recovery lost 2
