@@ -60,7 +60,8 @@ with_mpirun() {
     if [ "$(id -u)" -eq 0 ]; then
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     fi
-    exec mpirun --quiet --bind-to none -n "$SLURM_NTASKS" -x OMP_NUM_THREADS "$program" "$@"
+    exec mpirun --quiet --bind-to none --mca oob_tcp_keepalive_time 3 --mca oob_tcp_keepalive_intvl 1 \
+        --mca oob_tcp_keepalive_probes 6 -n "$SLURM_NTASKS" -x OMP_NUM_THREADS "$program" "$@"
 }
 
 case $launcher in
