@@ -52,10 +52,10 @@ print_table() {
 }
 
 if [ -z "$table" ]; then
-    for case_file in "$here"/case_*.sh; do
-        number=$(basename "$case_file" | sed -nE 's/^case_0*([0-9]+)_.*/\1/p')
-        [ ${#only[@]} -eq 0 ] || [[ " ${only[*]#0} " == *" $number "* ]] || continue
-        for i in $(seq "$runs"); do
+    for i in $(seq "$runs"); do
+        for case_file in "$here"/case_*.sh; do
+            number=$(basename "$case_file" | sed -nE 's/^case_0*([0-9]+)_.*/\1/p')
+            [ ${#only[@]} -eq 0 ] || [[ " ${only[*]#0} " == *" $number "* ]] || continue
             bash "$case_file" $((seed + i - 1))
         done
     done
