@@ -6,15 +6,15 @@ begin 18 "saves in the background" "$1"
 ranks=$(random 1 3)
 run waited "$ranks" --set stop_after_steps=4 --set save_steps=4
 expect_code 75
-# Each page of the save of step 4 takes a while, in which steps are made.
-TANDEM_FAULT="checkpoint.write:step=4:nth=0:delay=30;checkpoint.write:step=5:nth=0:delay=30;step:step=8:kill" start run "$ranks" --set save_steps=4 --set save_total_limit=0
+# Pages take a while to write, in which steps are made; steps do too, so that the commit is there long before the kill.
+TANDEM_FAULT="checkpoint.write:nth=0:delay=40;step:step=14:kill;step:nth=0:delay=150" start run "$ranks" --set save_steps=4 --set save_total_limit=0
 await run 'checkpoint.write on rank . in step 5'
 await run '^fault: step'
 break_now
 finish
 expect_failure
 expect_gone_within 12
-[ -d "$runs/run/checkpoints/step-000004" ] || fail "step 4 was not committed by step 8"
+[ -d "$runs/run/checkpoints/step-000004" ] || fail "step 4 was not committed by step 14"
 for file in "$runs"/waited/checkpoints/step-000004/*; do
     name=$(basename "$file")
     [ "$name" != manifest.json ] || continue # it has the incarnation, which is of one start
