@@ -15,7 +15,11 @@ awk -v b="$before" -v a="$after" -v lb="$loss_before" -v la="$loss_after" \
     { echo "FAILED: exact match $before -> $after, loss $loss_before -> $loss_after"; exit 1; }
 # A second start would find nothing to install and nothing to build.
 "$source/launch/dependencies.sh" --check
-"$source/launch/build.sh" release tandem quickstart_chats 2>&1 | grep -q 'no work to do' ||
+made() {
+    stat -c '%n %y' "$source"/build/release/tandem "$source"/build/release/quickstart_chats
+}
+before_build=$(made)
+"$source/launch/build.sh" release tandem quickstart_chats >/dev/null 2>&1 && [ "$(made)" = "$before_build" ] ||
     { echo "FAILED: a second quickstart would build again"; exit 1; }
 for file in adapter/adapter_model.safetensors adapter/adapter_config.json checkpoints/latest metrics.jsonl; do
     [ -s "$source/runs/quickstart/run/$file" ] || { echo "FAILED: no $file"; exit 1; }
