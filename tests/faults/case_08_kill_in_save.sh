@@ -7,7 +7,7 @@ phase=${phases[$((seed % ${#phases[@]}))]}
 ranks=$(random 1 3) rank=$(random 0 $((ranks - 1))) save=$(random 2 6)
 case $phase in manifest | rename | latest | purge) rank=0 ;; esac
 [ "$phase" != purge ] || save=$((save > 3 ? save - 2 : 1)) # the first purge comes with the third checkpoint
-[ "$phase" != write ] || save=$((save * 5 + $(random 0 4)))
+[ "$phase" != write ] || save=$((23 * $(random 1 2) + $(random 1 8))) # one save of all pages is 23 of them, on one rank
 TANDEM_FAULT="checkpoint.$phase:rank=$rank:nth=$save:kill" start run "$ranks"
 await run '^fault:'
 break_now

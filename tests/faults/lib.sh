@@ -16,6 +16,7 @@ begin() {
     case_number=$1 case_title=$2 seed=$3
     RANDOM=$seed
     work=$(mktemp -d)
+    echo $((seed * 7919 + 17)) >"$work/random"
     mark="tandem-faults-$$-$RANDOM"
     mkdir "$work/$mark"
     runs=$work/$mark
@@ -62,9 +63,12 @@ skip() {
     exit 77
 }
 
-# random A B: a whole number from A to B.
+# random A B: a whole number from A to B. Its state is in a file, since a subshell's $RANDOM does not follow from the seed.
 random() {
-    echo $(($1 + RANDOM % ($2 - $1 + 1)))
+    local state
+    state=$((($(<"$work/random") * 1103515245 + 12345) % 2147483648))
+    echo "$state" >"$work/random"
+    echo $(($1 + (state >> 8) % ($2 - $1 + 1)))
 }
 
 # The program's arguments for the run NAME; later options win.
