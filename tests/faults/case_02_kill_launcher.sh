@@ -3,7 +3,7 @@
 . "$(dirname "$0")/lib.sh"
 begin 2 "kill -9 of mpirun" "$1"
 ranks=$(random 2 3) step=$(random 2 12)
-start run "$ranks"
+TANDEM_FAULT="step:nth=0:delay=100" start run "$ranks"
 await_step run "$step"
 sleep "0.0$(random 0 9)"
 break_now

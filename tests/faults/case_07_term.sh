@@ -4,7 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 begin 7 "TERM, and again in mid-save" "$1"
 ranks=$(random 2 3) step=$(random 1 8)
-TANDEM_FAULT="checkpoint.verify:nth=0:delay=9000" start run "$ranks" --set save_steps=0
+TANDEM_FAULT="checkpoint.verify:nth=0:delay=9000;step:nth=0:delay=200" start run "$ranks" --set save_steps=0
 await_step run "$step"
 kill -TERM $(pids)
 await run 'checkpoint.verify on rank' 20

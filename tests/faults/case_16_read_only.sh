@@ -3,7 +3,7 @@
 . "$(dirname "$0")/lib.sh"
 begin 16 "read-only folder or failed purge" "$1"
 ranks=$(random 1 3)
-start run "$ranks"
+TANDEM_FAULT="step:nth=0:delay=200" start run "$ranks" # so that there are steps left when the folder changes
 await_step run 5
 if [ $((seed % 2)) = 0 ]; then
     what="read-only folder"
