@@ -14,6 +14,19 @@ static const td_command *const benches[] = {
 
 enum { N_BENCHES = sizeof benches / sizeof *benches };
 
+td_status td_bench_run(td_comm *comm, td_status parsed, int help, td_config *config,
+                       td_status (*body)(const td_config *config, td_comm *comm, void *options),
+                       void *options) {
+    td_status status = parsed;
+    if (!help) {
+        status = td_comm_agree(comm, parsed, "command line");
+        if (status == TD_OK)
+            status = body(config, comm, options);
+    }
+    td_config_fini(config);
+    return status;
+}
+
 void td_bench_command_line(const td_command *command, int argc, char **argv, char *out,
                            size_t room) {
     size_t used = (size_t)snprintf(out, room, "tandem %s", command->name);

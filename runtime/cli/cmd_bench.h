@@ -13,6 +13,12 @@ extern const td_command td_bench_command_step, td_bench_command_checkpoint, td_b
 void td_bench_command_line(const td_command *command, int argc, char **argv, char *out,
                            size_t room);
 
+// Collective unless `help`, which was answered. What follows a benchmark's command line: all ranks
+// agree on `parsed`, then run `body` with its `options`. The config is freed.
+td_status td_bench_run(td_comm *comm, td_status parsed, int help, td_config *config,
+                       td_status (*body)(const td_config *config, td_comm *comm, void *options),
+                       void *options);
+
 static inline int td_bench_in_range(int64_t smallest, int64_t value, int64_t largest) {
     return smallest <= value && value <= largest;
 }

@@ -69,7 +69,8 @@ static void print_result(const td_bench_load_result *result) {
                params / result->quantize_rate);
 }
 
-static td_status bench(const td_config *config, td_comm *comm, bench_options *wanted) {
+static td_status bench(const td_config *config, td_comm *comm, void *options) {
+    bench_options *wanted = options;
     char folder[TD_PATH_MAX];
     td_bench_load_result result;
     TD_TRY(td_cli_scratch_make(comm, "bench", folder));
@@ -92,13 +93,7 @@ static td_status run(const td_command *command, td_comm *comm, int argc, char **
     bench_options wanted = {.bench = {.rounds = 3, .seq_tokens = 128}};
     int help = 0;
     td_status status = parse(command, comm, argc, argv, &config, &wanted, &help);
-    if (!help) {
-        status = td_comm_agree(comm, status, "command line");
-        if (status == TD_OK)
-            status = bench(&config, comm, &wanted);
-    }
-    td_config_fini(&config);
-    return status;
+    return td_bench_run(comm, status, help, &config, bench, &wanted);
 }
 
 const td_command td_bench_command_load = {

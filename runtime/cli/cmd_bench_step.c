@@ -92,7 +92,8 @@ static void print_result(const bench_options *wanted, const td_bench_step_result
            100 * ((double)result->peak_bytes / (double)result->plan_bytes - 1));
 }
 
-static td_status bench(const td_config *config, td_comm *comm, bench_options *wanted) {
+static td_status bench(const td_config *config, td_comm *comm, void *options) {
+    bench_options *wanted = options;
     char folder[TD_PATH_MAX];
     td_bench_step_result result;
     TD_TRY(td_cli_scratch_make(comm, "bench", folder));
@@ -110,13 +111,7 @@ static td_status run(const td_command *command, td_comm *comm, int argc, char **
         .step = {.seq_tokens = 512, .sequences = 1, .micro_batches = 1, .steps = 5}};
     int help = 0;
     td_status status = parse(command, argc, argv, &config, &wanted, &help);
-    if (!help) {
-        status = td_comm_agree(comm, status, "command line");
-        if (status == TD_OK)
-            status = bench(&config, comm, &wanted);
-    }
-    td_config_fini(&config);
-    return status;
+    return td_bench_run(comm, status, help, &config, bench, &wanted);
 }
 
 const td_command td_bench_command_step = {
