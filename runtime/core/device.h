@@ -39,6 +39,13 @@ typedef struct td_device_table {
     td_status (*event_synchronize)(td_event *event);
     // Never blocks. *out_reached: the work before the last record of the event is done.
     td_status (*event_query)(td_event *event, int *out_reached);
+    // An event that also notes when it is reached, and the time from one such event to another;
+    // both were reached. For measuring: ordering alone needs none.
+    td_status (*event_create_timed)(const td_device *device, td_event **out);
+    td_status (*event_elapsed)(td_event *begin, td_event *end, double *out_seconds);
+    // Names what the calling thread does, for a profiler; they nest. NULL where there is none.
+    void (*range_push)(const char *name);
+    void (*range_pop)(void);
     // Free and total bytes of the memory that alloc() takes from.
     td_status (*memory_info)(const td_device *device, size_t *free_bytes, size_t *total_bytes);
 } td_device_table;

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "runtime/core/device.h"
 #include "runtime/core/device_cpu_internal.h"
@@ -18,7 +19,8 @@ struct td_stream {
 };
 
 struct td_event {
-    int unused;
+    int is_timed;
+    double seconds; // of a monotonic clock, when it was recorded
 };
 
 static td_stream the_stream;
@@ -80,11 +82,37 @@ static td_status cpu_event_create(const td_device *device, td_event **out) {
     return TD_OK;
 }
 
-static void cpu_event_destroy(td_event *event) {
-    (void)event;
+static td_status cpu_event_create_timed(const td_device *device, td_event **out) {
+    (void)device;
+    td_event *event = calloc(1, sizeof *event);
+    if (!event)
+        return td_fail(TD_ERR_MEMORY, "no memory for an event");
+    event->is_timed = 1;
+    *out = event;
+    return TD_OK;
 }
 
-static td_status cpu_event_on_stream(td_event *event, td_stream *stream) {
+static void cpu_event_destroy(td_event *event) {
+    if (event && event->is_timed)
+        free(event);
+}
+
+static td_status cpu_event_record(td_event *event, td_stream *stream) {
+    (void)stream;
+    if (!event->is_timed)
+        return TD_OK;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    event->seconds = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return TD_OK;
+}
+
+static td_status cpu_event_elapsed(td_event *begin, td_event *end, double *out_seconds) {
+    *out_seconds = end->seconds - begin->seconds;
+    return TD_OK;
+}
+
+static td_status cpu_event_wait(td_event *event, td_stream *stream) {
     (void)event;
     (void)stream;
     return TD_OK;
@@ -119,10 +147,12 @@ static const td_device_table cpu_table = {
     .stream_synchronize = cpu_stream_synchronize,
     .event_create = cpu_event_create,
     .event_destroy = cpu_event_destroy,
-    .event_record = cpu_event_on_stream,
-    .event_wait = cpu_event_on_stream,
+    .event_record = cpu_event_record,
+    .event_wait = cpu_event_wait,
     .event_synchronize = cpu_event_synchronize,
     .event_query = cpu_event_query,
+    .event_create_timed = cpu_event_create_timed,
+    .event_elapsed = cpu_event_elapsed,
     .memory_info = cpu_memory_info,
 };
 

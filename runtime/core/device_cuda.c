@@ -133,21 +133,28 @@ static td_status cuda_stream_synchronize(td_stream *stream) {
     return check(cudaStreamSynchronize(stream->handle), stream->device, "cudaStreamSynchronize");
 }
 
-static td_status cuda_event_create(const td_device *device, td_event **out) {
+static td_status create_event(const td_device *device, unsigned flags, td_event **out) {
     td_event *event = calloc(1, sizeof *event);
     if (!event)
         return td_fail(TD_ERR_MEMORY, "no memory for an event");
     event->device = device;
     td_status status = enter(device);
     if (status == TD_OK)
-        status = check(cudaEventCreateWithFlags(&event->handle, cudaEventDisableTiming), device,
-                       "cudaEventCreate");
+        status = check(cudaEventCreateWithFlags(&event->handle, flags), device, "cudaEventCreate");
     if (status != TD_OK) {
         free(event);
         return status;
     }
     *out = event;
     return TD_OK;
+}
+
+static td_status cuda_event_create(const td_device *device, td_event **out) {
+    return create_event(device, cudaEventDisableTiming, out);
+}
+
+static td_status cuda_event_create_timed(const td_device *device, td_event **out) {
+    return create_event(device, cudaEventDefault, out);
 }
 
 static void cuda_event_destroy(td_event *event) {
@@ -183,6 +190,15 @@ static td_status cuda_event_query(td_event *event, int *out_reached) {
     return TD_OK;
 }
 
+static td_status cuda_event_elapsed(td_event *begin, td_event *end, double *out_seconds) {
+    float milliseconds = 0;
+    TD_TRY(enter(begin->device));
+    TD_TRY(check(cudaEventElapsedTime(&milliseconds, begin->handle, end->handle), begin->device,
+                 "cudaEventElapsedTime"));
+    *out_seconds = 1e-3 * (double)milliseconds;
+    return TD_OK;
+}
+
 static td_status cuda_memory_info(const td_device *device, size_t *free_bytes,
                                   size_t *total_bytes) {
     TD_TRY(enter(device));
@@ -206,6 +222,10 @@ static const td_device_table cuda_table = {
     .event_wait = cuda_event_wait,
     .event_synchronize = cuda_event_synchronize,
     .event_query = cuda_event_query,
+    .event_create_timed = cuda_event_create_timed,
+    .event_elapsed = cuda_event_elapsed,
+    .range_push = td_cuda_range_push,
+    .range_pop = td_cuda_range_pop,
     .memory_info = cuda_memory_info,
 };
 

@@ -22,6 +22,9 @@ td_status td_cuda_device_open(int index, const td_device **out);
 void *td_cuda_stream_handle(td_stream *stream);
 // The cudaEvent_t of an event of a CUDA device.
 void *td_cuda_event_handle(td_event *event);
+// Ranges for a profiler (NVTX); nothing happens when the toolkit's header was not there.
+void td_cuda_range_push(const char *name);
+void td_cuda_range_pop(void);
 
 TD_C_END
 

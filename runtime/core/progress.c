@@ -4,10 +4,20 @@
 
 static atomic_uint_least32_t phase_word, step_word, micro_batch_word, layer_word;
 static atomic_uint_least64_t tick_word;
+static _Atomic(td_progress_listener) listening;
 
 static void set(atomic_uint_least32_t *word, uint32_t value) {
     atomic_store_explicit(word, value, memory_order_relaxed);
     td_progress_tick();
+    td_progress_listener listener = atomic_load_explicit(&listening, memory_order_relaxed);
+    if (listener) {
+        td_progress now = td_progress_read();
+        listener(&now);
+    }
+}
+
+void td_progress_listen(td_progress_listener listener) {
+    atomic_store_explicit(&listening, listener, memory_order_relaxed);
 }
 
 void td_progress_phase(td_phase phase) {

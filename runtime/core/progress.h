@@ -37,6 +37,10 @@ void td_progress_micro_batch(uint32_t micro_batch);
 void td_progress_layer(uint32_t layer);
 void td_progress_tick(void);
 td_progress td_progress_read(void);
+// Who is called whenever a word has changed, by the thread that changed it; NULL: nobody. For
+// naming ranges in a profiler.
+typedef void (*td_progress_listener)(const td_progress *now);
+void td_progress_listen(td_progress_listener listener);
 const char *td_phase_name(td_phase phase); // "forward"
 
 #endif
