@@ -168,6 +168,7 @@ static int64_t lowest_adapted_layer(const td_lora *lora) {
 td_status td_transformer_backward(td_transformer *transformer) {
     const td_gradient_sink *sink = transformer->sink;
     int64_t lowest = lowest_adapted_layer(transformer->lora);
+    td_progress_phase(TD_PHASE_BACKWARD);
     for (int64_t layer = transformer->config->n_layers - 1; layer >= lowest; layer--) {
         td_progress_layer((uint32_t)layer);
         TD_TRY(td_transformer_recompute(transformer, layer));
