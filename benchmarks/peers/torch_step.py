@@ -1,15 +1,25 @@
-"""The peer of `tandem bench step` on a CPU: one QLoRA training step by PyTorch and PEFT.
+"""The peer of `tandem bench step` on a CPU: one LoRA training step by PyTorch and PEFT.
 
-Two variants, each in its own process so that neither inherits the other's memory:
-  fp32  LoRA on fp32 weights;
-  nf4   LoRA on bitsandbytes NF4 weights with double quantization, fp32 compute.
+Variants, each in its own process so that none inherits another's memory:
+  fp32      LoRA on fp32 weights;
+  nf4       LoRA on bitsandbytes NF4 weights with double quantization, fp32 compute;
+  nf4_bf16  the same with bnb_4bit_compute_dtype bf16, a bf16 model and autocast: other numbers than
+            the fp32 step, beside it for information.
 Weights are random in the shape of --config (a Hugging Face config.json). A step is forward,
-backward and AdamW on the LoRA parameters of all seven projections; every token is trained,
-attention is SDPA. tokens/s = batch * seq / median seconds of a step, after one step of warm-up.
+backward and AdamW on the LoRA parameters of all seven projections; every token is trained, with the
+loss of transformers. tokens/s = batch * seq / median seconds of a step, after one step of warm-up.
+
+Set up to be fast: SDPA by is_causal without a mask (checked, and its kernel is in the record), no
+cache, fused AdamW, gradients freed by setting them to None, huge pages for tensors (tandem asks for
+them too), no clipping. Peak memory is VmHWM during the steps, not while the model was built.
+
+With --serve it says {"ready": ...} and then times N steps for every line N it reads, so that runs of
+several variants can alternate without building their models again.
 
 Needs torch, transformers, peft and bitsandbytes (tests/reference/requirements.txt)."""
 
 import argparse
+import contextlib
 import ctypes
 import json
 import logging
@@ -21,7 +31,8 @@ import sys
 import time
 import warnings
 
-VARIANTS = ("fp32", "nf4")
+VARIANTS = ("fp32", "nf4", "nf4_bf16")
+GEMM_EXTENT = 2048
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NF4_BLOCK = 64
 
@@ -37,12 +48,16 @@ def parse():
     parser.add_argument("--steps", type=int, default=5, help="timed steps after the warm-up")
     parser.add_argument("--recompute", action="store_true", help="checkpoint every block")
     parser.add_argument("--variant", choices=VARIANTS, action="append",
-                        help="only this one (may be repeated); default is both")
+                        help="only this one (may be repeated); default is all")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--serve", action="store_true",
+                        help="one --variant: time as many steps as each line of stdin says")
     parser.add_argument("--in-child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if min(arguments.seq, arguments.batch, arguments.rank, arguments.threads, arguments.steps) < 1:
         parser.error("--seq, --batch, --rank, --threads and --steps must be at least 1")
+    if arguments.serve and len(arguments.variant or ()) != 1:
+        parser.error("--serve needs one --variant")
     return arguments
 
 
@@ -90,10 +105,10 @@ def build(arguments, variant):
     from transformers import AutoModelForCausalLM
 
     config = load_config(arguments.config)
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="sdpa")
-    if variant == "nf4":
-        quantize(model, torch.float32)
+    dtype = torch.bfloat16 if variant == "nf4_bf16" else torch.float32
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    if variant != "fp32":
+        quantize(model, dtype)
     model = get_peft_model(model, LoraConfig(
         r=arguments.rank, lora_alpha=2 * arguments.rank, lora_dropout=0.0, bias="none",
         task_type="CAUSAL_LM", target_modules=PROJECTIONS))
@@ -120,53 +135,130 @@ def reset_peak():
     return status_bytes("VmRSS")
 
 
-def step(model, optimizer, tokens):
-    loss = model(input_ids=tokens, labels=tokens).loss
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=False)
-    return loss.item()
+class Trained:
+    """A model with its optimizer, and what a step needs."""
+
+    def __init__(self, arguments, variant):
+        import torch
+
+        torch.manual_seed(0)
+        torch.set_num_threads(arguments.threads)
+        self.variant = variant
+        self.model = build(arguments, variant)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
+        self.tokens = torch.randint(
+            0, self.model.config.vocab_size, (arguments.batch, arguments.seq))
+        self.grad_norm = None
+        self.resident_before = reset_peak()
+        with watched_attention() as self.attention:
+            self.first_loss = self.last_loss = self.step()
+        if not self.grad_norm > 0:
+            raise SystemExit(f"{variant}: gradient norm {self.grad_norm}: nothing is trained")
+
+    def step(self):
+        import torch
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.variant == "nf4_bf16"):
+            loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
+        loss.backward()
+        if self.grad_norm is None:
+            norms = torch.stack([p.grad.norm() for p in self.parameters if p.grad is not None])
+            self.grad_norm = norms.norm().item()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def timed(self, steps):
+        seconds = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            self.last_loss = self.step()
+            seconds.append(time.perf_counter() - start)
+        if not self.last_loss < self.first_loss:
+            raise SystemExit(f"{self.variant}: the loss went from {self.first_loss} to "
+                             f"{self.last_loss}, so nothing was trained")
+        return seconds
+
+
+@contextlib.contextmanager
+def watched_attention():
+    """Which kernel computes attention, and that it was not given a mask."""
+    from torch.nn import functional
+
+    original = functional.scaled_dot_product_attention
+    seen = {}
+
+    def attention(*tensors, **options):
+        out = original(*tensors, **options)
+        if not options.get("is_causal") or options.get("attn_mask") is not None:
+            raise SystemExit("attention was given a mask: the peer is not set up to be fast")
+        seen["kernel"] = type(out.grad_fn).__name__
+        seen["is_causal"] = True
+        return out
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield seen
+    finally:
+        functional.scaled_dot_product_attention = original
+
+
+def gemm_flops(dtype):
+    """What this PyTorch's products reach, to tell its library from what is around it."""
+    import torch
+
+    x = torch.ones(GEMM_EXTENT, GEMM_EXTENT, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, x)
+        seconds.append(time.perf_counter() - start)
+    return 2 * GEMM_EXTENT**3 / min(seconds)
+
+
+def prepare(arguments, variant):
+    # Deprecations in the peers and a hint about optional kernels for other dtypes are not results.
+    warnings.simplefilter("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return Trained(arguments, variant)
 
 
 def measure(arguments, variant):
-    import torch
-
-    # Deprecations in the peers and a hint about optional kernels for other dtypes are not results.
-    warnings.simplefilter("ignore", FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    torch.manual_seed(0)
-    torch.set_num_threads(arguments.threads)
-    model = build(arguments, variant)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    tokens = torch.randint(0, model.config.vocab_size, (arguments.batch, arguments.seq))
-    before = reset_peak()
-    first = step(model, optimizer, tokens)
-    seconds = []
-    for _ in range(arguments.steps):
-        start = time.perf_counter()
-        last = step(model, optimizer, tokens)
-        seconds.append(time.perf_counter() - start)
-    if not last < first:
-        raise SystemExit(f"{variant}: the loss went from {first} to {last}, so nothing was trained")
-    return report(arguments, variant, model, trained, seconds, before, (first, last))
+    trained = prepare(arguments, variant)
+    return report(arguments, trained, trained.timed(arguments.steps))
 
 
-def report(arguments, variant, model, trained, seconds, before, losses):
+def serve(arguments):
+    trained = prepare(arguments, arguments.variant[0])
+    print(json.dumps({"ready": trained.variant}), flush=True)
+    for line in sys.stdin:
+        reset_peak()
+        seconds = trained.timed(int(line))
+        print(json.dumps(report(arguments, trained, seconds)), flush=True)
+        reset_peak()
+
+
+def report(arguments, trained, seconds):
     import bitsandbytes
     import peft
     import torch
     import transformers
 
+    peak = status_bytes("VmHWM")
     median = statistics.median(seconds)
+    dtype = torch.bfloat16 if trained.variant == "nf4_bf16" else torch.float32
     return {
-        "variant": variant, "config": arguments.config, "seq": arguments.seq,
-        "batch": arguments.batch, "rank": arguments.rank, "threads": arguments.threads,
-        "recompute": arguments.recompute, "trainable_parameters": sum(p.numel() for p in trained),
+        "variant": trained.variant, "config": arguments.config, "seq": arguments.seq,
+        "batch": arguments.batch, "rank": arguments.rank, "threads": torch.get_num_threads(),
+        "recompute": arguments.recompute,
+        "trainable_parameters": sum(p.numel() for p in trained.parameters),
         "step_s": median, "step_min_s": min(seconds), "step_max_s": max(seconds),
         "tokens_per_s": arguments.batch * arguments.seq / median,
-        "resident_before_bytes": before, "peak_resident_bytes": status_bytes("VmHWM"),
-        "first_loss": losses[0], "last_loss": losses[1], "cpu": cpu_name(),
+        "resident_before_bytes": trained.resident_before, "peak_resident_bytes": peak,
+        "first_loss": trained.first_loss, "last_loss": trained.last_loss,
+        "first_grad_norm": trained.grad_norm, "attention": trained.attention,
+        "gemm_flops": gemm_flops(dtype), "load_average": os.getloadavg()[0], "cpu": cpu_name(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__,
                      "peft": peft.__version__, "bitsandbytes": bitsandbytes.__version__}}
 
@@ -180,12 +272,15 @@ def cpu_name():
 # --- the comparison ----------------------------------------------------------------------------
 
 
-def run_child(variant):
+def environment_of(arguments):
     """Thread counts are fixed before any library starts its pool."""
-    arguments = parse()
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
-                   "OMP_NUM_THREADS": str(arguments.threads),
-                   "MKL_NUM_THREADS": str(arguments.threads)}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads),
+            "THP_MEM_ALLOC_ENABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_child(arguments, variant):
+    environment = environment_of(arguments)
     command = [sys.executable, __file__, *sys.argv[1:], "--in-child", "--variant", variant]
     child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False, text=True)
     if child.returncode:
@@ -195,7 +290,7 @@ def run_child(variant):
 
 def print_row(found):
     mib = 1 << 20
-    print(f"{found['variant']:5} {found['tokens_per_s']:9.1f} tokens/s   "
+    print(f"{found['variant']:8} {found['tokens_per_s']:9.1f} tokens/s   "
           f"step {found['step_s']:.3f} s (min {found['step_min_s']:.3f}, "
           f"max {found['step_max_s']:.3f})   "
           f"peak {found['peak_resident_bytes'] / mib:.0f} MiB   loss {found['first_loss']:.4f} -> "
@@ -204,11 +299,17 @@ def print_row(found):
 
 def main():
     arguments = parse()
+    if arguments.in_child and arguments.serve:
+        serve(arguments)
+        return
     if arguments.in_child:
         print(json.dumps(measure(arguments, arguments.variant[-1])))
         return
+    if arguments.serve:
+        os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:], "--in-child"],
+                  environment_of(arguments))
     for number, variant in enumerate(arguments.variant or VARIANTS):
-        found = run_child(variant)
+        found = run_child(arguments, variant)
         if arguments.json:
             print(json.dumps(found), flush=True)
             continue

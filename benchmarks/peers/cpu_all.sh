@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# cpu_step.sh for the shapes and lengths that the README speaks of, one record each, in bounded time.
+# usage: benchmarks/peers/cpu_all.sh PYTHON FOLDER [THREADS [ROUNDS]]     records go to FOLDER/cpu-step-SHAPE-SEQ.jsonl
+#   CPU_ALL_SECONDS   how long all of it may take (1200); what is left is shared by the work that a step has
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+[ $# -ge 2 ] || { sed -n '3,4s/^# //p' "$0" >&2; exit 2; }
+python=$1 folder=$2 threads=${3:-$(nproc)} rounds=${4:-3}
+total=${CPU_ALL_SECONDS:-1200}
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+
+# SHAPE SEQ STEPS WEIGHT; the weights are those of the seconds that a round takes, beside the start
+runs=("smollm2-135m 512 3 9" "smollm2-135m 2048 1 18" "qwen3-0.6b 512 1 20" "qwen3-0.6b 2048 1 73")
+left=0
+for run in "${runs[@]}"; do
+    read -r _ _ _ weight <<<"$run"
+    left=$((left + weight))
+done
+for run in "${runs[@]}"; do
+    read -r shape seq steps weight <<<"$run"
+    limit=$(((total - SECONDS) * weight / left))
+    left=$((left - weight))
+    "$here/cpu_step.sh" "$python" "configs/shapes/$shape" "$seq" "$threads" "$rounds" \
+        "$folder/cpu-step-$shape-$seq.jsonl" "$steps" "$limit" || echo "cpu_all: $shape $seq was not measured" >&2
+done
