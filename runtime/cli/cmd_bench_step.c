@@ -6,8 +6,9 @@
 
 typedef struct bench_options {
     td_bench_step_options step;
-    const char *shape;
+    const char *shape, *record;
     int json;
+    char command[1024];
 } bench_options;
 
 static td_status parse(const td_command *command, int argc, char **argv, td_config *config,
@@ -22,7 +23,10 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
         {"--accumulation", TD_OPTION_INT, &wanted->step.micro_batches, "N",
          "micro-batches per step, all ranks together (1)"},
         {"--steps", TD_OPTION_INT, &wanted->step.steps, "N", "timed steps (5)"},
-        {"--json", TD_OPTION_FLAG, &wanted->json, NULL, "print one JSON object"},
+        {"--breakdown", TD_OPTION_FLAG, &wanted->step.breakdown, NULL,
+         "also as many watched steps: the time of each part against its bound"},
+        {"--record", TD_OPTION_STRING, &wanted->record, "FILE", "write the record there"},
+        {"--json", TD_OPTION_FLAG, &wanted->json, NULL, "print the record"},
         {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE",
          "override a config key; may be repeated"},
     };
@@ -38,6 +42,7 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
         !td_bench_in_range(1, wanted->step.steps, 1 << 20))
         return td_fail(TD_ERR_USAGE, "--seq is in [2, 2^24], --batch in [1, 2^16], --accumulation "
                                      "and --steps in [1, 2^20]");
+    td_bench_command_line(command, argc, argv, wanted->command, sizeof wanted->command);
     TD_TRY(td_cli_config(config, NULL, &assignments));
     TD_TRY(td_cli_set(config, "model_name_or_path", wanted->shape));
     config->packing = 0;
@@ -48,48 +53,135 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     return TD_OK;
 }
 
+static double mib_of(size_t bytes) {
+    return (double)bytes / 1048576.0;
+}
+
+static double percent(double part, double whole) {
+    return whole > 0 ? 100 * part / whole : 0;
+}
+
+// Model flop/s of one rank over the ceiling of its device.
+static double share_of_peak(const td_bench_step_result *result, int size, double flops) {
+    return flops / size / result->seconds / result->ceilings.flops;
+}
+
+static void print_flops(const td_bench_step_result *result, int size) {
+    const td_bench_flops *flops = &result->flops;
+    double giga = 1e-9 / size;
+    printf("model:          %.4g GFLOP per step and rank = 2 T (2 W + 3 A) + 4 T' V H + 14 D heads "
+           "pairs:\n"
+           "                base %.4g, LoRA %.4g, head %.4g, attention %.4g; the base is frozen, "
+           "so there is no dW\n",
+           flops->model * giga, flops->base * giga, flops->lora * giga, flops->head * giga,
+           flops->attention * giga);
+    printf("apart:          recompute %.4g GFLOP (%s), dequantization %.4g GFLOP: not in the "
+           "model's\n",
+           flops->recompute * giga, td_recompute_name(result->recompute), flops->dequantize * giga);
+    printf("MFU:            %.1f %% = model / step / GEMM ceiling; GEMM share %.1f %% without "
+           "attention; %.1f %% with recompute\n",
+           100 * share_of_peak(result, size, flops->model),
+           100 * share_of_peak(result, size, flops->model - flops->attention),
+           100 * share_of_peak(result, size, flops->model + flops->recompute));
+}
+
+static void print_memory(const td_bench_step_result *result) {
+    printf("memory:         %.1f MiB planned, %.1f MiB %s, per rank (%+.1f %%)\n",
+           mib_of(result->plan_bytes), mib_of(result->peak_bytes),
+           result->is_gpu ? "of the GPU taken" : "peak resident",
+           percent((double)result->peak_bytes, (double)result->plan_bytes) - 100);
+    if (result->is_gpu)
+        printf("host memory:    %.1f MiB planned, %.1f MiB peak resident above the start, per "
+               "rank\n",
+               mib_of(result->host_plan_bytes), mib_of(result->host_peak_bytes));
+}
+
 static void print_result(const bench_options *wanted, const td_bench_step_result *result,
                          int size) {
-    double mib = 1048576.0;
-    const char *type = result->is_bf16 ? "bf16" : "fp32";
-    double rate = result->gemm_flops / size / result->seconds;
-    if (wanted->json) {
-        printf("{\"shape\": \"%s\", \"seq\": %lld, \"batch\": %lld, \"accumulation\": %lld, "
-               "\"ranks\": %d, "
-               "\"device\": \"%s\", \"activations\": \"%s\", \"threads\": %d, \"recompute\": "
-               "\"%s\", \"seconds\": %.6f, \"seconds_min\": %.6f, "
-               "\"seconds_max\": %.6f, \"seconds_p10\": %.6f, \"seconds_p90\": %.6f, "
-               "\"wait_seconds\": %.6f, \"tokens_per_second\": %.2f, \"gemm_flops\": %.6g, "
-               "\"gemm_peak_flops\": %.6g, \"gemm_share\": %.4f, \"plan_bytes\": %zu, "
-               "\"peak_bytes\": %zu, "
-               "\"trainable\": %lld, \"loss\": %.6g, \"grad_norm\": %.6g}\n",
-               wanted->shape, (long long)wanted->step.seq_tokens, (long long)wanted->step.sequences,
-               (long long)wanted->step.micro_batches, size, result->device, type, result->n_threads,
-               result->recompute, result->seconds, result->fastest, result->slowest, result->p10,
-               result->p90, result->wait_seconds, result->tokens_per_second, result->gemm_flops,
-               result->gemm_peak, rate / result->gemm_peak, result->plan_bytes, result->peak_bytes,
-               (long long)result->trainable, result->loss, result->grad_norm);
-        return;
-    }
-    printf("device:         %s, %s\n", result->device, type);
+    printf("device:         %s, %s, %d thread%s\n", result->device,
+           result->is_bf16 ? "bf16" : "fp32", result->n_threads, result->n_threads == 1 ? "" : "s");
     printf("parameters:     %lld trainable of %lld\n", (long long)result->trainable,
            (long long)(result->total_parameters + result->trainable));
     printf("verified:       loss %.4f, gradient norm %.4f\n", result->loss, result->grad_norm);
     printf("step:           %.3f s median of %lld (%.3f to %.3f), recompute %s\n", result->seconds,
-           (long long)wanted->step.steps, result->fastest, result->slowest, result->recompute);
-    printf("throughput:     %.1f tokens/s = tokens of a step / median step\n",
-           result->tokens_per_second);
-    printf("GEMM:           %.1f GFLOP per step and rank = 2 T (2 W + 3 A) + 4 T' V H, without "
-           "attention and recompute\n",
-           result->gemm_flops / size * 1e-9);
-    printf("GEMM peak:      %.1f GFLOP/s, %s %lld^3 product, %s, %d threads, this run\n",
-           result->gemm_peak * 1e-9, type, (long long)result->gemm_peak_extent, result->device,
-           result->n_threads);
-    printf("share of peak:  %.1f %% = GEMM / step / peak\n", 100 * rate / result->gemm_peak);
-    printf("memory:         %.1f MiB planned, %.1f MiB %s, per rank (%+.1f %%)\n",
-           (double)result->plan_bytes / mib, (double)result->peak_bytes / mib,
-           result->is_gpu ? "of the GPU taken" : "peak resident",
-           100 * ((double)result->peak_bytes / (double)result->plan_bytes - 1));
+           (long long)wanted->step.steps, result->fastest, result->slowest,
+           td_recompute_name(result->recompute));
+    printf("throughput:     %.1f tokens/s = tokens of a step / median step, gradient norm %.4f\n",
+           result->tokens_per_second, result->grad_norm);
+    print_flops(result, size);
+    td_bench_ceilings_print(&result->ceilings);
+    print_memory(result);
+    if (result->breakdown.steps > 0)
+        td_bench_breakdown_print(&result->breakdown, &result->ceilings);
+}
+
+static void record_shape(const bench_options *wanted, const td_bench_step_result *result) {
+    cJSON *record = result->record;
+    const td_bench_step_options *step = &wanted->step;
+    td_bench_record_text(record, "shape", wanted->shape);
+    td_bench_record_number(record, "seq", (double)step->seq_tokens);
+    td_bench_record_number(record, "batch", (double)step->sequences);
+    td_bench_record_number(record, "accumulation", (double)step->micro_batches);
+    td_bench_record_text(record, "activations", result->is_bf16 ? "bf16" : "fp32");
+    td_bench_record_text(record, "recompute", td_recompute_name(result->recompute));
+    td_bench_record_number(record, "trainable", (double)result->trainable);
+}
+
+static void record_flops(const td_bench_step_result *result, int size) {
+    const td_bench_flops *flops = &result->flops;
+    const struct {
+        const char *name;
+        double value;
+    } numbers[] = {
+        {"model_flops", flops->model},
+        {"base_flops", flops->base},
+        {"lora_flops", flops->lora},
+        {"head_flops", flops->head},
+        {"attention_flops", flops->attention},
+        {"recompute_flops", flops->recompute},
+        {"dequantize_flops", flops->dequantize},
+        {"gemm_flops", flops->model - flops->attention},
+        {"mfu", share_of_peak(result, size, flops->model)},
+        {"gemm_share", share_of_peak(result, size, flops->model - flops->attention)},
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        td_bench_record_number(result->record, numbers[i].name, numbers[i].value);
+    td_bench_ceilings_record(&result->ceilings, result->record);
+}
+
+static void record_result(const bench_options *wanted, const td_bench_step_result *result,
+                          int size) {
+    const struct {
+        const char *name;
+        double value;
+    } numbers[] = {
+        {"seconds", result->seconds},
+        {"seconds_min", result->fastest},
+        {"seconds_max", result->slowest},
+        {"seconds_p10", result->p10},
+        {"seconds_p90", result->p90},
+        {"wait_seconds", result->wait_seconds},
+        {"tokens_per_second", result->tokens_per_second},
+        {"loss", result->loss},
+        {"grad_norm", result->grad_norm},
+        {"plan_bytes", (double)result->plan_bytes},
+        {"peak_bytes", (double)result->peak_bytes},
+        {"host_plan_bytes", (double)result->host_plan_bytes},
+        {"host_peak_bytes", (double)result->host_peak_bytes},
+    };
+    record_shape(wanted, result);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        td_bench_record_number(result->record, numbers[i].name, numbers[i].value);
+    record_flops(result, size);
+    if (result->breakdown.steps > 0)
+        td_bench_breakdown_record(&result->breakdown, &result->ceilings, result->record);
+}
+
+static td_status report(const bench_options *wanted, const td_bench_step_result *result, int size) {
+    if (!wanted->json)
+        print_result(wanted, result, size);
+    record_result(wanted, result, size);
+    return td_bench_record_finish(result->record, wanted->record, wanted->json);
 }
 
 static td_status bench(const td_config *config, td_comm *comm, void *options) {
@@ -98,11 +190,14 @@ static td_status bench(const td_config *config, td_comm *comm, void *options) {
     td_bench_step_result result;
     TD_TRY(td_cli_scratch_make(comm, "bench", folder));
     wanted->step.scratch = folder;
+    wanted->step.command = wanted->command;
+    wanted->step.measure_ceilings = 1;
     td_status status = td_bench_step(config, comm, &wanted->step, &result);
     td_cli_scratch_remove(comm, folder);
     if (status == TD_OK && td_comm_rank(comm) == 0)
-        print_result(wanted, &result, td_comm_size(comm));
-    return status;
+        status = report(wanted, &result, td_comm_size(comm));
+    cJSON_Delete(result.record);
+    return td_comm_agree(comm, status, "benchmark record");
 }
 
 static td_status run(const td_command *command, td_comm *comm, int argc, char **argv) {
@@ -116,12 +211,14 @@ static td_status run(const td_command *command, td_comm *comm, int argc, char **
 
 const td_command td_bench_command_step = {
     .name = "bench step",
-    .arguments = "--shape FOLDER [--seq N] [--batch N] [--accumulation N] [--steps N]",
+    .arguments =
+        "--shape FOLDER [--seq N] [--batch N] [--accumulation N] [--steps N] [--breakdown]",
     .summary = "time the training step of a model shape on random weights",
     .details =
         "Verifies that the first step learns something, then reports the median step, tokens/s, "
-        "the share of the\n"
-        "GEMM peak measured in the same run, and peak memory beside the plan.\n\n"
+        "MFU against the\n"
+        "GEMM ceiling measured in the same run, and peak memory beside the plan. --breakdown tells "
+        "where the time goes.\n\n"
         "example: tandem bench step --shape configs/shapes/smollm2-135m --seq 512 --set lora_r=16",
     .run = run,
 };

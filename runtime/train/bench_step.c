@@ -1,6 +1,5 @@
 #include "runtime/train/bench_step.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,107 +8,6 @@
 #include "runtime/core/log.h"
 #include "runtime/train/bench_record.h"
 #include "runtime/train/metrics.h"
-#include "runtime/train/run.h"
-
-// A GPU needs larger matrices to be busy. Products that take less than a moment are timed in a row.
-enum { CPU_EXTENT = 2048, GPU_EXTENT = 4096, PEAK_ROUNDS = 5, IN_A_ROW = 20 };
-static const double moment_seconds = 0.01;
-
-// Square matrices of the activation type: y = x w^T.
-typedef struct gemm_peak {
-    td_op_context context;
-    td_arena arena;
-    td_matrix weight;
-    td_linear_forward_args args;
-} gemm_peak;
-
-static td_status fill_operands(gemm_peak *peak, void *x, void *w, size_t count) {
-    const td_op_context *context = &peak->context;
-    td_dtype dtype = context->ops->activation;
-    size_t item = td_dtype_bytes(dtype), bytes = count * item;
-    unsigned char *host = malloc(bytes);
-    if (!host)
-        return td_fail(TD_ERR_MEMORY, "no memory for the operands of the GEMM peak");
-    for (size_t i = 0; i < count; i++) {
-        float value = (float)(i % 17) * 0.125f - 1.0f;
-        uint16_t bits = td_f32_to_bf16(value);
-        memcpy(host + i * item, dtype == TD_BF16 ? (void *)&bits : (void *)&value, item);
-    }
-    td_status status = context->device->table->copy(context->stream, x, host, bytes);
-    if (status == TD_OK)
-        status = context->device->table->copy(context->stream, w, host, bytes);
-    td_status done = context->device->table->stream_synchronize(context->stream);
-    free(host);
-    return status != TD_OK ? status : done;
-}
-
-static td_status open_peak(gemm_peak *peak, const td_session *session, int64_t extent) {
-    size_t count = (size_t)(extent * extent);
-    td_dtype dtype = session->context.ops->activation;
-    td_workspace_query query = {.max_tokens = extent,
-                                .max_in = extent,
-                                .max_out = extent,
-                                .max_weight_elements = (int64_t)count,
-                                .n_heads = 1,
-                                .n_kv_heads = 1,
-                                .head_dim = 64};
-    td_op_context *context = &peak->context;
-    *context = session->context;
-    context->workspace_bytes = context->ops->workspace_bytes(&query);
-    TD_TRY(td_arena_init(&peak->arena, context->device,
-                         3 * count * td_dtype_bytes(dtype) + context->workspace_bytes +
-                             4 * TD_ARENA_ALIGN,
-                         "GEMM peak"));
-    void *x = td_arena_take(&peak->arena, count, td_dtype_bytes(dtype));
-    void *w = td_arena_take(&peak->arena, count, td_dtype_bytes(dtype));
-    void *y = td_arena_take(&peak->arena, count, td_dtype_bytes(dtype));
-    context->workspace = td_arena_take(&peak->arena, context->workspace_bytes, 1);
-    peak->weight = (td_matrix){.format = dtype == TD_BF16 ? TD_MATRIX_BF16 : TD_MATRIX_F32,
-                               .rows = extent,
-                               .cols = extent,
-                               .data = w,
-                               .compute = dtype};
-    peak->args =
-        (td_linear_forward_args){.n_tokens = extent, .x = x, .weight = &peak->weight, .y = y};
-    return fill_operands(peak, x, w, count);
-}
-
-// Seconds per product.
-static td_status time_products(const gemm_peak *peak, int count, double *out) {
-    const td_op_context *context = &peak->context;
-    double start = td_seconds_now();
-    for (int i = 0; i < count; i++)
-        TD_TRY(context->ops->linear_forward(context, &peak->args));
-    TD_TRY(context->device->table->stream_synchronize(context->stream));
-    *out = (td_seconds_now() - start) / count;
-    return TD_OK;
-}
-
-static td_status best_of_rounds(const gemm_peak *peak, double *out) {
-    double seconds, best;
-    TD_TRY(time_products(peak, 1, &best));
-    int count = best < moment_seconds ? IN_A_ROW : 1;
-    for (int round = 0; round < PEAK_ROUNDS; round++) {
-        TD_TRY(time_products(peak, count, &seconds));
-        best = seconds < best ? seconds : best;
-    }
-    *out = best;
-    return TD_OK;
-}
-
-// The ceiling that a step's GEMMs are measured against.
-static td_status measure_gemm_peak(const td_session *session, td_bench_step_result *out) {
-    int64_t extent = session->context.device->unified ? CPU_EXTENT : GPU_EXTENT;
-    gemm_peak peak = {0};
-    double seconds = INFINITY;
-    td_status status = open_peak(&peak, session, extent);
-    if (status == TD_OK)
-        status = best_of_rounds(&peak, &seconds);
-    td_arena_fini(&peak.arena);
-    out->gemm_peak_extent = extent;
-    out->gemm_peak = 2.0 * (double)extent * (double)extent * (double)extent / seconds;
-    return status;
-}
 
 td_status td_bench_write_store(const td_session *session, const td_bench_step_options *options,
                                const char *path) {
@@ -134,21 +32,6 @@ td_status td_bench_write_store(const td_session *session, const td_bench_step_op
     free(trained);
     free(tokens);
     return status;
-}
-
-// Products with base weights: forward, and dX backward; the LoRA products; the head both ways.
-// Attention apart.
-static double gemm_flops(const td_session *session, const td_bench_step_options *options) {
-    double tokens = (double)(options->seq_tokens * options->sequences * options->micro_batches);
-    double targets = tokens * (double)(options->seq_tokens - 1) / (double)options->seq_tokens;
-    double weights = 0, adapters = (double)session->lora.n_parameters;
-    for (int projection = 0; projection < TD_PROJ_COUNT; projection++)
-        if (td_projection_exists(&session->model, (td_projection)projection))
-            weights += (double)td_projection_out(&session->model, (td_projection)projection) *
-                       (double)td_projection_in(&session->model, (td_projection)projection);
-    weights *= (double)session->model.n_layers;
-    double head = (double)session->model.vocabulary * (double)session->model.hidden;
-    return 2 * tokens * (2 * weights + 3 * adapters) + 2 * targets * 2 * head;
 }
 
 td_status td_bench_whole_step(td_run *run, int64_t index, td_step_result *out) {
@@ -195,6 +78,17 @@ static void summarize(const double *seconds, const double *waits, int64_t steps,
     out->grad_norm = result->grad_norm;
 }
 
+static void record_samples(const td_run *run, const td_bench_step_options *options,
+                           const double *seconds, const double *waits, td_bench_step_result *out) {
+    const td_session *session = run->session;
+    if (!options->command || td_comm_rank(session->comm) != 0)
+        return;
+    out->record = td_bench_record_create("step", options->command, &session->choice,
+                                         td_comm_size(session->comm), session->n_threads);
+    td_bench_record_samples(out->record, "step_seconds", seconds, options->steps);
+    td_bench_record_samples(out->record, "wait_seconds_of_step", waits, options->steps);
+}
+
 static td_status time_steps(td_run *run, const td_bench_step_options *options,
                             td_bench_step_result *out) {
     td_step_result result = {0};
@@ -202,8 +96,10 @@ static td_status time_steps(td_run *run, const td_bench_step_options *options,
     double *waits = calloc((size_t)options->steps, sizeof *waits);
     td_status status = seconds && waits ? take_steps(run, options, seconds, waits, &result)
                                         : td_fail(TD_ERR_MEMORY, "no memory for the timings");
-    if (status == TD_OK)
+    if (status == TD_OK) {
         summarize(seconds, waits, options->steps, &result, out);
+        record_samples(run, options, seconds, waits, out);
+    }
     free(seconds);
     free(waits);
     return status;
@@ -216,19 +112,27 @@ static td_status free_device_bytes(const td_session *session, size_t *out) {
 }
 
 // On the CPU the most that was resident. On a GPU what has been taken since the start: everything
-// stays until the end, and nothing that is gone was larger.
-static td_status used_bytes(const td_session *session, size_t free_before, size_t *out) {
-    size_t free_now;
+// stays until the end, and nothing that is gone was larger. Beside a GPU the plan lists what the
+// run takes of the host, and what was resident before it is not in it.
+static td_status note_memory(const td_run *run, size_t free_before, size_t resident_before,
+                             td_bench_step_result *out) {
+    const td_session *session = run->session;
+    size_t free_now, resident = td_memory_peak_bytes();
     TD_TRY(free_device_bytes(session, &free_now));
-    size_t taken = free_before > free_now ? free_before - free_now : 0;
-    *out = session->context.device->unified ? td_memory_peak_bytes() : taken;
+    out->plan_bytes = run->plan.total_bytes[TD_POOL_DEVICE];
+    out->peak_bytes = resident;
+    if (session->context.device->unified)
+        return TD_OK;
+    out->peak_bytes = free_before > free_now ? free_before - free_now : 0;
+    out->host_plan_bytes = run->plan.total_bytes[TD_POOL_HOST];
+    out->host_peak_bytes = resident > resident_before ? resident - resident_before : 0;
     return TD_OK;
 }
 
-static td_status bench(td_run *run, td_session *session, td_store *store,
+static td_status bench(td_run *run, td_session *session, td_store *store, td_ops_timed *timed,
                        const td_bench_step_options *options, td_bench_step_result *out) {
     td_base_options base = td_session_base_options(session);
-    size_t free_before;
+    size_t free_before, resident_before = td_memory_resident_bytes();
     TD_TRY(free_device_bytes(session, &free_before));
     TD_TRY(td_run_plan(run, session, store, NULL, 0));
     TD_TRY(td_comm_agree(
@@ -237,16 +141,17 @@ static td_status bench(td_run *run, td_session *session, td_store *store,
         "random weights"));
     TD_TRY(td_run_allocate(run, store, NULL));
     TD_TRY(time_steps(run, options, out));
-    out->plan_bytes = run->plan.total_bytes[TD_POOL_DEVICE];
-    TD_TRY(used_bytes(session, free_before, &out->peak_bytes));
-    out->recompute = td_recompute_name(run->plan.recompute);
+    TD_TRY(note_memory(run, free_before, resident_before, out));
+    out->recompute = run->plan.recompute;
     if (options->with_run)
         TD_TRY(options->with_run(options->with_run_context, run));
-    return measure_gemm_peak(session, out);
+    return timed ? td_bench_breakdown_run(run, timed, options->steps + 1, options->steps,
+                                          &out->breakdown)
+                 : TD_OK;
 }
 
-static td_status with_store(td_session *session, const td_bench_step_options *options,
-                            td_bench_step_result *out) {
+static td_status with_store(td_session *session, td_ops_timed *timed,
+                            const td_bench_step_options *options, td_bench_step_result *out) {
     char path[TD_PATH_MAX];
     td_store *store = NULL;
     td_run run = {0};
@@ -256,11 +161,44 @@ static td_status with_store(td_session *session, const td_bench_step_options *op
     TD_TRY(td_comm_agree(session->comm, status, "random tokens"));
     status = td_comm_agree(session->comm, td_store_open(path, &store), "random tokens");
     if (status == TD_OK)
-        status = bench(&run, session, store, options, out);
+        status = bench(&run, session, store, timed, options, out);
     td_run_end_if_alone(session->comm, status);
     td_run_destroy(&run);
     td_store_close(store);
     return status;
+}
+
+// The table that times operations stands before the session's for as long as the run lives.
+static td_status with_timed(td_session *session, const td_bench_step_options *options,
+                            td_bench_step_result *out) {
+    td_ops_timed *timed = NULL;
+    const td_ops *plain = session->context.ops;
+    td_status status = options->breakdown ? td_ops_timed_create(&session->context, &timed) : TD_OK;
+    TD_TRY(td_comm_agree(session->comm, status, "timed operations"));
+    if (timed)
+        session->context.ops = td_ops_timed_table(timed);
+    status = with_store(session, timed, options, out);
+    session->context.ops = plain;
+    td_ops_timed_destroy(timed);
+    return status;
+}
+
+static void describe(const td_session *session, const td_bench_step_options *options,
+                     td_bench_step_result *out) {
+    td_bench_shape shape = {.seq_tokens = options->seq_tokens,
+                            .sequences = options->sequences * options->micro_batches,
+                            .micro_batches = options->micro_batches,
+                            .recompute = out->recompute,
+                            .quantized = session->config->load_in_4bit};
+    td_base_counts counts;
+    td_base_count(&session->model, &counts);
+    out->flops = td_bench_flops_of(&session->model, &session->lora, &shape);
+    out->trainable = session->lora.n_parameters;
+    out->total_parameters = counts.total;
+    out->n_threads = session->n_threads;
+    out->is_gpu = !session->context.device->unified;
+    out->is_bf16 = session->context.ops->activation == TD_BF16;
+    snprintf(out->device, sizeof out->device, "%s", session->choice.name);
 }
 
 td_status td_bench_step(const td_config *config, td_comm *comm,
@@ -270,18 +208,12 @@ td_status td_bench_step(const td_config *config, td_comm *comm,
     session.has_random_base = 1;
     *out = (td_bench_step_result){0};
     if (status == TD_OK)
-        status = with_store(&session, options, out);
-    if (status == TD_OK) {
-        out->gemm_flops = gemm_flops(&session, options);
-        out->trainable = session.lora.n_parameters;
-        td_base_counts counts;
-        td_base_count(&session.model, &counts);
-        out->total_parameters = counts.total;
-        out->n_threads = session.n_threads;
-        out->is_gpu = !session.context.device->unified;
-        out->is_bf16 = session.context.ops->activation == TD_BF16;
-        snprintf(out->device, sizeof out->device, "%s", session.choice.name);
-    }
+        status = with_timed(&session, options, out);
+    if (status == TD_OK && options->measure_ceilings)
+        status = td_comm_agree(comm, td_bench_ceilings_measure(&session.context, &out->ceilings),
+                               "ceilings");
+    if (status == TD_OK)
+        describe(&session, options, out);
     td_session_close(&session);
     return status;
 }

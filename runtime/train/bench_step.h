@@ -2,6 +2,9 @@
 #ifndef TANDEM_TRAIN_BENCH_STEP_H
 #define TANDEM_TRAIN_BENCH_STEP_H
 
+#include "runtime/train/bench_breakdown.h"
+#include "runtime/train/bench_ceilings.h"
+#include "runtime/train/bench_flops.h"
 #include "runtime/train/run.h"
 
 typedef struct td_bench_step_options {
@@ -10,6 +13,9 @@ typedef struct td_bench_step_options {
     int64_t micro_batches; // per step
     int64_t steps;         // timed, after one that is not
     const char *scratch;   // folder for the token store
+    int measure_ceilings;  // afterwards
+    int breakdown;         // also watch as many steps again, part by part
+    const char *command;   // for the record; NULL: none is wanted
     // Called after the timed steps, with all that they used; may be NULL. Collective.
     td_status (*with_run)(void *context, td_run *run);
     void *with_run_context;
@@ -21,15 +27,17 @@ typedef struct td_bench_step_result {
     double p10, p90;
     double wait_seconds;      // median of what the slowest rank waits for others in a step
     double tokens_per_second; // tokens of a step / median
-    double gemm_flops;        // of a step on this rank, without recompute: what the model asks for
-    double gemm_peak;         // flop/s of one square product in the type of the activations, on
-                              // the same device and threads, same run
-    int64_t gemm_peak_extent; // rows of its matrices
-    double loss, grad_norm;   // of the last step
-    size_t plan_bytes, peak_bytes; // per rank: resident on the CPU, on a GPU of its memory
+    td_bench_flops flops;     // of a step, all ranks together
+    td_bench_ceilings ceilings;
+    td_bench_breakdown breakdown; // of this rank; steps is 0 without
+    cJSON *record;                // on rank 0 when a command was given; td_bench_record_finish()
+    double loss, grad_norm;       // of the last step
+    // Per rank. On the CPU what is resident; on a GPU of its memory, and beside it of the host's.
+    size_t plan_bytes, peak_bytes;
+    size_t host_plan_bytes, host_peak_bytes; // 0 on the CPU
     int64_t trainable, total_parameters;
     int n_threads;
-    const char *recompute;
+    td_recompute recompute;
     char device[64];     // "CPU", "NVIDIA H200"
     int is_gpu, is_bf16; // activations in bf16
 } td_bench_step_result;

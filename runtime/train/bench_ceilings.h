@@ -1,0 +1,27 @@
+// What this machine can do at most, measured in the same run as what is held against it: the rate
+// of a large square product, and of a copy.
+#ifndef TANDEM_TRAIN_BENCH_CEILINGS_H
+#define TANDEM_TRAIN_BENCH_CEILINGS_H
+
+#include "kernels/op_list.h"
+#include "runtime/train/bench_record.h"
+
+typedef struct td_bench_ceilings {
+    int is_bf16;             // the product's operands
+    double flops;            // flop/s of the fastest square product of the activation type
+    int64_t extent;          // rows of its matrices
+    const char *product;     // what ran it: "linear_forward", "cblas_sgemm"
+    double bytes_per_second; // of copying, what is read and what is written together
+    size_t copy_bytes;       // of one copy
+} td_bench_ceilings;
+
+// Local. The context needs no workspace. On the CPU the threads of the operations take part.
+td_status td_bench_ceilings_measure(const td_op_context *context, td_bench_ceilings *out);
+// Two lines for a person.
+void td_bench_ceilings_print(const td_bench_ceilings *ceilings);
+void td_bench_ceilings_record(const td_bench_ceilings *ceilings, cJSON *record);
+
+// Seconds that the work takes at least: at the rate of products, or of copies, whatever is more.
+double td_bench_bound(const td_bench_ceilings *ceilings, double flops, double bytes);
+
+#endif
