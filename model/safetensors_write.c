@@ -89,19 +89,6 @@ static td_status build_header(const char *path, const td_named_tensor *tensors, 
     return TD_OK;
 }
 
-static td_status write_all(int file, const char *path, const char *data, size_t bytes) {
-    while (bytes > 0) {
-        ssize_t written = write(file, data, bytes);
-        if (written < 0 && errno == EINTR)
-            continue;
-        if (written < 0)
-            return fail_io(path, "write");
-        data += written;
-        bytes -= (size_t)written;
-    }
-    return TD_OK;
-}
-
 struct td_safetensors_writer {
     char path[TD_PATH_MAX];
     char temporary[TD_PATH_MAX];
@@ -124,7 +111,7 @@ static td_status write_header(const td_safetensors_writer *writer, const td_name
     char *header = NULL;
     size_t bytes = 0;
     TD_TRY(build_header(writer->path, tensors, count, &header, &bytes));
-    td_status status = write_all(writer->file, writer->path, header, bytes);
+    td_status status = td_file_write_all(writer->file, writer->path, header, bytes);
     free(header);
     return status;
 }
@@ -163,7 +150,7 @@ td_status td_safetensors_writer_append(td_safetensors_writer *writer, const void
     if (bytes > writer->left_bytes)
         return td_fail(TD_ERR_INTERNAL, "%s: more data than its tensors take", writer->path);
     writer->left_bytes -= bytes;
-    return write_all(writer->file, writer->path, data, bytes);
+    return td_file_write_all(writer->file, writer->path, data, bytes);
 }
 
 static td_status sync_parent(const char *path) {

@@ -138,22 +138,37 @@ td_status td_file_size(const char *path, uint64_t *out_bytes) {
     return TD_OK;
 }
 
-static td_status write_all(int file, const char *path, const char *data, size_t bytes) {
-    while (bytes > 0) {
-        ssize_t written = write(file, data, bytes);
-        if (written < 0 && errno == EINTR)
+td_status td_file_read_at(int file, const char *path, uint64_t offset, void *out, size_t bytes) {
+    for (char *to = out; bytes > 0;) {
+        ssize_t n = pread(file, to, bytes, (off_t)offset);
+        if (n < 0 && errno == EINTR)
             continue;
-        if (written < 0)
+        if (n <= 0)
+            return td_fail(TD_ERR_DATA, "%s: cannot read %zu bytes at %llu: %s", path, bytes,
+                           (unsigned long long)offset, n < 0 ? strerror(errno) : "it ends before");
+        to += n;
+        offset += (uint64_t)n;
+        bytes -= (size_t)n;
+    }
+    return TD_OK;
+}
+
+td_status td_file_write_all(int file, const char *path, const void *data, size_t bytes) {
+    for (const char *from = data; bytes > 0;) {
+        ssize_t n = write(file, from, bytes);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
             return fail_io(path, "write");
-        data += written;
-        bytes -= (size_t)written;
+        from += n;
+        bytes -= (size_t)n;
     }
     return TD_OK;
 }
 
 // Writes, flushes to the disk and closes `file`.
 static td_status fill_and_close(int file, const char *path, const void *data, size_t bytes) {
-    td_status status = write_all(file, path, data, bytes);
+    td_status status = td_file_write_all(file, path, data, bytes);
     if (status == TD_OK && fsync(file) != 0)
         status = fail_io(path, "flush to disk");
     if (close(file) != 0 && status == TD_OK)

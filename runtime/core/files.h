@@ -35,6 +35,12 @@ td_status td_file_open_append(const char *path, int *out_file);
 // renames or removes it.
 td_status td_file_create_beside(const char *path, char out_temporary[TD_PATH_MAX], int *out_file);
 
+// The bytes at `offset` of an open file; TD_ERR_DATA when it ends before. Moves no position: any
+// thread. `path` is for messages, here and below.
+td_status td_file_read_at(int file, const char *path, uint64_t offset, void *out, size_t bytes);
+// All of it, at the position of the file.
+td_status td_file_write_all(int file, const char *path, const void *data, size_t bytes);
+
 // Writes to a temporary beside `path`, fsync, rename, fsync of the folder: the old or the new file,
 // never half.
 td_status td_file_write_atomic(const char *path, const void *data, size_t bytes);

@@ -4,7 +4,8 @@
 // produce the token, /offsets (n_rows + 1) int64, /row_trained (n_rows) int32: trained tokens of a
 // row after the shift (a row's first token is never trained). Attributes: format version,
 // fingerprint (of source files, tokenizer and settings), checksums of each dataset, account. Behind
-// what HDF5 reads the file ends with the checksum of all of it.
+// what HDF5 reads the file ends with our own index and the checksum of all of it. Reading goes by
+// those: a file from anywhere never reaches HDF5.
 #ifndef TANDEM_DATA_STORE_H
 #define TANDEM_DATA_STORE_H
 
@@ -26,8 +27,8 @@ td_status td_store_writer_commit(td_store_writer *writer, td_hash fingerprint,
                                  const char *account_json);
 void td_store_writer_abandon(td_store_writer *writer);
 
-// Verifies the checksum of the file before HDF5 sees it, then format, sizes and checksums of
-// everything but /tokens and /trained, whose checksums are verified by td_store_verify().
+// Verifies the checksum of the file, then sizes, places and checksums of everything but /tokens and
+// /trained, whose checksums are verified by td_store_verify().
 // TD_ERR_DATA says what is wrong.
 td_status td_store_open(const char *path, td_store **out);
 void td_store_close(td_store *store);
@@ -45,8 +46,8 @@ const int64_t *td_store_offsets(const td_store *store);     // (n_rows + 1)
 const int32_t *td_store_row_trained(const td_store *store); // (n_rows)
 int32_t td_store_max_token(const td_store *store);
 
-// Copies one row. Both buffers hold its length (offsets[row + 1] - offsets[row]). Takes the HDF5
-// lock.
+// Copies one row. Both buffers hold its length (offsets[row + 1] - offsets[row]). Any
+// thread.
 td_status td_store_read_row(td_store *store, int64_t row, int32_t *tokens, uint8_t *trained);
 
 #endif

@@ -3,12 +3,26 @@
 #include "runtime/data/store_internal.h"
 
 const td_store_array_info td_store_arrays[TD_STORE_ARRAYS] = {
-    [TD_STORE_TOKENS] = {"tokens", "hash_tokens", sizeof(int32_t), TD_STORE_CHUNK_TOKENS},
-    [TD_STORE_TRAINED] = {"trained", "hash_trained", sizeof(uint8_t), TD_STORE_CHUNK_TOKENS},
-    [TD_STORE_OFFSETS] = {"offsets", "hash_offsets", sizeof(int64_t), TD_STORE_CHUNK_ROWS},
-    [TD_STORE_ROW_TRAINED] = {"row_trained", "hash_row_trained", sizeof(int32_t),
-                              TD_STORE_CHUNK_ROWS},
+    [TD_STORE_TOKENS] = {"tokens", "hash_tokens", sizeof(int32_t)},
+    [TD_STORE_TRAINED] = {"trained", "hash_trained", sizeof(uint8_t)},
+    [TD_STORE_OFFSETS] = {"offsets", "hash_offsets", sizeof(int64_t)},
+    [TD_STORE_ROW_TRAINED] = {"row_trained", "hash_row_trained", sizeof(int32_t)},
 };
+
+int64_t td_store_items(const td_store_header *header, td_store_array array) {
+    switch (array) {
+    case TD_STORE_OFFSETS:
+        return header->n_rows + 1;
+    case TD_STORE_ROW_TRAINED:
+        return header->n_rows;
+    default:
+        return header->n_tokens;
+    }
+}
+
+int64_t td_store_n_pieces(int64_t array_items, int64_t piece_items) {
+    return (array_items - 1) / piece_items + 1;
+}
 
 hid_t td_store_file_type(td_store_array array) {
     switch (array) {

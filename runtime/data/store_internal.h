@@ -10,10 +10,8 @@
 #define TD_STORE_FORMAT "tandem-token-store"
 
 enum {
-    TD_STORE_VERSION = 1,
-    TD_STORE_CHUNK_TOKENS = 1 << 16,
-    TD_STORE_CHUNK_ROWS = 1 << 13,
-    TD_STORE_BUFFER_TOKENS = 1 << 20,
+    TD_STORE_VERSION = 2,                  // 1: without an index of its own
+    TD_STORE_BUFFER_TOKENS = 1 << 20,      // more of them are stored in pieces of this many
     TD_STORE_MAX_ACCOUNT_BYTES = 32 << 10, // attributes are limited to 64 KiB
 };
 
@@ -32,7 +30,6 @@ typedef struct td_store_array_info {
     const char *name;
     const char *hash_name; // attribute with the checksum
     size_t item_bytes;
-    int chunk_items;
 } td_store_array_info;
 
 extern const td_store_array_info td_store_arrays[TD_STORE_ARRAYS];
@@ -47,13 +44,35 @@ typedef struct td_store_header {
     td_hash hashes[TD_STORE_ARRAYS];
 } td_store_header;
 
+// Items of an array by what describes it.
+int64_t td_store_items(const td_store_header *header, td_store_array array);
+
+// Where the pieces of an array lie in the file. Each has the same number of items but the last.
+typedef struct td_store_pieces {
+    int64_t items;       // of an array's piece
+    uint64_t *addresses; // (td_store_n_pieces)
+} td_store_pieces;
+
+int64_t td_store_n_pieces(int64_t array_items, int64_t piece_items);
+
+// The index: behind what HDF5 reads, before the seal. The program reads by that alone: HDF5 does
+// not stand up to files that are built to do harm, so none gets there. To HDF5's own tools the file
+// is one like any other.
+// Appends it to a file that HDF5 has closed.
+td_status td_store_write_index(int file, const char *path, const td_store_header *header,
+                               const td_store_pieces pieces[TD_STORE_ARRAYS], const char *account);
+// Of a file of `bytes` without the seal. TD_ERR_DATA unless all of it fits together and lies within
+// the file. The caller frees the account and every list of addresses, after failure too.
+td_status td_store_read_index(int file, const char *path, uint64_t bytes, td_store_header *header,
+                              td_store_pieces pieces[TD_STORE_ARRAYS], char **account);
+
 // Over the header and the account, so that damage to an attribute shows too.
 td_status td_store_header_hash(const td_store_header *header, const char *account, td_hash *out);
-// Puts the seal at the end of a file that is open for reading and writing, in the place of one that
-// it has.
+// Puts the seal, a checksum of everything, at the end of a file that is open for reading and
+// writing, in the place of one that it has.
 td_status td_store_seal(int file, const char *path);
-// TD_ERR_DATA unless the file is as it was sealed.
-td_status td_store_check_seal(int file, const char *path, uint64_t bytes);
+// TD_ERR_DATA unless the file is as it was sealed. Bytes before the seal.
+td_status td_store_check_seal(int file, const char *path, uint64_t bytes, uint64_t *out_bytes);
 
 // "The data" of checkpoints: tokens, masks and where rows begin.
 td_hash td_store_hash_content(const td_store_header *header);

@@ -1,6 +1,5 @@
-// The seal: the last bytes of a token store, behind what HDF5 reads. It holds the size and the
-// checksum of everything before it, so that a damaged file is refused before HDF5, which does not
-// stand up to all of them, has looked at it.
+// The seal: the last bytes of a token store. It holds the size and the checksum of everything
+// before it, so that a damaged file is refused before anything else in it is looked at.
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,7 +17,7 @@ typedef struct seal {
 } seal;
 
 _Static_assert(sizeof(seal) == 32, "the seal has no padding");
-static const char magic[8] = "TDSEAL1\n";
+static const char magic[8] = "TDSEAL2\n";
 
 static td_status fail_write(const char *path) {
     return td_fail(TD_ERR_IO, "%s: cannot write its end: %s", path, strerror(errno));
@@ -46,7 +45,7 @@ td_status td_store_seal(int file, const char *path) {
                : fail_write(path);
 }
 
-td_status td_store_check_seal(int file, const char *path, uint64_t bytes) {
+td_status td_store_check_seal(int file, const char *path, uint64_t bytes, uint64_t *out_bytes) {
     seal found;
     td_hash hash = {0};
     if (!read_seal(file, bytes, &found) || found.bytes != bytes - sizeof found)
@@ -60,5 +59,6 @@ td_status td_store_check_seal(int file, const char *path, uint64_t bytes) {
                        "%s: damaged token store: the checksum of the file does not match; delete "
                        "it and it is made again from the rows",
                        path);
+    *out_bytes = found.bytes;
     return TD_OK;
 }

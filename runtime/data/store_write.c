@@ -21,7 +21,9 @@ struct td_store_writer {
     char path[TD_PATH_MAX], temporary[TD_PATH_MAX];
     int descriptor; // of the temporary
     hid_t file;
-    hid_t arrays[TD_STORE_ARRAYS];
+    hid_t arrays[TD_STORE_ARRAYS]; // from the first write on
+    int grows[TD_STORE_ARRAYS];    // more will come than what it was opened for
+    td_store_pieces pieces[TD_STORE_ARRAYS];
     int64_t written[TD_STORE_ARRAYS]; // items in the file
     int32_t *tokens;                  // (TD_STORE_BUFFER_TOKENS)
     uint8_t *trained;                 // (TD_STORE_BUFFER_TOKENS)
@@ -37,15 +39,17 @@ static td_status fail_write(const td_store_writer *writer, const char *what) {
     return td_fail(TD_ERR_IO, "%s: cannot write %s: is the disk full?", writer->temporary, what);
 }
 
-static hid_t create_array(hid_t file, td_store_array array) {
-    const td_store_array_info *info = &td_store_arrays[array];
-    hsize_t size = 0, unlimited = H5S_UNLIMITED, chunk = (hsize_t)info->chunk_items;
-    hid_t space = H5Screate_simple(1, &size, &unlimited), list = H5Pcreate(H5P_DATASET_CREATE);
+// `items` 0: it grows, in pieces of what the buffer holds; else in one piece.
+static hid_t create_array(hid_t file, td_store_array array, int64_t items) {
+    hsize_t size = (hsize_t)items, most = items ? size : H5S_UNLIMITED;
+    hsize_t piece = TD_STORE_BUFFER_TOKENS;
+    hid_t space = H5Screate_simple(1, &size, &most), list = H5Pcreate(H5P_DATASET_CREATE);
     hid_t dataset = NO_ID;
-    if (space >= 0 && list >= 0 && H5Pset_chunk(list, 1, &chunk) >= 0 &&
-        H5Pset_obj_track_times(list, 0) >= 0)
-        dataset = H5Dcreate2(file, info->name, td_store_file_type(array), space, H5P_DEFAULT, list,
-                             H5P_DEFAULT);
+    if (space >= 0 && list >= 0 && H5Pset_obj_track_times(list, 0) >= 0 &&
+        H5Pset_fill_time(list, H5D_FILL_TIME_NEVER) >= 0 &&
+        (items || H5Pset_chunk(list, 1, &piece) >= 0))
+        dataset = H5Dcreate2(file, td_store_arrays[array].name, td_store_file_type(array), space,
+                             H5P_DEFAULT, list, H5P_DEFAULT);
     H5Pclose(list);
     H5Sclose(space);
     return dataset;
@@ -84,11 +88,6 @@ static td_status create_store(td_store_writer *writer) {
     if (writer->file < 0)
         return td_fail(TD_ERR_IO, "%s: cannot create it: no space, or another run writes it",
                        writer->temporary);
-    for (int array = 0; array < TD_STORE_ARRAYS; array++) {
-        writer->arrays[array] = create_array(writer->file, (td_store_array)array);
-        if (writer->arrays[array] < 0)
-            return fail_write(writer, td_store_arrays[array].name);
-    }
     return TD_OK;
 }
 
@@ -128,8 +127,10 @@ static int close_file(td_store_writer *writer) {
 static void destroy(td_store_writer *writer) {
     if (writer->descriptor >= 0)
         close(writer->descriptor);
-    for (int array = 0; array < TD_STORE_ARRAYS; array++)
+    for (int array = 0; array < TD_STORE_ARRAYS; array++) {
         td_hasher_destroy(writer->hashers[array]);
+        free(writer->pieces[array].addresses);
+    }
     free(writer->tokens);
     free(writer->trained);
     free(writer->offsets);
@@ -177,6 +178,22 @@ void td_store_writer_abandon(td_store_writer *writer) {
     destroy(writer);
 }
 
+// Those that nothing was written to yet. The lock is held.
+static td_status open_arrays(td_store_writer *writer, td_store_array begin, td_store_array end,
+                             const td_store_header *sizes) {
+    for (int array = (int)begin; array < (int)end; array++) {
+        int64_t items = sizes ? td_store_items(sizes, (td_store_array)array) : 0;
+        if (writer->arrays[array] >= 0)
+            continue;
+        writer->arrays[array] = create_array(writer->file, (td_store_array)array, items);
+        writer->grows[array] = items == 0;
+        writer->pieces[array].items = items ? items : TD_STORE_BUFFER_TOKENS;
+        if (writer->arrays[array] < 0)
+            return fail_write(writer, td_store_arrays[array].name);
+    }
+    return TD_OK;
+}
+
 // Appends items to a dataset. The lock is held.
 static td_status append(td_store_writer *writer, td_store_array array, const void *items,
                         int64_t count) {
@@ -185,7 +202,7 @@ static td_status append(td_store_writer *writer, td_store_array array, const voi
         return TD_OK;
     td_hasher_add(writer->hashers[array], items, (size_t)count * td_store_arrays[array].item_bytes);
     hid_t dataset = writer->arrays[array], memory = NO_ID, space = NO_ID;
-    int done = H5Dset_extent(dataset, &size) >= 0;
+    int done = !writer->grows[array] || H5Dset_extent(dataset, &size) >= 0;
     if (done) {
         memory = H5Screate_simple(1, &n, NULL);
         space = H5Dget_space(dataset);
@@ -202,7 +219,9 @@ static td_status append(td_store_writer *writer, td_store_array array, const voi
 
 static td_status flush_tokens(td_store_writer *writer) {
     td_hdf5_lock();
-    td_status status = append(writer, TD_STORE_TOKENS, writer->tokens, writer->n_buffered);
+    td_status status = open_arrays(writer, TD_STORE_TOKENS, TD_STORE_OFFSETS, NULL);
+    if (status == TD_OK)
+        status = append(writer, TD_STORE_TOKENS, writer->tokens, writer->n_buffered);
     if (status == TD_OK)
         status = append(writer, TD_STORE_TRAINED, writer->trained, writer->n_buffered);
     td_hdf5_unlock();
@@ -300,36 +319,82 @@ static int write_hash(hid_t file, const char *name, td_hash hash) {
     return write_text(file, name, hex);
 }
 
-static td_status write_header(td_store_writer *writer, td_hash fingerprint, const char *account) {
+static td_status write_header(const td_store_writer *writer, const td_store_header *header,
+                              const char *account) {
     td_hash hash = {0};
+    TD_TRY(td_store_header_hash(header, account, &hash));
+    hid_t file = writer->file;
+    int done = write_text(file, "format", TD_STORE_FORMAT) &&
+               write_int(file, "version", TD_STORE_VERSION) &&
+               write_int(file, "n_rows", header->n_rows) &&
+               write_int(file, "n_tokens", header->n_tokens) &&
+               write_int(file, "max_token", header->max_token) &&
+               write_hash(file, "fingerprint", header->fingerprint) &&
+               write_text(file, "account", account) && write_hash(file, "hash_header", hash);
+    for (int array = 0; array < TD_STORE_ARRAYS && done; array++)
+        done = write_hash(file, td_store_arrays[array].hash_name, header->hashes[array]);
+    return done ? TD_OK : fail_write(writer, "its attributes");
+}
+
+static td_status write_arrays(td_store_writer *writer, const td_store_header *header) {
+    TD_TRY(open_arrays(writer, TD_STORE_TOKENS, TD_STORE_ARRAYS, header));
+    TD_TRY(append(writer, TD_STORE_TOKENS, writer->tokens, writer->n_buffered));
+    TD_TRY(append(writer, TD_STORE_TRAINED, writer->trained, writer->n_buffered));
+    TD_TRY(append(writer, TD_STORE_OFFSETS, writer->offsets, writer->n_rows + 1));
+    return append(writer, TD_STORE_ROW_TRAINED, writer->row_trained, writer->n_rows);
+}
+
+static haddr_t find_piece(hid_t dataset, hsize_t begin, int grows) {
+    haddr_t address = HADDR_UNDEF;
+    hsize_t bytes;
+    unsigned filters;
+    if (!grows)
+        return H5Dget_offset(dataset);
+    if (H5Dget_chunk_info_by_coord(dataset, &begin, &filters, &address, &bytes) < 0)
+        return HADDR_UNDEF;
+    return address;
+}
+
+static td_status find_pieces(td_store_writer *writer, td_store_array array) {
+    td_store_pieces *pieces = &writer->pieces[array];
+    int64_t n = td_store_n_pieces(writer->written[array], pieces->items);
+    pieces->addresses = malloc((size_t)n * sizeof *pieces->addresses);
+    if (!pieces->addresses)
+        return td_fail(TD_ERR_MEMORY, "%s: no memory for its index", writer->path);
+    for (int64_t i = 0; i < n; i++) {
+        pieces->addresses[i] =
+            find_piece(writer->arrays[array], (hsize_t)(i * pieces->items), writer->grows[array]);
+        if (pieces->addresses[i] == HADDR_UNDEF)
+            return fail_write(writer, "where its rows are");
+    }
+    return TD_OK;
+}
+
+static td_status finish_hdf5(td_store_writer *writer, td_store_header *header,
+                             const char *account) {
+    TD_TRY(write_arrays(writer, header));
+    for (int array = 0; array < TD_STORE_ARRAYS; array++) {
+        header->hashes[array] = td_hasher_value(writer->hashers[array]);
+        TD_TRY(find_pieces(writer, (td_store_array)array));
+    }
+    TD_TRY(write_header(writer, header, account));
+    int flushed = H5Fflush(writer->file, H5F_SCOPE_GLOBAL) >= 0;
+    return close_file(writer) && flushed ? TD_OK : fail_write(writer, "its end");
+}
+
+static td_status finish_file(td_store_writer *writer, td_hash fingerprint, const char *account) {
     td_store_header header = {.n_rows = writer->n_rows,
                               .n_tokens = writer->n_tokens,
                               .max_token = writer->max_token,
                               .fingerprint = fingerprint};
-    for (int array = 0; array < TD_STORE_ARRAYS; array++)
-        header.hashes[array] = td_hasher_value(writer->hashers[array]);
-    TD_TRY(td_store_header_hash(&header, account, &hash));
-    hid_t file = writer->file;
-    int done = write_text(file, "format", TD_STORE_FORMAT) &&
-               write_int(file, "version", TD_STORE_VERSION) &&
-               write_int(file, "n_rows", header.n_rows) &&
-               write_int(file, "n_tokens", header.n_tokens) &&
-               write_int(file, "max_token", header.max_token) &&
-               write_hash(file, "fingerprint", fingerprint) &&
-               write_text(file, "account", account) && write_hash(file, "hash_header", hash);
-    for (int array = 0; array < TD_STORE_ARRAYS && done; array++)
-        done = write_hash(file, td_store_arrays[array].hash_name, header.hashes[array]);
-    return done ? TD_OK : fail_write(writer, "its attributes");
-}
-
-static td_status finish_file(td_store_writer *writer, td_hash fingerprint, const char *account) {
-    TD_TRY(append(writer, TD_STORE_TOKENS, writer->tokens, writer->n_buffered));
-    TD_TRY(append(writer, TD_STORE_TRAINED, writer->trained, writer->n_buffered));
-    TD_TRY(append(writer, TD_STORE_OFFSETS, writer->offsets, writer->n_rows + 1));
-    TD_TRY(append(writer, TD_STORE_ROW_TRAINED, writer->row_trained, writer->n_rows));
-    TD_TRY(write_header(writer, fingerprint, account));
-    int flushed = H5Fflush(writer->file, H5F_SCOPE_GLOBAL) >= 0;
-    return close_file(writer) && flushed ? TD_OK : fail_write(writer, "its end");
+    td_hdf5_lock();
+    td_status status = finish_hdf5(writer, &header, account);
+    td_hdf5_unlock();
+    TD_TRY(status);
+    TD_TRY(td_store_write_index(writer->descriptor, writer->temporary, &header, writer->pieces,
+                                account));
+    TD_TRY(td_store_seal(writer->descriptor, writer->temporary));
+    return td_file_sync(writer->temporary);
 }
 
 // HDF5 reports success for some writes that a full disk swallowed, so only reading it back proves
@@ -367,15 +432,8 @@ td_status td_store_writer_commit(td_store_writer *writer, td_hash fingerprint,
         status = td_fail(TD_ERR_DATA, "%s: has no rows", writer->path);
     else if (strlen(account_json) >= TD_STORE_MAX_ACCOUNT_BYTES)
         status = td_fail(TD_ERR_INTERNAL, "%s: the account is too long", writer->path);
-    if (status == TD_OK) {
-        td_hdf5_lock();
+    if (status == TD_OK)
         status = finish_file(writer, fingerprint, account_json);
-        td_hdf5_unlock();
-    }
-    if (status == TD_OK)
-        status = td_store_seal(writer->descriptor, writer->temporary);
-    if (status == TD_OK)
-        status = td_file_sync(writer->temporary);
     if (status == TD_OK)
         status = verify_temporary(writer, fingerprint);
     if (status == TD_OK)

@@ -1,10 +1,11 @@
-// One rank's pages as an HDF5 file:
+// Writing one rank's pages as an HDF5 file:
 //   /pages   (n) int64                 numbers of the pages
 //   /params  (n, width) float32        one chunk per page
 //   /state   (n, state_bytes) uint8    one chunk per page
 //   /hashes  (n, 4) uint64             XXH3-128 of params (low, high) and state (low, high)
-// and the attributes of `attribute_names` on the root group. The bytes are a function of the
-// contents: no times are kept.
+// and the attributes of td_shard_attributes on the root group. Behind what HDF5 reads the file ends
+// with our own index of it (checkpoint_pages.c reads by that alone). The bytes are a function of
+// the contents: no times are kept.
 #include <errno.h>
 #include <fcntl.h>
 #include <hdf5.h>
@@ -20,51 +21,17 @@
 
 enum {
     HASH_WORDS = 4,
-    ATTRIBUTES = 7,
     FLUSH_BYTES =
         64 << 20, // written between two flushes to the disk, so that none of them takes long
     NO_ID = -1,
 };
 
-static const char *const attribute_names[ATTRIBUTES] = {
-    "format_version", "step", "rank", "world_size", "n_elements", "page_elements", "state_bytes"};
-
 td_status (*td_checkpoint_test_hook)(td_checkpoint_phase phase);
-
-int64_t td_page_width(const td_page_map *map) {
-    return map->n_elements < map->page_elements ? map->n_elements : map->page_elements;
-}
-
-void td_shard_name(char out[TD_CHECKPOINT_NAME_CHARS], int rank, int size) {
-    snprintf(out, TD_CHECKPOINT_NAME_CHARS, "pages-%05d-of-%05d.h5", rank, size);
-}
-
-static int64_t pages_of(const td_shard *shard) {
-    return td_page_map_owned_count(&shard->map, shard->rank);
-}
-
-static size_t params_bytes(const td_shard *shard) {
-    return (size_t)td_page_width(&shard->map) * sizeof(float);
-}
-
-static void attribute_values(const td_shard *shard, int64_t out[ATTRIBUTES]) {
-    out[0] = TD_CHECKPOINT_FORMAT;
-    out[1] = shard->step;
-    out[2] = shard->rank;
-    out[3] = shard->map.size;
-    out[4] = shard->map.n_elements;
-    out[5] = shard->map.page_elements;
-    out[6] = (int64_t)shard->state_bytes;
-}
 
 // HDF5 does not pass the system's reason on; errno usually still has it.
 static td_status fail_write(const char *path, const char *what) {
     return td_fail(TD_ERR_IO, "%s: cannot write %s: %s", path, what,
                    errno ? strerror(errno) : "HDF5 gives no reason");
-}
-
-static td_status fail_read(const char *path, const char *what) {
-    return td_fail(TD_ERR_DATA, "%s: is damaged: cannot read %s", path, what);
 }
 
 // --- Writing. Functions named locked_* are called with the HDF5 lock held.
@@ -73,8 +40,9 @@ typedef struct shard_writer {
     const char *path;
     const td_shard *shard;
     hid_t file, params, state;
-    uint64_t *hashes; // (n, HASH_WORDS)
-    int descriptor;   // of the same file, for flushing to the disk
+    uint64_t *hashes;      // (n, HASH_WORDS)
+    td_page_place *places; // (n)
+    int descriptor;        // of the same file, for flushing to the disk
 } shard_writer;
 
 static hid_t locked_access_list(void) {
@@ -133,10 +101,10 @@ static int locked_write_attribute(hid_t file, const char *name, int64_t value) {
 }
 
 static int locked_write_attributes(hid_t file, const td_shard *shard) {
-    int64_t values[ATTRIBUTES];
-    attribute_values(shard, values);
-    for (int i = 0; i < ATTRIBUTES; i++)
-        if (!locked_write_attribute(file, attribute_names[i], values[i]))
+    int64_t values[TD_SHARD_ATTRIBUTES];
+    td_shard_attribute_values(shard, values);
+    for (int i = 0; i < TD_SHARD_ATTRIBUTES; i++)
+        if (!locked_write_attribute(file, td_shard_attributes[i], values[i]))
             return 0;
     return 1;
 }
@@ -152,7 +120,7 @@ static int locked_write_table(hid_t file, const char *name, hid_t stored, hid_t 
 
 static td_status create_shard(shard_writer *writer) {
     const td_shard *shard = writer->shard;
-    hsize_t n = (hsize_t)pages_of(shard);
+    hsize_t n = (hsize_t)td_shard_pages(shard);
     hsize_t params_dims[2] = {n, (hsize_t)td_page_width(&shard->map)};
     hsize_t state_dims[2] = {n, shard->state_bytes};
     errno = 0;
@@ -179,7 +147,7 @@ static td_status create_shard(shard_writer *writer) {
 static td_status write_page(shard_writer *writer, const td_shard_memory *memory, int64_t index) {
     const float *params = memory->params(memory->context, index);
     const unsigned char *state = memory->state(memory->context, index);
-    size_t bytes = params_bytes(writer->shard), state_bytes = writer->shard->state_bytes;
+    size_t bytes = td_shard_params_bytes(writer->shard), state_bytes = writer->shard->state_bytes;
     td_hash hashes[2] = {td_hash_bytes(params, bytes), td_hash_bytes(state, state_bytes)};
     memcpy(writer->hashes + index * HASH_WORDS, hashes, sizeof hashes);
     hsize_t offset[2] = {(hsize_t)index, 0};
@@ -195,11 +163,11 @@ static td_status write_page(shard_writer *writer, const td_shard_memory *memory,
 
 static td_status write_pages(shard_writer *writer, const td_shard_memory *memory) {
     size_t unflushed = 0;
-    for (int64_t i = 0; i < pages_of(writer->shard); i++) {
+    for (int64_t i = 0; i < td_shard_pages(writer->shard); i++) {
         if (atomic_load(memory->cancel))
             return td_fail(TD_STOPPED, "%s: writing was given up", writer->path);
         TD_TRY(write_page(writer, memory, i));
-        unflushed += params_bytes(writer->shard) + writer->shard->state_bytes;
+        unflushed += td_shard_params_bytes(writer->shard) + writer->shard->state_bytes;
         if (unflushed >= FLUSH_BYTES) {
             if (fdatasync(writer->descriptor) != 0)
                 return fail_write(writer->path, "its pages to the disk");
@@ -212,7 +180,7 @@ static td_status write_pages(shard_writer *writer, const td_shard_memory *memory
 
 static td_status write_tables(shard_writer *writer) {
     const td_shard *shard = writer->shard;
-    int64_t n = pages_of(shard);
+    int64_t n = td_shard_pages(shard);
     hsize_t page_dims[2] = {(hsize_t)n, 0}, hash_dims[2] = {(hsize_t)n, HASH_WORDS};
     int64_t *pages = calloc((size_t)n, sizeof *pages);
     if (!pages)
@@ -229,6 +197,31 @@ static td_status write_tables(shard_writer *writer) {
     td_hdf5_unlock();
     free(pages);
     return done ? TD_OK : fail_write(writer->path, "its tables");
+}
+
+// Of the one page in the chunk.
+static int locked_find_page(hid_t dataset, int64_t index, uint64_t expected, uint64_t *out) {
+    hsize_t offset[2] = {(hsize_t)index, 0}, bytes = 0;
+    haddr_t address = HADDR_UNDEF;
+    unsigned filters = 0;
+    int done = H5Dget_chunk_info_by_coord(dataset, offset, &filters, &address, &bytes) >= 0 &&
+               address != HADDR_UNDEF && bytes == expected;
+    *out = address;
+    return done;
+}
+
+static td_status find_pages(shard_writer *writer) {
+    const td_shard *shard = writer->shard;
+    int done = 1;
+    td_hdf5_lock();
+    for (int64_t i = 0; i < td_shard_pages(shard) && done; i++) {
+        td_page_place *place = &writer->places[i];
+        memcpy(place->hashes, writer->hashes + i * HASH_WORDS, sizeof place->hashes);
+        done = locked_find_page(writer->params, i, td_shard_params_bytes(shard), &place->params) &&
+               locked_find_page(writer->state, i, shard->state_bytes, &place->state);
+    }
+    td_hdf5_unlock();
+    return done ? TD_OK : fail_write(writer->path, "where its pages are");
 }
 
 // Every step's result counts: on a full disk a later one may report success.
@@ -269,11 +262,13 @@ static td_status fill_shard(shard_writer *writer, const td_shard_memory *memory)
     TD_TRY_GOTO(status, create_shard(writer), close);
     TD_TRY_GOTO(status, write_pages(writer, memory), close);
     TD_TRY_GOTO(status, write_tables(writer), close);
+    TD_TRY_GOTO(status, find_pages(writer), close);
     TD_TRY_GOTO(status, flush_shard(writer), close);
 close:;
     td_status closed = close_shard(writer);
     TD_TRY(status);
     TD_TRY(closed);
+    TD_TRY(td_shard_write_index(writer->descriptor, writer->path, writer->shard, writer->places));
     return settle(writer);
 }
 
@@ -282,9 +277,10 @@ static td_status verify_shard(const shard_writer *written, const td_shard_memory
     TD_TRY(td_checkpoint_reach(TD_CHECKPOINT_VERIFY));
     TD_TRY(td_shard_open(written->path, written->shard, &reader));
     td_status status = TD_OK;
-    for (int64_t i = 0; i < pages_of(written->shard) && status == TD_OK; i++) {
+    for (int64_t i = 0; i < td_shard_pages(written->shard) && status == TD_OK; i++) {
         status = td_shard_read_page(reader, i, memory->scratch_params, memory->scratch_state);
-        size_t bytes = params_bytes(written->shard), state_bytes = written->shard->state_bytes;
+        size_t bytes = td_shard_params_bytes(written->shard),
+               state_bytes = written->shard->state_bytes;
         int same =
             status == TD_OK &&
             memcmp(memory->params(memory->context, i), memory->scratch_params, bytes) == 0 &&
@@ -304,10 +300,13 @@ td_status td_shard_write(const char *path, const td_shard *shard, const td_shard
                            .params = NO_ID,
                            .state = NO_ID,
                            .descriptor = -1};
-    writer.hashes = calloc((size_t)pages_of(shard), HASH_WORDS * sizeof *writer.hashes);
-    if (!writer.hashes)
-        return td_fail(TD_ERR_MEMORY, "%s: no memory for its checksums", path);
-    td_status status = fill_shard(&writer, memory);
+    writer.hashes = calloc((size_t)td_shard_pages(shard), HASH_WORDS * sizeof *writer.hashes);
+    writer.places = calloc((size_t)td_shard_pages(shard), sizeof *writer.places);
+    td_status status = TD_OK;
+    if (!writer.hashes || !writer.places)
+        status = td_fail(TD_ERR_MEMORY, "%s: no memory for its checksums", path);
+    if (status == TD_OK)
+        status = fill_shard(&writer, memory);
     if (status == TD_OK)
         status = verify_shard(&writer, memory);
     // A file that HDF5 could not close stays open in it; when the disk is full its space is needed
@@ -317,243 +316,6 @@ td_status td_shard_write(const char *path, const td_shard *shard, const td_shard
     if (writer.descriptor >= 0)
         close(writer.descriptor);
     free(writer.hashes);
+    free(writer.places);
     return status;
-}
-
-// --- Reading
-
-struct td_shard_reader {
-    char path[TD_PATH_MAX];
-    td_shard shard;
-    hid_t file, params, state;
-    uint64_t *hashes;
-};
-
-static int locked_read_attribute(hid_t file, const char *name, int64_t *out) {
-    hid_t attribute = H5Aopen(file, name, H5P_DEFAULT);
-    if (attribute < 0)
-        return 0;
-    hid_t space = H5Aget_space(attribute);
-    int done = space >= 0 && H5Sget_simple_extent_npoints(space) == 1 &&
-               H5Aread(attribute, H5T_NATIVE_INT64, out) >= 0;
-    if (space >= 0)
-        H5Sclose(space);
-    H5Aclose(attribute);
-    return done;
-}
-
-// Exactly these dimensions; 0 for dims[1]: one dimension.
-static int locked_has_shape(hid_t dataset, const hsize_t dims[2]) {
-    hsize_t found[2] = {0, 0};
-    hid_t space = H5Dget_space(dataset);
-    if (space < 0)
-        return 0;
-    int n_dims = H5Sget_simple_extent_ndims(space);
-    int same = n_dims == (dims[1] ? 2 : 1) && H5Sget_simple_extent_dims(space, found, NULL) >= 0 &&
-               found[0] == dims[0] && found[1] == dims[1];
-    H5Sclose(space);
-    return same;
-}
-
-static int locked_has_type(hid_t dataset, hid_t expected) {
-    hid_t type = H5Dget_type(dataset);
-    if (type < 0)
-        return 0;
-    int same = H5Tequal(type, expected) > 0;
-    H5Tclose(type);
-    return same;
-}
-
-// What a link leads to, or a dataset's storage, may lie in any other file of the system.
-static int locked_is_hard_link(hid_t file, const char *name) {
-    H5L_info_t link;
-    return H5Lget_info(file, name, &link, H5P_DEFAULT) >= 0 && link.type == H5L_TYPE_HARD;
-}
-
-// Stored in this file as td_shard_write() does: in chunks of one row or in one piece, and without
-// filters, which could make a small file fill the memory.
-static int locked_is_plain(hid_t dataset, hsize_t columns, int is_chunked) {
-    hsize_t chunk[2] = {0, 0};
-    hid_t list = H5Dget_create_plist(dataset);
-    if (list < 0)
-        return 0;
-    int plain = H5Pget_nfilters(list) == 0 && H5Pget_external_count(list) == 0 &&
-                H5Pget_layout(list) == (is_chunked ? H5D_CHUNKED : H5D_CONTIGUOUS);
-    if (plain && is_chunked)
-        plain = H5Pget_chunk(list, 2, chunk) == 2 && chunk[0] == 1 && chunk[1] == columns;
-    H5Pclose(list);
-    return plain;
-}
-
-static hid_t locked_open_dataset(hid_t file, const char *name, hid_t type, const hsize_t dims[2],
-                                 int is_chunked) {
-    hid_t dataset = NO_ID;
-    if (locked_is_hard_link(file, name))
-        dataset = H5Dopen2(file, name, H5P_DEFAULT);
-    if (dataset < 0)
-        return NO_ID;
-    if (locked_has_type(dataset, type) && locked_has_shape(dataset, dims) &&
-        locked_is_plain(dataset, dims[1], is_chunked))
-        return dataset;
-    H5Dclose(dataset);
-    return NO_ID;
-}
-
-static td_status locked_check_attributes(td_shard_reader *reader) {
-    int64_t expected[ATTRIBUTES];
-    attribute_values(&reader->shard, expected);
-    for (int i = 0; i < ATTRIBUTES; i++) {
-        int64_t found = 0;
-        if (!locked_read_attribute(reader->file, attribute_names[i], &found))
-            return fail_read(reader->path, attribute_names[i]);
-        if (found != expected[i])
-            return td_fail(TD_ERR_DATA, "%s: belongs elsewhere: its %s is %lld, expected %lld",
-                           reader->path, attribute_names[i], (long long)found,
-                           (long long)expected[i]);
-    }
-    return TD_OK;
-}
-
-static td_status locked_read_hashes(td_shard_reader *reader) {
-    hsize_t dims[2] = {(hsize_t)pages_of(&reader->shard), HASH_WORDS};
-    hid_t table = locked_open_dataset(reader->file, "hashes", H5T_STD_U64LE, dims, 0);
-    if (table < 0)
-        return fail_read(reader->path, "its checksums");
-    herr_t result =
-        H5Dread(table, H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, reader->hashes);
-    H5Dclose(table);
-    return result < 0 ? fail_read(reader->path, "its checksums") : TD_OK;
-}
-
-// By its descriptor: HDF5 reads the file that was compared, whatever has its name now.
-static hid_t locked_open_file(int descriptor) {
-    char path[64];
-    hid_t access = locked_access_list(), file = NO_ID;
-    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
-    if (access >= 0) {
-        file = H5Fopen(path, H5F_ACC_RDONLY, access);
-        H5Pclose(access);
-    }
-    return file;
-}
-
-static td_status locked_open(td_shard_reader *reader, int descriptor) {
-    const td_shard *shard = &reader->shard;
-    hsize_t n = (hsize_t)pages_of(shard);
-    hsize_t params_dims[2] = {n, (hsize_t)td_page_width(&shard->map)};
-    hsize_t state_dims[2] = {n, shard->state_bytes};
-    reader->file = locked_open_file(descriptor);
-    if (reader->file < 0)
-        return td_fail(TD_ERR_DATA, "%s: is damaged or no HDF5 file", reader->path);
-    TD_TRY(locked_check_attributes(reader));
-    reader->params = locked_open_dataset(reader->file, "params", H5T_IEEE_F32LE, params_dims, 1);
-    if (reader->params < 0)
-        return fail_read(reader->path, "its parameters");
-    reader->state = locked_open_dataset(reader->file, "state", H5T_STD_U8LE, state_dims, 1);
-    if (reader->state < 0)
-        return fail_read(reader->path, "its optimizer state");
-    return locked_read_hashes(reader);
-}
-
-static td_status open_descriptor(int descriptor, const char *path, const td_shard *expected,
-                                 td_shard_reader **out) {
-    td_shard_reader *reader = calloc(1, sizeof *reader);
-    uint64_t *hashes = calloc((size_t)pages_of(expected), HASH_WORDS * sizeof *hashes);
-    if (!reader || !hashes) {
-        free(reader);
-        free(hashes);
-        return td_fail(TD_ERR_MEMORY, "%s: no memory to open it", path);
-    }
-    snprintf(reader->path, sizeof reader->path, "%s", path);
-    reader->shard = *expected;
-    reader->hashes = hashes;
-    reader->file = reader->params = reader->state = NO_ID;
-    td_hdf5_lock();
-    td_status status = locked_open(reader, descriptor);
-    td_hdf5_unlock();
-    if (status != TD_OK) {
-        td_shard_close(reader);
-        return status;
-    }
-    *out = reader;
-    return TD_OK;
-}
-
-td_status td_shard_open(const char *path, const td_shard *expected, td_shard_reader **out) {
-    int descriptor;
-    uint64_t bytes;
-    TD_TRY(td_file_open(path, 0, &descriptor, &bytes));
-    td_status status = open_descriptor(descriptor, path, expected, out);
-    close(descriptor);
-    return status;
-}
-
-td_status td_shard_open_listed(const char *folder, const td_manifest *manifest,
-                               const td_shard *expected, td_shard_reader **out) {
-    char path[TD_PATH_MAX], name[TD_CHECKPOINT_NAME_CHARS];
-    int descriptor;
-    td_shard_name(name, expected->rank, expected->map.size);
-    const td_manifest_file *file = td_manifest_find_file(manifest, name);
-    if (!file)
-        return td_fail(TD_ERR_DATA, "%s: the manifest does not name %s", folder, name);
-    TD_TRY(td_path_join(path, folder, name));
-    TD_TRY(td_manifest_open_file(folder, file, &descriptor));
-    td_status status = open_descriptor(descriptor, path, expected, out);
-    close(descriptor);
-    return status;
-}
-
-void td_shard_close(td_shard_reader *reader) {
-    if (!reader)
-        return;
-    td_hdf5_lock();
-    if (reader->params >= 0)
-        H5Dclose(reader->params);
-    if (reader->state >= 0)
-        H5Dclose(reader->state);
-    if (reader->file >= 0)
-        H5Fclose(reader->file);
-    td_hdf5_unlock();
-    free(reader->hashes);
-    free(reader);
-}
-
-static int locked_read_row(hid_t dataset, hid_t type, int64_t row, size_t columns, void *out) {
-    hsize_t start[2] = {(hsize_t)row, 0}, count[2] = {1, columns};
-    hid_t file_space = H5Dget_space(dataset), memory_space = H5Screate_simple(2, count, NULL);
-    int done = file_space >= 0 && memory_space >= 0 &&
-               H5Sselect_hyperslab(file_space, H5S_SELECT_SET, start, NULL, count, NULL) >= 0 &&
-               H5Dread(dataset, type, memory_space, file_space, H5P_DEFAULT, out) >= 0;
-    if (file_space >= 0)
-        H5Sclose(file_space);
-    if (memory_space >= 0)
-        H5Sclose(memory_space);
-    return done;
-}
-
-static td_status check_hash(const td_shard_reader *reader, int64_t index, int part,
-                            const void *data, size_t bytes) {
-    td_hash expected;
-    memcpy(&expected, reader->hashes + index * HASH_WORDS + 2 * part, sizeof expected);
-    if (td_hash_equal(td_hash_bytes(data, bytes), expected))
-        return TD_OK;
-    int64_t page = reader->shard.rank + index * reader->shard.map.size;
-    return td_fail(TD_ERR_DATA, "%s: is damaged: the checksum of page %lld (%s) does not match",
-                   reader->path, (long long)page, part ? "optimizer state" : "parameters");
-}
-
-td_status td_shard_read_page(td_shard_reader *reader, int64_t index, float *params,
-                             unsigned char *state) {
-    const td_shard *shard = &reader->shard;
-    size_t width = (size_t)td_page_width(&shard->map);
-    td_hdf5_lock();
-    int done = locked_read_row(reader->params, H5T_NATIVE_FLOAT, index, width, params) &&
-               (!state ||
-                locked_read_row(reader->state, H5T_NATIVE_UINT8, index, shard->state_bytes, state));
-    td_hdf5_unlock();
-    td_progress_tick();
-    if (!done)
-        return fail_read(reader->path, "a page");
-    TD_TRY(check_hash(reader, index, 0, params, params_bytes(shard)));
-    return state ? check_hash(reader, index, 1, state, shard->state_bytes) : TD_OK;
 }

@@ -8,7 +8,7 @@
 #include "runtime/train/checkpoint.h"
 
 enum {
-    TD_CHECKPOINT_FORMAT = 1,
+    TD_CHECKPOINT_FORMAT = 2, // 1: page files had no index
     TD_CHECKPOINT_NAME_CHARS = 128,
     TD_INCARNATION_CHARS = 48,
     TD_CHECKPOINT_MAX_FILES = 1 << 20,
@@ -47,7 +47,8 @@ static inline td_status td_checkpoint_reach(td_checkpoint_phase phase) {
     return td_checkpoint_test_hook ? td_checkpoint_test_hook(phase) : TD_OK;
 }
 
-// --- One rank's pages as an HDF5 file (checkpoint_file.c)
+// --- One rank's pages as an HDF5 file: writing (checkpoint_file.c), index and reading
+// (checkpoint_pages.c)
 
 // Floats of a page as stored: page_elements, or fewer when there is only one, shorter page. The
 // last page is padded with zeros.
@@ -59,6 +60,22 @@ typedef struct td_shard {
     int64_t step;
     size_t state_bytes;
 } td_shard;
+
+enum { TD_SHARD_ATTRIBUTES = 7 };
+extern const char *const td_shard_attributes[TD_SHARD_ATTRIBUTES];
+void td_shard_attribute_values(const td_shard *shard, int64_t out[TD_SHARD_ATTRIBUTES]);
+int64_t td_shard_pages(const td_shard *shard);
+size_t td_shard_params_bytes(const td_shard *shard); // of a page
+
+// Where a page lies in the file, and the checksums of its parameters and its state.
+typedef struct td_page_place {
+    uint64_t params, state;
+    td_hash hashes[2];
+} td_page_place;
+
+// Appends the index: places (td_shard_pages). The HDF5 file is closed and nothing follows it.
+td_status td_shard_write_index(int file, const char *path, const td_shard *shard,
+                               const td_page_place *places);
 
 // Where the pages are: page number i of the shard (page rank + i * size).
 typedef struct td_shard_memory {

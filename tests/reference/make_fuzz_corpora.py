@@ -211,7 +211,7 @@ def lines():
 
 def manifests():
     prints = {key: f"{i:032x}" for i, key in enumerate(("base_model", "data", "config", "layout"))}
-    one = {"format": "tandem checkpoint", "format_version": 1, "step": 5, "epoch": 0, "tokens_seen": 640, "seed": 42,
+    one = {"format": "tandem checkpoint", "format_version": 2, "step": 5, "epoch": 0, "tokens_seen": 640, "seed": 42,
            "best": {"loss": 1.25, "step": 4}, "world_size": 1,
            "pages": {"n_elements": 8, "page_elements": 8, "n_pages": 1, "state_bytes": 8,
                      "owner": "page modulo world_size"},
@@ -224,7 +224,7 @@ def manifests():
     write("checkpoint_manifest", {
         "one_rank": json.dumps(one, indent=1), "two_ranks": compact(two),
         "outside": compact(one | {"files": one["files"] + [{"name": "../x", "bytes": 1, "xxh3_128": "0" * 32}]}),
-        "missing_shard": compact(two | {"files": two["files"][:1]}), "other_version": compact(one | {"format_version": 2}),
+        "missing_shard": compact(two | {"files": two["files"][:1]}), "other_version": compact(one | {"format_version": 3}),
         "many_ranks": compact(one | {"world_size": 1048576}), "huge_pages": compact(one | {"pages": one["pages"] | {
             "n_elements": 2**53, "page_elements": 2**30, "n_pages": 2**23, "state_bytes": 2**40}}),
     })

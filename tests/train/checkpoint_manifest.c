@@ -128,7 +128,7 @@ static void change_format(cJSON *root) {
 }
 
 static void change_version(cJSON *root) {
-    cJSON_SetNumberValue(cJSON_GetObjectItem(root, "format_version"), 2);
+    cJSON_SetNumberValue(cJSON_GetObjectItem(root, "format_version"), 1);
 }
 
 static void change_to_parent_path(cJSON *root) {

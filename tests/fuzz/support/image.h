@@ -1,10 +1,5 @@
-// A small valid HDF5 file that inputs change in places. Inputs are lists of changes rather than
+// A small valid file of ours that inputs change in places. Inputs are lists of changes rather than
 // files: they stay short, and a change keeps its meaning when another goes before it.
-//
-// HDF5 guards its structures by checksums. A change to the value of an attribute gets the checksum
-// that belongs to it, so that our readers see values that nobody wrote. Other changes do not, and
-// HDF5 refuses them: given right checksums, HDF5 1.10 itself divides by zero or reads wild within
-// seconds, in ways that are not ours to find. With FUZZ_CRAFTED in the environment they get them.
 #ifndef TANDEM_TESTS_FUZZ_IMAGE_H
 #define TANDEM_TESTS_FUZZ_IMAGE_H
 
@@ -13,9 +8,9 @@
 
 // Takes over a file that was written just now; it stays where it is.
 void fuzz_image_open(const char *path);
-// An input is one byte of switches for the target and then changes: a place (2 bytes; values of
-// attributes come first, long runs of zeros are left out), a number of bytes, the bytes. The
-// number 32 ends the file there.
+// An input is one byte of switches for the target and then changes: a place (2 bytes, counted from
+// the end of the file, where our indexes lie; long runs of zeros are left out), a number of bytes,
+// the bytes. The number 32 ends the file there.
 void fuzz_image_change(const uint8_t *data, size_t size);
 // As it was before.
 void fuzz_image_restore(void);
