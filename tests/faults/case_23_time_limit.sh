@@ -35,7 +35,7 @@ is_over() {
     for job in "${jobs[@]}"; do
         state=$(state_of "$job")
         [ "$state" = COMPLETED ] || over=""
-        [[ ! $state =~ ^(FAILED|TIMEOUT|CANCELLED|NODE_FAIL)$ ]] || fail "job $job is $state"
+        [[ ! $state =~ ^(FAILED|TIMEOUT|CANCELLED|NODE_FAIL)$ ]] || fail "job $job is $state: $(slurm_says "$job")"
         [ "$state" != PENDING ] || hurry "$job"
     done
     [ -n "$over" ]

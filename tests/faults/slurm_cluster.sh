@@ -190,6 +190,12 @@ state_of() {
     field_of "$1" JobState
 }
 
+# What Slurm knows of a job that went wrong, and its daemons' last lines.
+slurm_says() {
+    scontrol --oneliner show job "$1" 2>&1 | grep -oE '(Reason|ExitCode|Restarts|RunTime|StartTime)=[^ ]*' | tr '\n' ' '
+    tail -n 8 "$slurm_folder"/slurm*.log 2>&1
+}
+
 # await_state JOB REGEX [SECONDS]
 await_state() {
     local i state
