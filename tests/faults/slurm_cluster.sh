@@ -193,7 +193,7 @@ state_of() {
 # What Slurm knows of a job that went wrong, and its daemons' last lines.
 slurm_says() {
     scontrol --oneliner show job "$1" 2>&1 | grep -oE '(Reason|ExitCode|Restarts|RunTime|StartTime)=[^ ]*' | tr '\n' ' '
-    tail -n 8 "$slurm_folder"/slurm*.log 2>&1
+    tail -n 8 "$slurm_folder"/*.log 2>&1
 }
 
 # await_state JOB REGEX [SECONDS]
