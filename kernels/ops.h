@@ -87,9 +87,10 @@ typedef struct td_linear_backward_args {
 // bitsandbytes NF4, blocks of 64 of the flattened weight (CONTRACT.md, "NF4").
 typedef struct td_nf4_quantize_args {
     int64_t n_elements;
-    const float *weight; // (n) fp32
-    uint8_t *codes;      // (ceil(n / 2)) out; an odd last code has code 7 (zero) beside it
-    float *absmax;       // (ceil(n / 64)) fp32, out
+    const void *weight; // (n) of weight_dtype; BF16 on the CPU may be unaligned
+    uint8_t *codes;     // (ceil(n / 2)) out; an odd last code has code 7 (zero) beside it
+    float *absmax;      // (ceil(n / 64)) fp32, out
+    td_dtype weight_dtype; // TD_F32 or TD_BF16
 } td_nf4_quantize_args;
 
 // Double quantization of absmax: offset = mean, summed in the order of kernels/absmax_mean.h;
@@ -102,11 +103,13 @@ typedef struct td_absmax_quantize_args {
     float *offset;        // (1) out, host memory
 } td_absmax_quantize_args;
 
-// Rows [row_begin, row_begin + row_count) of any matrix format as fp32.
+// Rows [row_begin, row_begin + row_count) of any matrix format as fp32, or in the type of the
+// activations, which are then the numbers that linear_* multiply with.
 typedef struct td_dequantize_args {
     const td_matrix *matrix;
     int64_t row_begin, row_count;
-    float *out; // (row_count, cols) fp32, out
+    void *out; // (row_count, cols) fp32, or act, out
+    int out_is_act;
 } td_dequantize_args;
 
 // y[t] = scale * table[ids[t]], rounded once. The table is frozen: there is no backward.
@@ -146,7 +149,8 @@ typedef struct td_rmsnorm_backward_args {
 typedef struct td_rope_args {
     int64_t n_tokens, n_heads, head_dim;
     void *x;                  // (T, n_heads, head_dim) act, in place
-    int64_t x_stride;         // elements from token to token, at least n_heads * head_dim
+    int64_t x_stride;         // elements from token to token, at least those of all its heads
+    int64_t head_stride;      // elements from head to head, at least head_dim; 0: head_dim
     const int32_t *positions; // (T), each in [0, n_positions)
     int64_t n_positions;
     const float *cos, *sin; // (n_positions, head_dim / 2) fp32
@@ -163,6 +167,11 @@ typedef struct td_rope_args {
 typedef struct td_attention_shape {
     int64_t n_sequences;
     const int32_t *cu_q, *cu_k; // (n_sequences + 1) host memory, read before the call returns
+    // (n_borders) the same in device memory, the last value again where n_borders is more: what
+    // kernels read, so that one launch serves all calls of as many tokens and borders. A device
+    // that shares the host's memory needs none.
+    const int32_t *device_cu_q, *device_cu_k;
+    int64_t n_borders;
     int64_t n_heads, n_kv_heads, head_dim;
     float scale;
     float softcap;                        // 0: none

@@ -58,6 +58,7 @@ td_status td_check_nf4_quantize(const td_nf4_quantize_args *args) {
     static const char op[] = "nf4_quantize";
     REQUIRE(op, args->n_elements > 0);
     REQUIRE(op, args->weight && args->codes && args->absmax);
+    REQUIRE(op, args->weight_dtype == TD_F32 || args->weight_dtype == TD_BF16);
     return TD_OK;
 }
 
@@ -106,7 +107,9 @@ td_status td_check_rope(const td_rope_args *args) {
     static const char op[] = "rope";
     REQUIRE(op, is_count(args->n_tokens) && is_extent(args->n_heads));
     REQUIRE(op, is_extent(args->head_dim) && args->head_dim % 2 == 0);
-    REQUIRE(op, is_extent(args->n_positions) && args->x_stride >= args->n_heads * args->head_dim);
+    int64_t head_stride = args->head_stride ? args->head_stride : args->head_dim;
+    REQUIRE(op, is_extent(args->n_positions) && head_stride >= args->head_dim);
+    REQUIRE(op, args->x_stride >= (args->n_heads - 1) * head_stride + args->head_dim);
     REQUIRE(op, args->x && args->positions && args->cos && args->sin);
     return TD_OK;
 }
@@ -121,6 +124,8 @@ static td_status check_attention(const char *op, const td_attention_shape *shape
     REQUIRE(op, shape->q_stride >= shape->n_heads * shape->head_dim);
     REQUIRE(op, shape->k_stride >= shape->n_kv_heads * shape->head_dim);
     REQUIRE(op, shape->v_stride >= shape->n_kv_heads * shape->head_dim);
+    REQUIRE(op, !shape->device_cu_q == !shape->device_cu_k);
+    REQUIRE(op, !shape->device_cu_q || shape->n_borders > shape->n_sequences);
     for (int64_t s = 0; s < shape->n_sequences; s++) {
         int64_t queries = (int64_t)shape->cu_q[s + 1] - shape->cu_q[s];
         int64_t keys = (int64_t)shape->cu_k[s + 1] - shape->cu_k[s];

@@ -2,12 +2,14 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "model/base_internal.h"
 #include "model/safetensors.h"
 #include "runtime/core/progress.h"
 
 enum { DESCRIPTION_BYTES = 32 * 1024 };
+static const size_t huge_page_bytes = (size_t)2 << 20;
 
 // What every rank must know before it can make room.
 typedef struct base_prologue {
@@ -131,34 +133,25 @@ static void close_reader(base_reader *reader) {
     td_hasher_destroy(reader->hasher);
 }
 
-static td_tensor slice_of(const td_tensor *view, int64_t begin, int64_t count) {
-    size_t offset = (size_t)begin * td_dtype_bytes(view->dtype);
-    return (td_tensor){.data = (unsigned char *)view->data + offset,
-                       .dtype = view->dtype,
-                       .n_dims = 1,
-                       .shape = {count}};
-}
-
 static void hash_identity(base_reader *reader, const td_base_item *item, const td_tensor *view) {
     td_hasher_add_string(reader->hasher, item->name);
     td_hasher_add_string(reader->hasher, td_dtype_name(view->dtype));
 }
 
-static td_status read_slice(void *self, const td_base_item *item, int64_t begin, int64_t count,
-                            float *out) {
+static td_status find_tensor(void *self, const td_base_item *item, td_tensor *out) {
     base_reader *reader = self;
-    td_tensor view;
-    TD_TRY(td_safetensors_require(reader->files, item->name, item->n_dims, item->shape, &view));
-    if (begin == 0)
-        hash_identity(reader, item, &view);
-    td_tensor slice = slice_of(&view, begin, count);
-    td_hasher_add(reader->hasher, slice.data, (size_t)count * td_dtype_bytes(slice.dtype));
-    td_convert_to_f32(slice.data, slice.dtype, count, out);
-    if (reader->config->family->norm_adds_one && td_base_item_is_norm(item))
-        for (int64_t i = 0; i < count; i++)
-            out[i] += 1.0f;
-    td_safetensors_forget(reader->files, &slice);
+    TD_TRY(td_safetensors_require(reader->files, item->name, item->n_dims, item->shape, out));
+    hash_identity(reader, item, out);
     return TD_OK;
+}
+
+static void fetch_bytes(void *self, const void *data, size_t bytes) {
+    (void)self;
+    td_safetensors_fetch(data, bytes);
+}
+
+static void pass_bytes(void *self, const void *data, size_t bytes) {
+    td_hasher_add(((base_reader *)self)->hasher, data, bytes);
 }
 
 static void hash_stored(base_reader *reader, const td_base_item *item,
@@ -186,6 +179,33 @@ static void forget_piece(void *self, const td_tensor *piece) {
     td_safetensors_forget(((base_reader *)self)->files, piece);
 }
 
+// Whole huge pages where the system has them.
+static td_status map_arena(td_base *base, const td_device *device, size_t bytes) {
+    size_t mapped = bytes + huge_page_bytes;
+    unsigned char *memory = mapped < bytes ? MAP_FAILED
+                                           : mmap(NULL, mapped, PROT_READ | PROT_WRITE,
+                                                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return td_fail(TD_ERR_MEMORY, "cannot allocate %.1f MiB of memory for base model",
+                       (double)bytes / (1 << 20));
+    base->mapped = memory;
+    base->mapped_bytes = mapped;
+    size_t offset = huge_page_bytes - (uintptr_t)memory % huge_page_bytes;
+    (void)madvise(memory + offset, bytes / huge_page_bytes * huge_page_bytes, MADV_HUGEPAGE);
+    td_base_use_memory(base, device, memory + offset, bytes);
+    return TD_OK;
+}
+
+void td_base_use_memory(td_base *base, const td_device *device, void *memory, size_t bytes) {
+    base->arena =
+        (td_arena){.device = device, .base = memory, .capacity_bytes = bytes, .name = "base model"};
+}
+
+static td_status take_memory(td_base *base, const td_device *device, size_t bytes) {
+    return device->unified ? map_arena(base, device, bytes)
+                           : td_arena_init(&base->arena, device, bytes, "base model");
+}
+
 td_status td_base_create(const td_model_config *config, const td_base_options *options,
                          td_dtype matrix_dtype, const td_op_context *context, td_base **out) {
     td_base_sizes sizes;
@@ -199,7 +219,7 @@ td_status td_base_create(const td_model_config *config, const td_base_options *o
         status = td_fail(TD_ERR_MEMORY, "no memory for the base model");
     td_base_plan(config, options, matrix_dtype, &sizes);
     if (status == TD_OK)
-        status = td_arena_init(&base->arena, context->device, sizes.arena_bytes, "base model");
+        status = take_memory(base, context->device, sizes.arena_bytes);
     if (status != TD_OK) {
         td_base_destroy(base);
         return status;
@@ -212,7 +232,10 @@ td_status td_base_create(const td_model_config *config, const td_base_options *o
 void td_base_destroy(td_base *base) {
     if (!base)
         return;
-    td_arena_fini(&base->arena);
+    if (base->mapped)
+        munmap(base->mapped, base->mapped_bytes);
+    else
+        td_arena_fini(&base->arena);
     free(base->layers);
     free(base);
 }
@@ -241,8 +264,12 @@ static td_status load(const char *folder, const td_base_options *options,
                       td_base **out) {
     base_prologue prologue = {0};
     td_status status = TD_OK;
-    td_base_source source = {
-        .read = read_slice, .find_nf4 = read_nf4, .forget = forget_piece, .self = reader};
+    td_base_source source = {.find = find_tensor,
+                             .find_nf4 = read_nf4,
+                             .fetch = fetch_bytes,
+                             .pass = pass_bytes,
+                             .forget = forget_piece,
+                             .self = reader};
     if (td_base_is_reader(share))
         status = open_reader(folder, reader, &prologue);
     TD_TRY(td_base_agree(share, status, "opening the base model"));

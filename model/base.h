@@ -22,6 +22,16 @@ typedef struct td_base_layer {
     const float *q_norm, *k_norm; // (head_dim) or NULL
 } td_base_layer;
 
+// Seconds of what loading does. The first three are those of all threads together.
+typedef struct td_base_times {
+    double fetch;       // getting pages of the files mapped
+    double fingerprint; // reading what they hold
+    double store;       // converting, quantizing, storing
+    double nest;        // double quantization
+    double share;       // with the other ranks of the node, waiting for them included
+    double image;       // mapping, reading, verifying or writing an image
+} td_base_times;
+
 typedef struct td_base {
     td_model_config config;
     td_base_layer *layers;   // (n_layers)
@@ -32,6 +42,11 @@ typedef struct td_base {
     td_hash
         fingerprint; // over config.json's values that matter and the tensors read from the files
     td_arena arena;  // owns all of the above
+    // The arena's memory where it is mapped rather than the device's: pages of their own, or those
+    // of an image, which are read-only and shared by all who map it. NULL otherwise.
+    void *mapped;
+    size_t mapped_bytes;
+    td_base_times times;
 } td_base;
 
 // How the ranks of a node share one reader. With `broadcast` NULL the caller reads everything

@@ -1,26 +1,12 @@
-#include <stdlib.h>
+#include <omp.h>
 #include <string.h>
 
 #include "kernels/dynamic_map.h"
-#include "model/base_internal.h"
+#include "model/base_fill_internal.h"
 #include "runtime/core/progress.h"
 
 // Bytes of one broadcast, so that a rank that waits for a large tensor sees progress.
 static const size_t max_message_bytes = 64u << 20;
-
-typedef struct base_filler {
-    td_base *base;
-    const td_base_options *options;
-    const td_base_source *source;
-    const td_base_share *share;
-    td_op_context context; // with a workspace of its own
-    td_base_staging plan;
-    float *host;    // (slice_elements) pinned
-    float *slice;   // the same on the device
-    float *absmax;  // (n_blocks) on the device
-    float *offsets; // nested offsets in the order of the walk, to be shared at the end
-    int64_t n_offsets;
-} base_filler;
 
 int td_base_is_shared(const td_base_share *share) {
     return share && share->broadcast;
@@ -34,23 +20,22 @@ td_status td_base_agree(const td_base_share *share, td_status mine, const char *
     return td_base_is_shared(share) ? share->agree(share->self, mine, what) : mine;
 }
 
-static const td_device_table *table_of(const base_filler *filler) {
+static const td_device_table *table_of(const td_base_filler *filler) {
     return filler->context.device->table;
 }
 
-static td_status copy_now(const base_filler *filler, void *to, const void *from, size_t bytes) {
+static size_t max_offsets(const td_base_filler *filler) {
+    return (size_t)filler->base->config.n_layers * TD_PROJ_COUNT;
+}
+
+static td_status copy_now(const td_base_filler *filler, void *to, const void *from, size_t bytes) {
     TD_TRY(table_of(filler)->copy(filler->context.stream, to, from, bytes));
     return table_of(filler)->stream_synchronize(filler->context.stream);
 }
 
-// The views of the base are read-only for everybody else.
-static void *writable(const void *memory) {
-    return (void *)(uintptr_t)memory;
-}
-
 // In place: element i is written at byte 2i, and what is still to be read begins beyond it at byte
 // 4i.
-static td_status put_bf16(const base_filler *filler, uint16_t *to, int64_t count) {
+static td_status put_bf16(const td_base_filler *filler, uint16_t *to, int64_t count) {
     unsigned char *packed = (unsigned char *)filler->host;
     for (int64_t i = 0; i < count; i++) {
         uint16_t bits = td_f32_to_bf16(filler->host[i]);
@@ -59,24 +44,24 @@ static td_status put_bf16(const base_filler *filler, uint16_t *to, int64_t count
     return copy_now(filler, to, packed, (size_t)count * sizeof *to);
 }
 
-static td_status put_nf4(const base_filler *filler, const td_matrix *matrix, int64_t begin,
+static td_status put_nf4(const td_base_filler *filler, const td_matrix *matrix, int64_t begin,
                          int64_t count) {
-    float *absmax = matrix->absmax ? writable(matrix->absmax) : filler->absmax;
+    float *absmax = matrix->absmax ? td_base_writable(matrix->absmax) : filler->absmax;
     if (filler->slice != filler->host)
         TD_TRY(copy_now(filler, filler->slice, filler->host, (size_t)count * sizeof(float)));
     td_nf4_quantize_args args = {.n_elements = count,
                                  .weight = filler->slice,
-                                 .codes = (uint8_t *)writable(matrix->data) + begin / 2,
+                                 .codes = (uint8_t *)td_base_writable(matrix->data) + begin / 2,
                                  .absmax = absmax + begin / TD_NF4_BLOCK};
     TD_TRY(filler->context.ops->nf4_quantize(&filler->context, &args));
     return table_of(filler)->stream_synchronize(filler->context.stream);
 }
 
-static td_status put_slice(const base_filler *filler, const td_base_item *item, int64_t begin,
+static td_status put_slice(const td_base_filler *filler, const td_base_item *item, int64_t begin,
                            int64_t count) {
     if (!td_base_item_is_matrix(item)) {
         const float *vector = *td_base_vector(filler->base, item);
-        return copy_now(filler, (float *)writable(vector) + begin, filler->host,
+        return copy_now(filler, (float *)td_base_writable(vector) + begin, filler->host,
                         (size_t)count * sizeof(float));
     }
     const td_matrix *matrix = td_base_matrix(filler->base, item);
@@ -84,32 +69,32 @@ static td_status put_slice(const base_filler *filler, const td_base_item *item, 
     case TD_MATRIX_NF4:
         return put_nf4(filler, matrix, begin, count);
     case TD_MATRIX_BF16:
-        return put_bf16(filler, (uint16_t *)writable(matrix->data) + begin, count);
+        return put_bf16(filler, (uint16_t *)td_base_writable(matrix->data) + begin, count);
     default:
-        return copy_now(filler, (float *)writable(matrix->data) + begin, filler->host,
+        return copy_now(filler, (float *)td_base_writable(matrix->data) + begin, filler->host,
                         (size_t)count * sizeof(float));
     }
 }
 
-static int is_nested(const base_filler *filler, const td_base_item *item) {
+static int is_nested(const td_base_filler *filler, const td_base_item *item) {
     return item->kind == TD_BASE_LINEAR && filler->options->double_quantize &&
            td_base_matrix(filler->base, item)->format == TD_MATRIX_NF4;
 }
 
-static td_status nest_absmax(const base_filler *filler, const td_base_item *item) {
+// The offset is a view's and not the arena's: a device writes it to pinned memory.
+static td_status nest_absmax(td_base_filler *filler, const td_base_item *item) {
     td_matrix *matrix = td_base_matrix(filler->base, item);
     td_absmax_quantize_args args = {.n_blocks = td_nf4_block_count(item->n_elements),
                                     .absmax = filler->absmax,
-                                    .codes = writable(matrix->absmax_codes),
-                                    .nested_absmax = writable(matrix->nested_absmax),
-                                    .offset = &matrix->nested_offset};
-    TD_TRY(filler->context.ops->absmax_quantize(&filler->context, &args));
-    return table_of(filler)->stream_synchronize(filler->context.stream);
+                                    .codes = td_base_writable(matrix->absmax_codes),
+                                    .nested_absmax = td_base_writable(matrix->nested_absmax),
+                                    .offset = &filler->offsets[filler->n_offsets++]};
+    return filler->context.ops->absmax_quantize(&filler->context, &args);
 }
 
 // Bytes of the file, by way of the staging buffer.
-static td_status put_bytes(const base_filler *filler, const void *to, const td_tensor *from) {
-    unsigned char *target = writable(to), *source = from->data;
+static td_status put_bytes(const td_base_filler *filler, const void *to, const td_tensor *from) {
+    unsigned char *target = td_base_writable(to), *source = from->data;
     int64_t elements;
     TD_TRY(td_tensor_elements(from, &elements));
     size_t bytes = (size_t)elements * td_dtype_bytes(from->dtype), step = filler->plan.slice_bytes;
@@ -124,7 +109,7 @@ static td_status put_bytes(const base_filler *filler, const void *to, const td_t
 }
 
 // Codes and absmax as they are in the folder.
-static td_status store_nf4(const base_filler *filler, const td_base_item *item) {
+static td_status store_nf4(td_base_filler *filler, const td_base_item *item) {
     td_matrix *matrix = td_base_matrix(filler->base, item);
     td_nf4_stored stored;
     TD_TRY(filler->source->find_nf4(filler->source->self, item, &stored));
@@ -133,18 +118,16 @@ static td_status store_nf4(const base_filler *filler, const td_base_item *item) 
         return put_bytes(filler, matrix->absmax, &stored.absmax);
     TD_TRY(put_bytes(filler, matrix->absmax_codes, &stored.absmax));
     TD_TRY(put_bytes(filler, matrix->nested_absmax, &stored.nested_absmax));
-    matrix->nested_offset = stored.nested_offset;
-    return copy_now(filler, writable(matrix->nested_map), stored.nested_map,
+    filler->offsets[filler->n_offsets++] = stored.nested_offset;
+    return copy_now(filler, td_base_writable(matrix->nested_map), stored.nested_map,
                     sizeof stored.nested_map);
 }
 
-static int is_stored_nf4(const base_filler *filler, const td_base_item *item) {
+static int is_stored_nf4(const td_base_filler *filler, const td_base_item *item) {
     return filler->source->find_nf4 && td_base_item_is_stored_nf4(&filler->base->config, item);
 }
 
-static td_status store(const base_filler *filler, const td_base_item *item) {
-    if (is_stored_nf4(filler, item))
-        return store_nf4(filler, item);
+static td_status store_drawn(const td_base_filler *filler, const td_base_item *item) {
     int64_t step = filler->plan.slice_elements;
     for (int64_t begin = 0; begin < item->n_elements; begin += step) {
         int64_t left = item->n_elements - begin, count = left < step ? left : step;
@@ -152,11 +135,21 @@ static td_status store(const base_filler *filler, const td_base_item *item) {
         TD_TRY(filler->source->read(filler->source->self, item, begin, count, filler->host));
         TD_TRY(put_slice(filler, item, begin, count));
     }
-    return is_nested(filler, item) ? nest_absmax(filler, item) : TD_OK;
+    return TD_OK;
+}
+
+static td_status store(td_base_filler *filler, const td_base_item *item) {
+    if (is_stored_nf4(filler, item))
+        return store_nf4(filler, item);
+    TD_TRY(filler->source->find ? td_base_store_tensor(filler, item) : store_drawn(filler, item));
+    double start = omp_get_wtime();
+    td_status status = is_nested(filler, item) ? nest_absmax(filler, item) : TD_OK;
+    filler->base->times.nest += omp_get_wtime() - start;
+    return status;
 }
 
 // Device memory that the host cannot see goes through the staging buffer.
-static td_status share_piece(const base_filler *filler, unsigned char *piece, size_t bytes,
+static td_status share_piece(const td_base_filler *filler, unsigned char *piece, size_t bytes,
                              const char *what) {
     const td_base_share *share = filler->share;
     if (filler->context.device->unified)
@@ -167,9 +160,9 @@ static td_status share_piece(const base_filler *filler, unsigned char *piece, si
     return share->is_reader ? TD_OK : copy_now(filler, piece, filler->host, bytes);
 }
 
-static td_status share_bytes(const base_filler *filler, const void *memory, size_t bytes,
+static td_status share_bytes(const td_base_filler *filler, const void *memory, size_t bytes,
                              const char *what) {
-    unsigned char *begin = writable(memory);
+    unsigned char *begin = td_base_writable(memory);
     size_t step = filler->context.device->unified ? max_message_bytes : filler->plan.slice_bytes;
     for (size_t done = 0; done < bytes; done += step) {
         size_t left = bytes - done;
@@ -179,7 +172,7 @@ static td_status share_bytes(const base_filler *filler, const void *memory, size
     return TD_OK;
 }
 
-static td_status share_matrix(const base_filler *filler, const td_matrix *matrix,
+static td_status share_matrix(const td_base_filler *filler, const td_matrix *matrix,
                               int64_t n_elements) {
     static const char what[] = "base weights";
     size_t n = (size_t)n_elements, n_blocks = (size_t)td_nf4_block_count(n_elements);
@@ -194,7 +187,7 @@ static td_status share_matrix(const base_filler *filler, const td_matrix *matrix
                        (size_t)td_nf4_nested_count(n_elements) * sizeof(float), what);
 }
 
-static td_status share_item(const base_filler *filler, const td_base_item *item) {
+static td_status share_item(const td_base_filler *filler, const td_base_item *item) {
     if (td_base_item_is_matrix(item))
         return share_matrix(filler, td_base_matrix(filler->base, item), item->n_elements);
     return share_bytes(filler, *td_base_vector(filler->base, item),
@@ -203,69 +196,71 @@ static td_status share_item(const base_filler *filler, const td_base_item *item)
 
 // The reader's failure is everybody's before anybody waits for its bytes.
 static td_status fill_item(void *self, const td_base_item *item) {
-    base_filler *filler = self;
+    td_base_filler *filler = self;
     td_status status = td_base_is_reader(filler->share) ? store(filler, item) : TD_OK;
+    double start = omp_get_wtime();
     TD_TRY(td_base_agree(filler->share, status, "reading the base"));
-    return td_base_is_shared(filler->share) ? share_item(filler, item) : TD_OK;
+    status = td_base_is_shared(filler->share) ? share_item(filler, item) : TD_OK;
+    filler->base->times.share += omp_get_wtime() - start;
+    return status;
 }
 
-static td_status collect_offset(void *self, const td_base_item *item) {
-    base_filler *filler = self;
-    if (is_nested(filler, item))
-        filler->offsets[filler->n_offsets++] = td_base_matrix(filler->base, item)->nested_offset;
-    return TD_OK;
-}
-
-static td_status restore_offset(void *self, const td_base_item *item) {
-    base_filler *filler = self;
+static td_status set_offset(void *self, const td_base_item *item) {
+    td_base_filler *filler = self;
     if (is_nested(filler, item))
         td_base_matrix(filler->base, item)->nested_offset = filler->offsets[filler->n_offsets++];
     return TD_OK;
 }
 
-// The offsets are values of the views and not of the arena.
-static td_status share_offsets(base_filler *filler) {
-    if (!td_base_is_shared(filler->share))
-        return TD_OK;
-    const td_model_config *config = &filler->base->config;
-    const float *map = filler->base->nested_map;
-    if (map)
-        TD_TRY(share_bytes(filler, map, 256 * sizeof *map, "base map"));
-    TD_TRY(td_base_visit(config, collect_offset, filler));
-    TD_TRY(filler->share->broadcast(filler->share->self, filler->offsets,
-                                    (size_t)filler->n_offsets * sizeof(float), "base offsets"));
+static td_status settle_offsets(td_base_filler *filler) {
+    TD_TRY(table_of(filler)->stream_synchronize(filler->context.stream));
+    if (td_base_is_shared(filler->share)) {
+        const float *map = filler->base->nested_map;
+        if (map)
+            TD_TRY(share_bytes(filler, map, 256 * sizeof *map, "base map"));
+        TD_TRY(filler->share->broadcast(filler->share->self, filler->offsets,
+                                        max_offsets(filler) * sizeof(float), "base offsets"));
+    }
     filler->n_offsets = 0;
-    return td_base_visit(config, restore_offset, filler);
+    return td_base_visit(&filler->base->config, set_offset, filler);
 }
 
-static td_status put_nested_map(const base_filler *filler) {
+static td_status put_nested_map(const td_base_filler *filler) {
     const float *on_device = filler->base->nested_map;
     if (!on_device)
         return TD_OK;
     float map[256];
     td_dynamic_map_signed(map);
-    return copy_now(filler, writable(on_device), map, sizeof map);
+    return copy_now(filler, td_base_writable(on_device), map, sizeof map);
 }
 
 size_t td_base_workspace_bytes(const td_ops *ops) {
     return ops->workspace_bytes(&(td_workspace_query){0});
 }
 
-static td_status allocate(base_filler *filler) {
+static td_status allocate_staging(td_base_filler *filler, const char *purpose) {
+    const td_device *device = filler->context.device;
+    void *memory = NULL;
+    TD_TRY(
+        device->table->alloc_pinned(device, max_offsets(filler) * sizeof(float), purpose, &memory));
+    filler->offsets = memory;
+    TD_TRY(device->table->alloc_pinned(device, filler->plan.slice_bytes, purpose, &memory));
+    filler->host = filler->slice = memory;
+    if (device->unified)
+        return TD_OK;
+    filler->slice = NULL;
+    TD_TRY(device->table->alloc(device, filler->plan.slice_bytes, purpose, &memory));
+    filler->slice = memory;
+    for (int half = 0; half < 2; half++)
+        TD_TRY(device->table->event_create(device, &filler->sent[half]));
+    return TD_OK;
+}
+
+static td_status allocate(td_base_filler *filler) {
     const td_device *device = filler->context.device;
     static const char purpose[] = "buffers while loading";
     void *memory = NULL;
-    size_t n_offsets = (size_t)filler->base->config.n_layers * TD_PROJ_COUNT;
-    filler->offsets = calloc(n_offsets, sizeof *filler->offsets);
-    if (!filler->offsets)
-        return td_fail(TD_ERR_MEMORY, "no memory for %s", purpose);
-    TD_TRY(device->table->alloc_pinned(device, filler->plan.slice_bytes, purpose, &memory));
-    filler->host = filler->slice = memory;
-    if (!device->unified) {
-        filler->slice = NULL;
-        TD_TRY(device->table->alloc(device, filler->plan.slice_bytes, purpose, &memory));
-        filler->slice = memory;
-    }
+    TD_TRY(allocate_staging(filler, purpose));
     if (filler->plan.absmax_bytes > 0) {
         TD_TRY(device->table->alloc(device, filler->plan.absmax_bytes, purpose, &memory));
         filler->absmax = memory;
@@ -275,9 +270,12 @@ static td_status allocate(base_filler *filler) {
                                 &filler->context.workspace);
 }
 
-static void release(base_filler *filler) {
+static void release(td_base_filler *filler) {
     const td_device *device = filler->context.device;
     (void)table_of(filler)->stream_synchronize(filler->context.stream);
+    for (int half = 0; half < 2; half++)
+        if (filler->sent[half])
+            device->table->event_destroy(filler->sent[half]);
     if (filler->context.workspace)
         device->table->free(device, filler->context.workspace);
     if (filler->absmax)
@@ -286,17 +284,18 @@ static void release(base_filler *filler) {
         device->table->free(device, filler->slice);
     if (filler->host)
         device->table->free_pinned(device, filler->host);
-    free(filler->offsets);
+    if (filler->offsets)
+        device->table->free_pinned(device, filler->offsets);
 }
 
 td_status td_base_fill(td_base *base, const td_base_options *options, const td_base_source *source,
                        const td_base_share *share, const td_op_context *context) {
-    base_filler filler = {.base = base,
-                          .options = options,
-                          .source = source,
-                          .share = share,
-                          .context = *context,
-                          .plan = td_base_staging_plan(&base->config, options)};
+    td_base_filler filler = {.base = base,
+                             .options = options,
+                             .source = source,
+                             .share = share,
+                             .context = *context,
+                             .plan = td_base_staging_plan(&base->config, options)};
     filler.context.workspace = NULL;
     td_status status = allocate(&filler);
     if (status == TD_OK)
@@ -305,7 +304,7 @@ td_status td_base_fill(td_base *base, const td_base_options *options, const td_b
     if (status == TD_OK)
         status = td_base_visit(&base->config, fill_item, &filler);
     if (status == TD_OK)
-        status = share_offsets(&filler);
+        status = settle_offsets(&filler);
     release(&filler);
     return status;
 }

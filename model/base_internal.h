@@ -79,20 +79,32 @@ td_base_staging td_base_staging_plan(const td_model_config *config, const td_bas
 // The options with what the folder decides.
 td_base_options td_base_options_for(const td_model_config *config, const td_base_options *options);
 
-// Values in fp32. `read` gives elements [begin, begin + count) of an item, in order and each once.
-// For a folder that holds NF4, `find_nf4` is called for its linear layers instead.
+// Where the values come from.
 typedef struct td_base_source {
-    td_status (*find_nf4)(void *self, const td_base_item *item, td_nf4_stored *out);
-    // Called for pieces that were copied.
-    void (*forget)(void *self, const td_tensor *piece);
+    // Values that are drawn: elements [begin, begin + count) of an item in fp32, in order and each
+    // once.
     td_status (*read)(void *self, const td_base_item *item, int64_t begin, int64_t count,
                       float *out);
+    // Or, when set, tensors of files, which are looked up once and in the order of the walk.
+    td_status (*find)(void *self, const td_base_item *item, td_tensor *out);
+    // For a folder that holds NF4, called for its linear layers instead.
+    td_status (*find_nf4)(void *self, const td_base_item *item, td_nf4_stored *out);
+    // Bytes of a tensor that will be read at once. Any thread.
+    void (*fetch)(void *self, const void *data, size_t bytes);
+    // Bytes of a tensor for the fingerprint: in order, one thread at a time.
+    void (*pass)(void *self, const void *data, size_t bytes);
+    // Called for pieces that were copied.
+    void (*forget)(void *self, const td_tensor *piece);
     void *self;
 } td_base_source;
 
-// Allocates a base for base->config, laid out and zero. Local.
+// Allocates a base for base->config, laid out and zero. Local. Where the host's memory is the
+// device's, pages are cleared when they are first written, by whichever thread that is.
 td_status td_base_create(const td_model_config *config, const td_base_options *options,
                          td_dtype matrix_dtype, const td_op_context *context, td_base **out);
+
+// The arena in memory that somebody else owns.
+void td_base_use_memory(td_base *base, const td_device *device, void *memory, size_t bytes);
 
 // Fills the base from the source, which is asked on the reader only, and shares every item as soon
 // as it is stored. `share` may be NULL. Collective as td_base_load().

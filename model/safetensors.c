@@ -9,6 +9,9 @@
 #include "model/safetensors_internal.h"
 #include "runtime/core/files.h"
 
+// Since Linux 5.14; older kernels refuse it and map page by page.
+enum { ADVICE_POPULATE_READ = 22 };
+
 static const size_t max_index_bytes = TD_SAFETENSORS_MAX_HEADER_BYTES;
 
 typedef struct shard {
@@ -263,6 +266,11 @@ static const shard *shard_of(const td_safetensors *files, const unsigned char *d
             return &files->shards[i];
     }
     return NULL;
+}
+
+void td_safetensors_fetch(const void *data, size_t bytes) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)data / page * page;
+    (void)madvise((void *)begin, (uintptr_t)data + bytes - begin, ADVICE_POPULATE_READ);
 }
 
 // Whole pages only; a page that is shared with a neighbour comes back from the file when it is next

@@ -29,6 +29,9 @@ int td_safetensors_find(const td_safetensors *files, const char *name, td_tensor
 // or BF16.
 td_status td_safetensors_require(const td_safetensors *files, const char *name, int n_dims,
                                  const int64_t *shape, td_tensor *out);
+// Has the system map pages of a view that will be read at once, which reads them where they are not
+// in memory. Any thread; only advice.
+void td_safetensors_fetch(const void *data, size_t bytes);
 // Lets the system drop the mapped pages of a tensor that will not be read again soon.
 void td_safetensors_forget(const td_safetensors *files, const td_tensor *view);
 

@@ -2,6 +2,7 @@
 // quantization of the block scales. The same bits at every vector width.
 #include <immintrin.h>
 #include <math.h>
+#include <string.h>
 
 #include "kernels/absmax_mean.h"
 #include "kernels/cpu/cpu_internal.h"
@@ -21,11 +22,13 @@ static inline float inverse_of(float absmax) {
     return absmax > 0.0f ? 1.0f / absmax : 0.0f;
 }
 
-static float absmax_of(const float *weight, int64_t n) {
-    float absmax = 0.0f;
-    for (int64_t i = 0; i < n; i++)
-        absmax = fabsf(weight[i]) > absmax ? fabsf(weight[i]) : absmax;
-    return absmax;
+// BF16 comes from mapped files too and may lie anywhere.
+static inline float weight_at(const td_nf4_quantize_args *args, int64_t i) {
+    uint16_t bits;
+    if (args->weight_dtype == TD_F32)
+        return ((const float *)args->weight)[i];
+    memcpy(&bits, (const unsigned char *)args->weight + 2 * i, sizeof bits);
+    return td_bf16_to_f32(bits);
 }
 
 static inline uint8_t code_of(float x) {
@@ -35,13 +38,28 @@ static inline uint8_t code_of(float x) {
     return (uint8_t)code;
 }
 
-static float quantize_scalar(const float *weight, int64_t n, uint8_t *codes) {
-    float absmax = absmax_of(weight, n), inverse = inverse_of(absmax);
+static float quantize_scalar(const td_nf4_quantize_args *args, int64_t begin, int64_t n) {
+    float absmax = 0.0f;
+    for (int64_t i = 0; i < n; i++) {
+        float magnitude = fabsf(weight_at(args, begin + i));
+        absmax = magnitude > absmax ? magnitude : absmax;
+    }
+    float inverse = inverse_of(absmax);
+    uint8_t *codes = args->codes + begin / 2;
     for (int64_t i = 0; i < n; i += 2) {
-        uint8_t second = i + 1 < n ? code_of(weight[i + 1] * inverse) : 7;
-        codes[i / 2] = (uint8_t)(code_of(weight[i] * inverse) << 4 | second);
+        uint8_t first = code_of(weight_at(args, begin + i) * inverse);
+        uint8_t second = i + 1 < n ? code_of(weight_at(args, begin + i + 1) * inverse) : 7;
+        codes[i / 2] = (uint8_t)(first << 4 | second);
     }
     return absmax;
+}
+
+TD_TARGET_AVX2 static inline __m256 load_avx2(const td_nf4_quantize_args *args, int64_t i) {
+    if (args->weight_dtype == TD_F32)
+        return _mm256_loadu_ps((const float *)args->weight + i);
+    const unsigned char *from = (const unsigned char *)args->weight + 2 * i;
+    __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
 }
 
 // Codes of 8 elements, one per 32-bit lane, counted down from zero by comparison masks.
@@ -55,26 +73,35 @@ TD_TARGET_AVX2 static inline __m256i codes_avx2(__m256 x) {
 }
 
 // Sixteen elements a step: their codes become bytes in order, then pairs of bytes become one.
-TD_TARGET_AVX2 static float quantize_block_avx2(const float *weight, uint8_t *codes) {
+TD_TARGET_AVX2 static float quantize_block_avx2(const td_nf4_quantize_args *args, int64_t begin) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 largest = _mm256_setzero_ps();
     for (int i = 0; i < TD_NF4_BLOCK; i += 8)
-        largest = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(weight + i), magnitude), largest);
+        largest = _mm256_max_ps(_mm256_and_ps(load_avx2(args, begin + i), magnitude), largest);
     float lanes[8], absmax = 0.0f;
     _mm256_storeu_ps(lanes, largest);
     for (int i = 0; i < 8; i++)
         absmax = lanes[i] > absmax ? lanes[i] : absmax;
     __m256 inverse = _mm256_set1_ps(inverse_of(absmax));
     for (int i = 0; i < TD_NF4_BLOCK; i += 16) {
-        __m256i a = codes_avx2(_mm256_mul_ps(_mm256_loadu_ps(weight + i), inverse));
-        __m256i b = codes_avx2(_mm256_mul_ps(_mm256_loadu_ps(weight + i + 8), inverse));
+        __m256i a = codes_avx2(_mm256_mul_ps(load_avx2(args, begin + i), inverse));
+        __m256i b = codes_avx2(_mm256_mul_ps(load_avx2(args, begin + i + 8), inverse));
         __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xD8);
         __m128i bytes =
             _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
         __m128i pairs = _mm_maddubs_epi16(bytes, _mm_set1_epi16(0x0110));
-        _mm_storel_epi64((__m128i *)(codes + i / 2), _mm_packus_epi16(pairs, pairs));
+        _mm_storel_epi64((__m128i *)(args->codes + (begin + i) / 2),
+                         _mm_packus_epi16(pairs, pairs));
     }
     return absmax;
+}
+
+TD_TARGET_AVX512 static inline __m512 load_avx512(const td_nf4_quantize_args *args, int64_t i) {
+    if (args->weight_dtype == TD_F32)
+        return _mm512_loadu_ps((const float *)args->weight + i);
+    const unsigned char *from = (const unsigned char *)args->weight + 2 * i;
+    __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
 }
 
 // A binary search of the thresholds in a register.
@@ -89,31 +116,35 @@ TD_TARGET_AVX512 static inline __m128i codes_avx512(__m512 x) {
     return _mm512_cvtepi32_epi8(code);
 }
 
-TD_TARGET_AVX512 static float quantize_block_avx512(const float *weight, uint8_t *codes) {
-    __m512 largest = _mm512_setzero_ps();
-    for (int i = 0; i < TD_NF4_BLOCK; i += 16)
-        largest = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(weight + i)), largest);
+TD_TARGET_AVX512 static float quantize_block_avx512(const td_nf4_quantize_args *args,
+                                                    int64_t begin) {
+    __m512 weight[TD_NF4_BLOCK / 16], largest = _mm512_setzero_ps();
+    for (int i = 0; i < TD_NF4_BLOCK / 16; i++) {
+        weight[i] = load_avx512(args, begin + 16 * i);
+        largest = _mm512_max_ps(_mm512_abs_ps(weight[i]), largest);
+    }
     float absmax = _mm512_reduce_max_ps(largest);
     __m512 inverse = _mm512_set1_ps(inverse_of(absmax));
-    for (int i = 0; i < TD_NF4_BLOCK; i += 16) {
-        __m128i bytes = codes_avx512(_mm512_mul_ps(_mm512_loadu_ps(weight + i), inverse));
+    for (int i = 0; i < TD_NF4_BLOCK / 16; i++) {
+        __m128i bytes = codes_avx512(_mm512_mul_ps(weight[i], inverse));
         __m128i pairs = _mm_maddubs_epi16(bytes, _mm_set1_epi16(0x0110));
-        _mm_storel_epi64((__m128i *)(codes + i / 2), _mm_packus_epi16(pairs, pairs));
+        _mm_storel_epi64((__m128i *)(args->codes + begin / 2 + 8 * i),
+                         _mm_packus_epi16(pairs, pairs));
     }
     return absmax;
 }
 
-static float quantize_block(const float *weight, int64_t n, uint8_t *codes) {
+static float quantize_block(const td_nf4_quantize_args *args, int64_t begin, int64_t n) {
     td_cpu_simd_level level = n == TD_NF4_BLOCK ? td_cpu_simd() : TD_CPU_SCALAR;
     switch (level) {
     case TD_CPU_AVX512:
-        return quantize_block_avx512(weight, codes);
+        return quantize_block_avx512(args, begin);
     case TD_CPU_AVX2:
-        return quantize_block_avx2(weight, codes);
+        return quantize_block_avx2(args, begin);
     case TD_CPU_SCALAR:
         break;
     }
-    return quantize_scalar(weight, n, codes);
+    return quantize_scalar(args, begin, n);
 }
 
 td_status td_cpu_nf4_quantize(const td_op_context *context, const td_nf4_quantize_args *args) {
@@ -124,10 +155,49 @@ td_status td_cpu_nf4_quantize(const td_op_context *context, const td_nf4_quantiz
     for (int64_t block = 0; block < blocks; block++) {
         int64_t begin = block * TD_NF4_BLOCK, left = args->n_elements - begin;
         args->absmax[block] =
-            quantize_block(args->weight + begin, left < TD_NF4_BLOCK ? left : TD_NF4_BLOCK,
-                           args->codes + begin / 2);
+            quantize_block(args, begin, left < TD_NF4_BLOCK ? left : TD_NF4_BLOCK);
     }
     return TD_OK;
+}
+
+static void nested_codes_scalar(const float *values, int64_t n, float offset, float inverse,
+                                const float *midpoints, uint8_t *codes) {
+    for (int64_t i = 0; i < n; i++)
+        codes[i] = td_dynamic_map_nearest(midpoints, (values[i] - offset) * inverse);
+}
+
+// td_dynamic_map_nearest() of sixteen numbers: the first four of its eight steps look among every
+// sixteenth midpoint, which one register holds.
+TD_TARGET_AVX512 static void nested_codes_avx512(const float *values, int64_t n, float offset,
+                                                 float inverse, const float *midpoints,
+                                                 uint8_t *codes) {
+    const __m512i one = _mm512_set1_epi32(1);
+    const __m512i every =
+        _mm512_setr_epi32(15, 31, 47, 63, 79, 95, 111, 127, 143, 159, 175, 191, 207, 223, 239, 255);
+    const __m512 coarse = _mm512_i32gather_ps(every, midpoints, 4);
+    for (int64_t i = 0; i < n; i += 16) {
+        __mmask16 inside = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : 0xffff;
+        __m512 x = _mm512_maskz_loadu_ps(inside, values + i);
+        x = _mm512_mul_ps(_mm512_sub_ps(x, _mm512_set1_ps(offset)), _mm512_set1_ps(inverse));
+        __m512i code = _mm512_setzero_si512();
+        for (int step = 8; step > 0; step >>= 1) {
+            __m512i probe = _mm512_add_epi32(code, _mm512_set1_epi32(step - 1));
+            __m512 middle = _mm512_permutexvar_ps(probe, coarse);
+            __mmask16 above = _mm512_cmp_ps_mask(x, middle, _CMP_GT_OQ);
+            code = _mm512_mask_add_epi32(code, above, code, _mm512_set1_epi32(step));
+        }
+        code = _mm512_slli_epi32(code, 4);
+        for (int step = 8; step > 0; step >>= 1) {
+            __m512i probe = _mm512_add_epi32(code, _mm512_set1_epi32(step - 1));
+            __m512 middle = _mm512_i32gather_ps(probe, midpoints, 4);
+            __mmask16 above = _mm512_cmp_ps_mask(x, middle, _CMP_GT_OQ);
+            code = _mm512_mask_add_epi32(code, above, code, _mm512_set1_epi32(step));
+        }
+        __mmask16 tie = _mm512_cmp_ps_mask(x, _mm512_i32gather_ps(code, midpoints, 4), _CMP_EQ_OQ);
+        tie &= _mm512_test_epi32_mask(code, one);
+        code = _mm512_mask_add_epi32(code, tie, code, one);
+        _mm_mask_storeu_epi8(codes + i, inside, _mm512_cvtepi32_epi8(code));
+    }
 }
 
 // One nested block: codes of values[i] - offset, returns their largest magnitude.
@@ -138,10 +208,12 @@ static float quantize_nested(const float *values, int64_t n, float offset, const
         float magnitude = fabsf(values[i] - offset);
         absmax = magnitude > absmax ? magnitude : absmax;
     }
-    for (int64_t i = 0; i < n; i++)
-        codes[i] = absmax > 0.0f
-                       ? td_dynamic_map_nearest(midpoints, (values[i] - offset) * (1.0f / absmax))
-                       : 0;
+    if (!(absmax > 0.0f))
+        memset(codes, 0, (size_t)n);
+    else if (td_cpu_simd() == TD_CPU_AVX512)
+        nested_codes_avx512(values, n, offset, 1.0f / absmax, midpoints, codes);
+    else
+        nested_codes_scalar(values, n, offset, 1.0f / absmax, midpoints, codes);
     return absmax;
 }
 

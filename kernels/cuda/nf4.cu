@@ -55,31 +55,52 @@ __device__ __forceinline__ void store_codes(const td_quad<float> &quad, float in
         to[1] = second;
 }
 
+__device__ __forceinline__ td_quad<float> widen(const td_quad<float> &quad) {
+    return quad;
+}
+
+__device__ __forceinline__ td_quad<float> widen(const td_quad<bf16> &quad) {
+    td_quad<float> wide;
+    for (int k = 0; k < 4; k++)
+        wide.x[k] = __bfloat162float(quad.x[k]);
+    return wide;
+}
+
 // Loads first, so that all of them are under way together.
+template <typename T>
 __global__ void __launch_bounds__(THREADS)
     nf4_quantize_kernel(td_nf4_quantize_args args, bool weight_aligned, bool codes_aligned) {
+    const T *weight = static_cast<const T *>(args.weight);
     int64_t n = args.n_elements;
     int64_t begin = 4 * (static_cast<int64_t>(blockIdx.x) * THREADS * QUADS_PER_THREAD +
                          static_cast<int64_t>(threadIdx.x));
-    td_quad<float> quad[QUADS_PER_THREAD];
+    td_quad<T> stored[QUADS_PER_THREAD];
     for (int q = 0; q < QUADS_PER_THREAD; q++)
-        quad[q] = td_quad_load(args.weight, begin + 4 * THREADS * q, n, weight_aligned);
+        stored[q] = td_quad_load(weight, begin + 4 * THREADS * q, n, weight_aligned);
     for (int q = 0; q < QUADS_PER_THREAD; q++) {
         int64_t i = begin + 4 * THREADS * q;
-        float absmax = absmax_of(quad[q]);
+        td_quad<float> quad = widen(stored[q]);
+        float absmax = absmax_of(quad);
         // A block of zeros is kept at zero.
         float inverse = absmax > 0.0f ? 1.0f / absmax : 0.0f;
-        store_codes(quad[q], inverse, i, n, codes_aligned, args.codes);
+        store_codes(quad, inverse, i, n, codes_aligned, args.codes);
         if (i % TD_NF4_BLOCK == 0 && i < n)
             args.absmax[i / TD_NF4_BLOCK] = absmax;
     }
 }
 
+template <typename T>
+td_status quantize(const td_op_context *context, const td_nf4_quantize_args *args) {
+    bool codes_aligned = reinterpret_cast<uintptr_t>(args->codes) % sizeof(uint16_t) == 0;
+    unsigned blocks = td_cuda_blocks(args->n_elements, 4 * THREADS * QUADS_PER_THREAD);
+    return td_cuda_launch(context, "nf4_quantize", nf4_quantize_kernel<T>, blocks, THREADS, 0,
+                          *args, td_is_quad_aligned(static_cast<const T *>(args->weight)),
+                          codes_aligned);
+}
+
 } // namespace
 
 td_status td_cuda_nf4_quantize(const td_op_context *context, const td_nf4_quantize_args *args) {
-    bool codes_aligned = reinterpret_cast<uintptr_t>(args->codes) % sizeof(uint16_t) == 0;
-    unsigned blocks = td_cuda_blocks(args->n_elements, 4 * THREADS * QUADS_PER_THREAD);
-    return td_cuda_launch(context, "nf4_quantize", nf4_quantize_kernel, blocks, THREADS, 0, *args,
-                          td_is_quad_aligned(args->weight), codes_aligned);
+    return args->weight_dtype == TD_BF16 ? quantize<bf16>(context, args)
+                                         : quantize<float>(context, args);
 }

@@ -50,17 +50,17 @@ static void quantize(const double *weight, int64_t n, double *codes, double *abs
     }
 }
 
-static void check_nf4(op_run *run, int64_t n) {
-    if (!op_case_begin(run, "nf4_quantize", "n=%d", (int)n))
+static void check_nf4(op_run *run, int64_t n, td_dtype dtype) {
+    if (!op_case_begin(run, "nf4_quantize", "%s n=%d", td_dtype_name(dtype), (int)n))
         return;
     double *values = op_doubles(run, n);
     for (int64_t i = 0; i < n; i++)
         values[i] = op_uniform(run) - 0.5;
     plant_special_blocks(values, n);
-    op_buffer *weight = op_given(run, TD_F32, n, values);
+    op_buffer *weight = op_given(run, dtype, n, values);
     op_buffer *codes = op_output(run, TD_U8, (n + 1) / 2);
     op_buffer *absmax = op_output(run, TD_F32, td_nf4_block_count(n));
-    td_nf4_quantize_args args = {n, weight->memory, codes->memory, absmax->memory};
+    td_nf4_quantize_args args = {n, weight->memory, codes->memory, absmax->memory, dtype};
     OP_CALL(run, nf4_quantize, &args, 0, 4.5 * (double)n);
     double *expected_codes = op_doubles(run, n / 2 + 1), *expected_absmax = op_doubles(run, n);
     quantize(weight->values, n, expected_codes, expected_absmax);
@@ -105,7 +105,7 @@ static void check_nf4_odd_numbers(op_run *run) {
                                     odd_code(weight, i + 1, N, scales[i / 64]));
     op_buffer *given = op_raw(run, TD_F32, N, weight);
     op_buffer *codes = op_output(run, TD_U8, N / 2 + 1), *absmax = op_output(run, TD_F32, 6);
-    td_nf4_quantize_args args = {N, given->memory, codes->memory, absmax->memory};
+    td_nf4_quantize_args args = {N, given->memory, codes->memory, absmax->memory, TD_F32};
     OP_CALL(run, nf4_quantize, &args, 0, 0);
     op_fetch_raw(run, codes, found);
     op_fetch_raw(run, absmax, found_scales);
@@ -210,26 +210,39 @@ typedef struct row_range {
     int64_t rows, cols, begin, count;
 } row_range;
 
-static void check_dequantize(op_run *run, op_matrix_kind kind, const row_range *range) {
-    if (!op_case_begin(run, "dequantize", "%s rows %d..+%d of %dx%d", op_matrix_name(kind),
-                       (int)range->begin, (int)range->count, (int)range->rows, (int)range->cols))
+static void check_dequantize(op_run *run, op_matrix_kind kind, const row_range *range,
+                             int out_is_act) {
+    td_dtype type = out_is_act ? run->ops->activation : TD_F32;
+    if (!op_case_begin(run, "dequantize", "%s rows %d..+%d of %dx%d%s", op_matrix_name(kind),
+                       (int)range->begin, (int)range->count, (int)range->rows, (int)range->cols,
+                       out_is_act ? " to the activations' type" : ""))
         return;
     op_matrix matrix = op_matrix_random(run, kind, range->rows, range->cols);
-    op_buffer *out = op_output(run, TD_F32, range->count * range->cols);
-    td_dequantize_args args = {&matrix.view, range->begin, range->count, out->memory};
-    OP_CALL(run, dequantize, &args, 0, 4.0 * (double)out->n);
-    if (!run->timing)
-        op_expect(run, "out", out, matrix.values + range->begin * range->cols, 0.0);
+    op_buffer *out = op_output(run, type, range->count * range->cols);
+    td_dequantize_args args = {&matrix.view, range->begin, range->count, out->memory, out_is_act};
+    OP_CALL(run, dequantize, &args, 0, (double)td_dtype_bytes(type) * (double)out->n);
+    if (run->timing) {
+        op_case_end(run);
+        return;
+    }
+    double *expected = op_doubles(run, out->n);
+    for (int64_t i = 0; i < out->n; i++) {
+        double value = matrix.values[range->begin * range->cols + i];
+        expected[i] = type == TD_F32 ? value : (double)td_bf16_to_f32(td_f32_to_bf16((float)value));
+    }
+    op_expect(run, "out", out, expected, 0.0);
     op_case_end(run);
 }
 
 static void cases_nf4(op_run *run) {
+    static const td_dtype dtypes[] = {TD_F32, TD_BF16};
     static const int64_t counts[] = {1, 2, 63, 64, 65, 129, 300, 1024, 5001};
     for (size_t i = 0; i < sizeof counts / sizeof *counts && !run->timing; i++)
-        check_nf4(run, counts[i]);
-    if (run->timing)
-        check_nf4(run, 4 << 20);
-    else
+        for (int j = 0; j < 2; j++)
+            check_nf4(run, counts[i], dtypes[j]);
+    for (int j = 0; j < 2 && run->timing; j++)
+        check_nf4(run, 4 << 20, dtypes[j]);
+    if (!run->timing)
         check_nf4_odd_numbers(run);
 }
 
@@ -256,8 +269,8 @@ static void cases_dequantize(op_run *run) {
     const row_range *ranges = run->timing ? timed : checked;
     size_t n = (run->timing ? sizeof timed : sizeof checked) / sizeof *ranges;
     for (int kind = 0; kind < OP_MATRIX_KINDS; kind++)
-        for (size_t i = 0; i < n; i++)
-            check_dequantize(run, (op_matrix_kind)kind, &ranges[i]);
+        for (size_t i = 0; i < 2 * n; i++)
+            check_dequantize(run, (op_matrix_kind)kind, &ranges[i / 2], i % 2);
 }
 
 void cases_quantize(op_run *run) {

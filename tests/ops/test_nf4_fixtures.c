@@ -59,7 +59,7 @@ static void quantize(const td_safetensors *files, const char *name, quantized *o
     out->nested_absmax = need((size_t)out->n_nested * sizeof(float));
     td_dynamic_map_signed(out->nested_map);
     td_convert_to_f32(weight.data, weight.dtype, n, out->weight);
-    td_nf4_quantize_args first = {n, out->weight, out->codes, out->absmax};
+    td_nf4_quantize_args first = {n, out->weight, out->codes, out->absmax, TD_F32};
     CHECK_INT(context.ops->nf4_quantize(&context, &first), TD_OK);
     td_absmax_quantize_args second = {out->n_blocks, out->absmax, out->absmax_codes,
                                       out->nested_absmax, &out->offset};
@@ -91,7 +91,7 @@ static void check_dequantized(const td_safetensors *files, const char *file,
                               const quantized *weight, int nested) {
     float *out = need((size_t)weight->n_elements * sizeof(float));
     td_matrix matrix = matrix_of(weight, nested, TD_F32);
-    td_dequantize_args args = {&matrix, 0, weight->rows, out};
+    td_dequantize_args args = {&matrix, 0, weight->rows, out, 0};
     CHECK_INT(context.ops->dequantize(&context, &args), TD_OK);
     expect_bytes(files, file, "dequantized", out, (size_t)weight->n_elements * sizeof(float));
     free(out);
@@ -101,7 +101,7 @@ static void check_dequantized_bf16(const td_safetensors *files, const char *file
                                    const quantized *weight, int nested) {
     float *out = need((size_t)weight->n_elements * sizeof(float));
     td_matrix matrix = matrix_of(weight, nested, TD_BF16);
-    td_dequantize_args args = {&matrix, 0, weight->rows, out};
+    td_dequantize_args args = {&matrix, 0, weight->rows, out, 0};
     CHECK_INT(context.ops->dequantize(&context, &args), TD_OK);
     uint16_t *halves = need((size_t)weight->n_elements * sizeof(uint16_t));
     for (int64_t i = 0; i < weight->n_elements; i++) {
