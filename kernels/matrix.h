@@ -46,6 +46,9 @@ typedef struct td_matrix {
     const float *nested_map;     // (256)
     float nested_offset;
     td_dtype compute; // what a dequantized weight is rounded to: TD_F32 or TD_BF16
+    // NF4. NULL, or all of it dequantized to the type of the activations: (rows, cols) row-major.
+    // linear_* may read it instead: the numbers are the same.
+    const void *resident;
 } td_matrix;
 
 #endif

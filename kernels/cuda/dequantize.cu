@@ -242,5 +242,6 @@ td_status td_cuda_round_to_bf16(const td_op_context *context, const char *op, co
 td_status td_cuda_dequantize(const td_op_context *context, const td_dequantize_args *args) {
     int64_t cols = args->matrix->cols;
     return td_cuda_dequantize_span(context, "dequantize", args->matrix, args->row_begin * cols,
-                                   args->row_count * cols, TD_F32, args->out);
+                                   args->row_count * cols,
+                                   args->out_is_act ? context->ops->activation : TD_F32, args->out);
 }

@@ -58,7 +58,7 @@ layer layer_of(const td_op_context *context, const char *op, int64_t n_tokens,
 td_cuda_linear_parts common_parts(const layer *self, int with_weight) {
     td_cuda_linear_parts parts = {};
     int64_t rank = self->lora ? self->lora->rank : 0;
-    if (with_weight && !td_cuda_used_in_place(self->weight, self->act))
+    if (with_weight && !td_cuda_weight_in_place(self->weight, self->act))
         parts.weight = self->panel_rows * self->in;
     if (has_dropout(self->lora))
         parts.masked = self->n_tokens * self->in;
@@ -104,9 +104,12 @@ td_status masked_input(const layer *self, const void *x, const void **out) {
 
 // Rows [row, row + rows) of the weight in the activation type.
 td_status weight_panel(const layer *self, int64_t row, int64_t rows, const void **out) {
-    *out = self->weight->data;
-    if (td_cuda_used_in_place(self->weight, self->act))
+    const void *whole = td_cuda_weight_in_place(self->weight, self->act);
+    if (whole) {
+        *out = static_cast<const char *>(whole) +
+               static_cast<size_t>(row * self->in) * td_dtype_bytes(self->act);
         return TD_OK;
+    }
     *out = part(self, self->layout.weight);
     return td_cuda_dequantize_span(self->context, self->op, self->weight, row * self->in,
                                    rows * self->in, self->act, part(self, self->layout.weight));

@@ -75,17 +75,22 @@ td_cuda_linear_layout td_cuda_linear_layout_of(const td_cuda_linear_parts *parts
     return layout;
 }
 
-int td_cuda_used_in_place(const td_matrix *weight, td_dtype activation) {
-    return weight->format == (activation == TD_BF16 ? TD_MATRIX_BF16 : TD_MATRIX_F32);
+const void *td_cuda_weight_in_place(const td_matrix *weight, td_dtype activation) {
+    if (weight->format == TD_MATRIX_NF4)
+        return weight->resident;
+    int has_type = weight->format == (activation == TD_BF16 ? TD_MATRIX_BF16 : TD_MATRIX_F32);
+    return has_type ? weight->data : nullptr;
 }
 
 // A panel begins at a whole NF4 block and at an address that allows wide accesses: it has a
-// multiple of 64 rows.
+// multiple of 64 rows. A weight with a resident copy has the panels that it has without: they
+// decide how sums are rounded.
 int64_t td_cuda_panel_rows(const td_matrix *weight, td_dtype activation) {
-    int64_t elements =
-        weight->format == TD_MATRIX_NF4 ? TD_CUDA_NF4_PANEL_ELEMENTS : TD_CUDA_CAST_PANEL_ELEMENTS;
+    int is_nf4 = weight->format == TD_MATRIX_NF4;
+    int64_t elements = is_nf4 ? TD_CUDA_NF4_PANEL_ELEMENTS : TD_CUDA_CAST_PANEL_ELEMENTS;
     int64_t rows = elements / weight->cols / TD_NF4_BLOCK * TD_NF4_BLOCK;
-    if (td_cuda_used_in_place(weight, activation) || rows >= weight->rows)
+    int is_whole = !is_nf4 && td_cuda_weight_in_place(weight, activation);
+    if (is_whole || rows >= weight->rows)
         return weight->rows;
     return rows > 0 ? rows : smaller(TD_NF4_BLOCK, weight->rows);
 }

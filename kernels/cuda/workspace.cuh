@@ -58,10 +58,11 @@ typedef struct td_cuda_linear_layout {
 td_cuda_linear_layout td_cuda_linear_layout_of(const td_cuda_linear_parts *parts,
                                                td_dtype activation);
 
-// Rows of a weight that are converted to the activation type at a time; all of them where the
-// weight is used in place.
+// Rows of a weight that are multiplied with at a time, because they are converted to the activation
+// type at a time; all of them where the format is that type.
 int64_t td_cuda_panel_rows(const td_matrix *weight, td_dtype activation);
-int td_cuda_used_in_place(const td_matrix *weight, td_dtype activation);
+// All of the weight in the activation type, or NULL when it has to be converted.
+const void *td_cuda_weight_in_place(const td_matrix *weight, td_dtype activation);
 
 // TD_ERR_INTERNAL, with both numbers, unless the context's workspace has `bytes` and is aligned for
 // 16-byte accesses.

@@ -196,6 +196,8 @@ const td_key td_config_table[] = {
      .fallback = "1048576", .affects_result = 1, .help = "Parameters in a page: the unit of ownership, paging and storage."},
     {.name = "optimizer_cache_bytes", .section = "machine", .type = TD_KEY_INT, .offset = AT(optimizer_cache_bytes), .minimum = 0, .maximum = 0x1p53,
      .fallback = "0", .help = "Device memory for optimizer pages; 0: what the plan leaves."},
+    {.name = "dequantized_cache_bytes", .section = "machine", .type = TD_KEY_INT, .offset = AT(dequantized_cache_bytes), .minimum = -1, .maximum = 0x1p53,
+     .fallback = "0", .help = "GPU memory for copies of dequantized layers; 0: what the plan leaves, -1: none."},
     {.name = "memory_limit_bytes", .section = "machine", .type = TD_KEY_INT, .offset = AT(memory_limit_bytes), .minimum = 0, .maximum = 0x1p53,
      .fallback = "0", .help = "Memory of the device that the plan may use, per rank; 0: what is there."},
     {.name = "reduce", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(reduce), .choices = reduce_names,

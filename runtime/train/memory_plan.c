@@ -10,6 +10,8 @@
 
 enum { MAX_COMMUNICATION_BYTES = 48 << 20 };
 
+static const char copies_name[] = "copies of dequantized layers";
+
 static size_t status_field(const char *name) {
     FILE *file = fopen("/proc/self/status", "r");
     char line[256];
@@ -129,12 +131,13 @@ static void add_transformer_lines(const td_transformer_sizes *sizes, const td_pl
              sizes->host_bytes + (size_t)needs->n_loaders * loader);
 }
 
-// `out` brings the limits and the cache of optimizer pages.
+// `out` brings the limits, the cache of optimizer pages and the copies of layers.
 static td_status plan_with(const td_session *session, const td_plan_needs *needs,
                            td_recompute policy, int64_t max_tokens, td_memory_plan *out) {
     td_memory_plan plan = {.recompute = policy,
                            .is_unified = session->context.device->unified,
-                           .optimizer_cache_bytes = out->optimizer_cache_bytes};
+                           .optimizer_cache_bytes = out->optimizer_cache_bytes,
+                           .copies = out->copies};
     memcpy(plan.limit_bytes, out->limit_bytes, sizeof plan.limit_bytes);
     plan.transformer = (td_transformer_options){
         .max_tokens = max_tokens,
@@ -155,6 +158,7 @@ static td_status plan_with(const td_session *session, const td_plan_needs *needs
         loading_bytes[pool] = add_saturating(loading_bytes[pool], plan.total_bytes[pool]);
     add_trainable_lines(session, needs, &plan);
     add_transformer_lines(&sizes, needs, &plan);
+    add_line(&plan, copies_name, TD_POOL_DEVICE, plan.copies.bytes);
     // The base is loaded before the rest is allocated.
     for (int pool = 0; pool < TD_N_POOLS; pool++)
         if (loading_bytes[pool] > plan.total_bytes[pool])
@@ -253,6 +257,21 @@ static td_status enlarge_cache(const td_session *session, const td_plan_needs *n
     return plan_with(session, needs, plan->recompute, needs->max_tokens, plan);
 }
 
+// Optimizer pages come first: what they save is a transfer to the host and back.
+static td_status add_copies(const td_session *session, const td_plan_needs *needs,
+                            td_memory_plan *plan) {
+    td_base_options options = td_session_base_options(session);
+    int64_t given = session->config->dequantized_cache_bytes;
+    size_t left = plan->limit_bytes[TD_POOL_DEVICE] - plan->total_bytes[TD_POOL_DEVICE];
+    if (plan->is_unified || given < 0)
+        return TD_OK;
+    if (given > 0 && (size_t)given < left)
+        left = (size_t)given;
+    td_weight_copies_plan_make(&session->model, &options, session->context.ops->activation, left,
+                               &plan->copies);
+    return plan_with(session, needs, plan->recompute, needs->max_tokens, plan);
+}
+
 td_status td_memory_plan_make(const td_session *session, const td_plan_needs *needs,
                               td_memory_plan *out) {
     td_memory_plan plan = {.optimizer_cache_bytes = needs->pager.device_cache_bytes};
@@ -264,6 +283,7 @@ td_status td_memory_plan_make(const td_session *session, const td_plan_needs *ne
         TD_TRY(plan_with(session, needs, policy, needs->max_tokens, &plan));
         if (fits(&plan)) {
             TD_TRY(enlarge_cache(session, needs, &plan));
+            TD_TRY(add_copies(session, needs, &plan));
             *out = plan;
             return TD_OK;
         }
@@ -271,11 +291,21 @@ td_status td_memory_plan_make(const td_session *session, const td_plan_needs *ne
     return refuse(session, needs, &plan);
 }
 
+static void print_line(const td_memory_plan *plan, const td_plan_line *line) {
+    char name[64];
+    snprintf(name, sizeof name, "%s", line->name);
+    if (line->name == copies_name)
+        snprintf(name, sizeof name, "%s copies of %lld of %lld layers",
+                 plan->copies.type == TD_BF16 ? "bf16" : "fp32", (long long)plan->copies.n_copied,
+                 (long long)plan->copies.n_quantized);
+    td_info("  %-36s %10.1f MiB", name, (double)line->bytes / 1048576.0);
+}
+
 static void print_pool(const td_memory_plan *plan, td_memory_pool pool) {
     double mib = 1048576.0;
     for (int i = 0; i < plan->n_lines; i++)
         if (plan->lines[i].pool == pool && plan->lines[i].bytes > 0)
-            td_info("  %-36s %10.1f MiB", plan->lines[i].name, (double)plan->lines[i].bytes / mib);
+            print_line(plan, &plan->lines[i]);
     td_info("  %-36s %10.1f MiB of %.1f",
             plan->is_unified         ? "total"
             : pool == TD_POOL_DEVICE ? "total on the GPU"

@@ -4,6 +4,7 @@
 #define TANDEM_TRAIN_MEMORY_PLAN_H
 
 #include "model/transformer.h"
+#include "model/weight_copies.h"
 #include "runtime/core/pager.h"
 #include "runtime/train/session.h"
 
@@ -30,6 +31,7 @@ typedef struct td_memory_plan {
     size_t limit_bytes[TD_N_POOLS]; // per rank
     td_recompute recompute;         // chosen
     size_t optimizer_cache_bytes;   // for the pager
+    td_weight_copies_plan copies;   // of dequantized layers
     td_transformer_options transformer;
 } td_memory_plan;
 
@@ -47,9 +49,9 @@ typedef struct td_plan_needs {
     size_t limit_bytes[TD_N_POOLS]; // per rank
 } td_plan_needs;
 
-// Picks the cheapest recompute policy that fits, or the given one, and gives optimizer pages what
-// is left of a GPU. TD_ERR_MEMORY with the numbers and the nearest micro_batch_tokens that would
-// fit. Local; the same on ranks with the same limit.
+// Picks the cheapest recompute policy that fits, or the given one, and gives what is left of a GPU
+// to optimizer pages and then to copies of dequantized layers. TD_ERR_MEMORY with the numbers and
+// the nearest micro_batch_tokens that would fit. Local; the same on ranks with the same limit.
 td_status td_memory_plan_make(const td_session *session, const td_plan_needs *needs,
                               td_memory_plan *out);
 void td_memory_plan_print(const td_memory_plan *plan);

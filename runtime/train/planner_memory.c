@@ -77,12 +77,14 @@ static td_status find_needs(const td_planner *planner, const td_session *session
     return TD_OK;
 }
 
-// What does not fit is shown all the same, with the smallest cache of optimizer pages.
+// What does not fit is shown all the same, with the smallest cache of optimizer pages and no copies
+// of layers.
 static td_status plan_anyway(const td_session *session, td_plan_needs needs, td_config config,
                              td_memory_plan *out) {
     td_session rank = *session;
     if (config.optimizer_cache_bytes == 0)
         config.optimizer_cache_bytes = 1;
+    config.dequantized_cache_bytes = -1;
     needs.pager.device_cache_bytes = (size_t)config.optimizer_cache_bytes;
     needs.limit_bytes[TD_POOL_DEVICE] = no_limit_bytes;
     rank.config = &config;

@@ -168,11 +168,26 @@ static td_status allocate_local(td_run *run, td_store *store, volatile const int
     return td_step_init(&run->step);
 }
 
+// Last, when everything that a run cannot do without has its memory.
+static td_status copy_weights(td_run *run) {
+    const td_session *session = run->session;
+    int64_t planned = run->plan.copies.n_copied;
+    if (planned == 0)
+        return TD_OK;
+    TD_TRY(td_weight_copies_make(&run->copies, session->base, &session->context, planned));
+    if (run->copies.n_copied < planned)
+        td_info("GPU memory holds copies of %lld dequantized layers, not of %lld",
+                (long long)run->copies.n_copied, (long long)planned);
+    return TD_OK;
+}
+
 td_status td_run_allocate(td_run *run, td_store *store, volatile const int *stop_requested) {
     td_device_comm_options options = td_run_device_comm_options(run->session, &run->parameters.map);
     TD_TRY(run->session->choice.transport->create(&options, &run->device_comm));
     td_status status = allocate_local(run, store, stop_requested);
     TD_TRY(td_comm_agree(run->session->comm, status, "allocate"));
+    status = copy_weights(run);
+    TD_TRY(td_comm_agree(run->session->comm, status, "copies of dequantized layers"));
     return td_session_load_parameters(run->session, run->parameters.values);
 }
 
@@ -192,6 +207,7 @@ void td_run_destroy(td_run *run) {
         run->device_comm->transport->destroy(run->device_comm);
     td_token_loader_fini(&run->loader);
     td_transformer_destroy(run->transformer);
+    td_weight_copies_fini(&run->copies);
     td_optimizer_fini(&run->optimizer);
     td_arena_fini(&run->arena);
     td_pager_destroy(run->pager);

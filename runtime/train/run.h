@@ -15,6 +15,7 @@ typedef struct td_run {
     td_arena arena; // parameters, gradient sums, one page of gradients
     td_parameters parameters;
     td_pager *pager;
+    td_weight_copies copies; // of the session's base
     td_transformer *transformer;
     td_device_comm *device_comm; // of gradients and parameters
     td_buckets *buckets;

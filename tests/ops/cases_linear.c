@@ -14,6 +14,7 @@ typedef struct linear_shape {
     double dropout;
     int accumulate; // backward: add to dx
     int head;       // y and dy are fp32 whatever the activations are
+    int resident;   // NF4: there is a dequantized copy when called again
 } linear_shape;
 
 // Few tokens, one token, odd sizes, rows that are not whole blocks, several panels of either
@@ -50,6 +51,16 @@ static const linear_shape checked_shapes[] = {
      .accumulate = 1},
     {.n_tokens = 1, .in = 512, .out = 2100, .kind = OP_NF4, .bias = 1},
     {.n_tokens = 1, .in = 530, .out = 2000, .rank = 2, .kind = OP_NF4_NESTED, .dropout = 0.2},
+    {.n_tokens = 5, .in = 96, .out = 50, .rank = 3, .kind = OP_NF4, .resident = 1},
+    {.n_tokens = 2, .in = 531, .out = 2050, .kind = OP_NF4_NESTED_BF16, .resident = 1},
+    {.n_tokens = 9,
+     .in = 65,
+     .out = 33,
+     .rank = 2,
+     .kind = OP_NF4_NESTED,
+     .dropout = 0.2,
+     .accumulate = 1,
+     .resident = 1},
     {.n_tokens = 6, .in = 72, .out = 301, .kind = OP_BF16, .head = 1},
     {.n_tokens = 7, .in = 65, .out = 130, .kind = OP_NF4_BF16, .bias = 1, .head = 1},
     {.n_tokens = 3, .in = 40, .out = 6601, .kind = OP_F32, .head = 1, .accumulate = 1},
@@ -89,10 +100,11 @@ typedef struct linear_case {
 } linear_case;
 
 static int begin(op_run *run, const char *op, const linear_shape *shape, const char *note) {
-    return op_case_begin(run, op, "T=%d in=%d out=%d %s rank=%d%s p=%g%s%s%s", (int)shape->n_tokens,
-                         (int)shape->in, (int)shape->out, op_matrix_name(shape->kind),
-                         (int)shape->rank, shape->bias ? " bias" : "", shape->dropout,
-                         shape->accumulate ? " accumulate" : "", shape->head ? " head" : "", note);
+    return op_case_begin(run, op, "T=%d in=%d out=%d %s rank=%d%s p=%g%s%s%s%s",
+                         (int)shape->n_tokens, (int)shape->in, (int)shape->out,
+                         op_matrix_name(shape->kind), (int)shape->rank, shape->bias ? " bias" : "",
+                         shape->dropout, shape->accumulate ? " accumulate" : "",
+                         shape->head ? " head" : "", shape->resident ? " resident" : "", note);
 }
 
 static td_dtype output_type(const op_run *run, const linear_shape *shape) {
@@ -229,6 +241,17 @@ static void rewind_call(op_run *run, repeated_call *call) {
                    status == TD_OK && table->stream_synchronize(run->context.stream) == TD_OK);
 }
 
+// Products may read the copy from here on.
+static void give_copy(op_run *run, linear_case *layer) {
+    td_matrix *weight = &layer->weight.view;
+    if (!layer->shape->resident)
+        return;
+    op_buffer *copy = op_output(run, run->ops->activation, weight->rows * weight->cols);
+    td_dequantize_args args = {weight, 0, weight->rows, copy->memory, 1};
+    op_expect_true(run, "copy of the weight", run->ops->dequantize(&run->context, &args) == TD_OK);
+    weight->resident = copy->memory;
+}
+
 static void expect_same_bits(op_run *run, repeated_call *call) {
     for (int i = 0; i < MOST_OUTPUTS; i++) {
         void *again = bits_of(run, call->output[i]);
@@ -252,6 +275,7 @@ static void check_forward(op_run *run, const linear_shape *shape) {
             op_matrix_bytes(shape->kind, shape->in * shape->out));
     if (!run->timing) {
         rewind_call(run, &call);
+        give_copy(run, &layer);
         OP_CALL(run, linear_forward, &args, 0, 0);
         expect_same_bits(run, &call);
         ref_linear_forward(&layer.reference, layer.ref_xa, layer.ref_y);
@@ -341,6 +365,7 @@ static void check_backward(op_run *run, const linear_shape *shape, int want_dx) 
     OP_CALL(run, linear_backward, &args, want_dx * base_flops(shape) + 2.0 * lora_flops(shape), 0);
     if (!run->timing) {
         rewind_call(run, &call);
+        give_copy(run, &layer);
         OP_CALL(run, linear_backward, &args, 0, 0);
         expect_same_bits(run, &call);
     }

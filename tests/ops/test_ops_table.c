@@ -63,7 +63,7 @@ static void wrong_shapes_are_refused(void) {
     weight = (td_matrix){.format = TD_MATRIX_F32, .rows = 2, .cols = (int64_t)1 << 31, .data = x};
     expect_refusal(ops->linear_forward(&context, &linear), "is_extent(matrix->cols)");
     weight.cols = 4;
-    td_dequantize_args dequantize = {&weight, 1, 2, x};
+    td_dequantize_args dequantize = {&weight, 1, 2, x, 0};
     expect_refusal(ops->dequantize(&context, &dequantize), "row_count");
 }
 

@@ -51,6 +51,7 @@ static void policy_follows_the_gpu(void) {
     small_run self;
     small_open(&self, large);
     self.config.optimizer_cache_bytes = 1;
+    self.config.dequantized_cache_bytes = -1;
     td_memory_plan plenty = plan_with(&self, (int64_t)1 << 40);
     size_t needed = plenty.total_bytes[TD_POOL_DEVICE];
     CHECK_INT(plenty.recompute, TD_RECOMPUTE_NONE);
@@ -131,6 +132,7 @@ static void hosts_limit_counts(void) {
 static void pages_take_what_is_left(void) {
     small_run self;
     small_open(&self, on_gpu);
+    self.config.dequantized_cache_bytes = -1;
     self.config.optimizer_cache_bytes = 1;
     size_t smallest = plan_with(&self, (int64_t)1 << 40).total_bytes[TD_POOL_DEVICE];
     self.config.optimizer_cache_bytes = 0;

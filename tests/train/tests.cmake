@@ -24,6 +24,7 @@ tandem_test(memory_plan train/memory_plan.c LIBS tandem_train RANKS 1 2 LABELS t
 tandem_test(planner train/planner.c LIBS tandem_train RANKS 1 2 3 LABELS train)
 tandem_gpu_test(gpu_plan train/gpu_plan.c LIBS tandem_train)
 tandem_gpu_test(gpu_planner train/gpu_planner.c LIBS tandem_train)
+tandem_gpu_test(gpu_copies train/gpu_copies.c LIBS tandem_train)
 add_test(NAME cuda_host_gpu_plan_2ranks
          COMMAND mpirun -q --oversubscribe -n 2 $<TARGET_FILE:test_gpu_plan>)
 set_tests_properties(cuda_host_gpu_plan_2ranks PROPERTIES TIMEOUT 60 LABELS cuda_host
