@@ -1,8 +1,7 @@
 // What the files of the CPU backend share. Not for other folders.
 //
 // Parallel loops are OpenMP with a static schedule and num_threads(td_cpu_threads()); no result may
-// depend on the number of threads or on which thread did what, other than through the BLAS
-// library's own splitting.
+// depend on the number of threads or on which thread did what.
 //
 // Vector code is chosen at run time: a function with __attribute__((target("..."))) per level,
 // selected by td_cpu_simd(). Where a file promises the same bits on every level, tests/ops compares
@@ -47,23 +46,6 @@ static inline td_cpu_range td_cpu_split(int64_t n, int64_t align, int parts, int
 
 // Loops of fewer elements than this run on the calling thread: starting a team costs more.
 enum { TD_CPU_PARALLEL_ELEMENTS = 16384 };
-
-// c = alpha * op(a) op(b) + beta * c, row-major; op(a) is (m, k), op(b) (k, n), c (m, n). With beta
-// = 0, c is not read. Extents and strides fit an int (checked by the callers' shape checks).
-typedef struct td_cpu_gemm_args {
-    int transpose_a, transpose_b;
-    int64_t m, n, k;
-    float alpha;
-    const float *a;
-    int64_t lda;
-    const float *b;
-    int64_t ldb;
-    float beta;
-    float *c;
-    int64_t ldc;
-} td_cpu_gemm_args;
-
-void td_cpu_gemm(const td_cpu_gemm_args *args);
 
 // Scratch that one call of the operations of that file needs.
 size_t td_cpu_linear_workspace_bytes(const td_workspace_query *query);

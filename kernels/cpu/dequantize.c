@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu_internal.h"
+#include "kernels/cpu/nf4_internal.h"
 #include "kernels/cpu/weights_internal.h"
 
 const float td_nf4_code[16] = {TD_NF4_CODES};
@@ -12,17 +13,10 @@ static float round_to_compute(const td_matrix *matrix, float value) {
     return matrix->compute == TD_BF16 ? td_bf16_to_f32(td_f32_to_bf16(value)) : value;
 }
 
-static inline float block_scale(const td_matrix *matrix, int64_t block) {
-    if (matrix->absmax)
-        return matrix->absmax[block];
-    float nested = matrix->nested_absmax[block / TD_NF4_NESTED_BLOCK];
-    return matrix->nested_map[matrix->absmax_codes[block]] * nested + matrix->nested_offset;
-}
-
 // Elements [begin, end) of one block.
 static void nf4_part(const td_matrix *matrix, int64_t begin, int64_t end, float *out) {
     const uint8_t *codes = matrix->data;
-    float scale = block_scale(matrix, begin / TD_NF4_BLOCK), values[16];
+    float scale = td_nf4_scale(matrix, begin / TD_NF4_BLOCK), values[16];
     for (int i = 0; i < 16; i++)
         values[i] = round_to_compute(matrix, td_nf4_code[i] * scale);
     for (int64_t i = begin; i < end; i++)
@@ -35,26 +29,6 @@ static void nf4_blocks_scalar(const td_matrix *matrix, int64_t block, int64_t co
                  out + i * TD_NF4_BLOCK);
 }
 
-// The bits of td_f32_to_bf16(), as fp32.
-TD_TARGET_AVX2 static inline __m256 round_bf16_avx2(__m256 value) {
-    __m256i bits = _mm256_castps_si256(value);
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    __m256 quiet = _mm256_castsi256_ps(_mm256_or_si256(bits, _mm256_set1_epi32(0x400000)));
-    __m256 nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
-    __m256 rounded = _mm256_blendv_ps(_mm256_castsi256_ps(up), quiet, nan);
-    return _mm256_and_ps(rounded, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000u)));
-}
-
-TD_TARGET_AVX512 static inline __m512 round_bf16_avx512(__m512 value) {
-    __m512i bits = _mm512_castps_si512(value);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    __m512i rounded = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
-    return _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32((int)0xffff0000u)));
-}
-
 // Eight codes lie in one 32-bit word, the first in bits 4..7: a shift per lane brings each down,
 // and the table look-up ignores what is above.
 TD_TARGET_AVX2 static void nf4_blocks_avx2(const td_matrix *matrix, int64_t block, int64_t count,
@@ -64,7 +38,7 @@ TD_TARGET_AVX2 static void nf4_blocks_avx2(const td_matrix *matrix, int64_t bloc
     int bf16 = matrix->compute == TD_BF16;
     for (int64_t b = block; b < block + count; b++, out += TD_NF4_BLOCK) {
         const uint8_t *codes = (const uint8_t *)matrix->data + b * (TD_NF4_BLOCK / 2);
-        __m256 scale = _mm256_set1_ps(block_scale(matrix, b));
+        __m256 scale = _mm256_set1_ps(td_nf4_scale(matrix, b));
         for (int i = 0; i < TD_NF4_BLOCK / 8; i++) {
             int32_t word;
             memcpy(&word, codes + 4 * i, sizeof word);
@@ -73,7 +47,7 @@ TD_TARGET_AVX2 static void nf4_blocks_avx2(const td_matrix *matrix, int64_t bloc
             __m256 value = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index),
                                             _mm256_permutevar8x32_ps(high, index), upper);
             value = _mm256_mul_ps(value, scale);
-            _mm256_storeu_ps(out + 8 * i, bf16 ? round_bf16_avx2(value) : value);
+            _mm256_storeu_ps(out + 8 * i, bf16 ? td_round_bf16_avx2(value) : value);
         }
     }
 }
@@ -88,12 +62,12 @@ TD_TARGET_AVX512 static void nf4_blocks_avx512(const td_matrix *matrix, int64_t 
     for (int64_t b = block; b < block + count; b++, out += TD_NF4_BLOCK) {
         const uint8_t *codes = (const uint8_t *)matrix->data + b * (TD_NF4_BLOCK / 2);
         __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)codes));
-        __m512 scale = _mm512_set1_ps(block_scale(matrix, b));
+        __m512 scale = _mm512_set1_ps(td_nf4_scale(matrix, b));
         for (int i = 0; i < TD_NF4_BLOCK / 16; i++) {
             __m512i pair = _mm512_add_epi32(half, _mm512_set1_epi32(2 * i));
             __m512i index = _mm512_srlv_epi32(_mm512_permutexvar_epi32(pair, words), shift);
             __m512 value = _mm512_mul_ps(_mm512_permutexvar_ps(index, table), scale);
-            _mm512_storeu_ps(out + 16 * i, bf16 ? round_bf16_avx512(value) : value);
+            _mm512_storeu_ps(out + 16 * i, bf16 ? td_round_bf16_avx512(value) : value);
         }
     }
 }

@@ -1,17 +1,103 @@
-// Matrix products by OpenBLAS. Its splitting is a function of the shape and the thread count, so
-// the bits are too.
-#include <cblas.h>
-#include <omp.h>
+// Matrix products in blocks: as many packed rows and columns of the right operand as fit a
+// second-level cache, past which all rows of the left one are led tile by tile.
+#include "kernels/cpu/gemm_internal.h"
 
-#include "kernels/cpu/cpu_internal.h"
+enum {
+    DEPTH_STEP = TD_NF4_BLOCK,
+    TILE_ROWS = 8,     // of the largest tile
+    PACKING_ROWS = 8,  // packing takes about as long as so many rows of the product
+    STRIP_PADDING = 16 // floats, so that equal rows of strips do not share a cache set
+};
 
-void td_cpu_gemm(const td_cpu_gemm_args *args) {
-    // OpenBLAS takes its team size from the calling thread's OpenMP setting; inside a parallel loop
-    // it stays on one thread.
-    if (!omp_in_parallel() && omp_get_max_threads() != td_cpu_threads())
-        omp_set_num_threads(td_cpu_threads());
-    cblas_sgemm(CblasRowMajor, args->transpose_a ? CblasTrans : CblasNoTrans,
-                args->transpose_b ? CblasTrans : CblasNoTrans, (blasint)args->m, (blasint)args->n,
-                (blasint)args->k, args->alpha, args->a, (blasint)args->lda, args->b,
-                (blasint)args->ldb, args->beta, args->c, (blasint)args->ldc);
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static int64_t parts_of(int64_t n, int64_t step) {
+    return (n + step - 1) / step;
+}
+
+static int64_t round_up(int64_t n, int64_t step) {
+    return parts_of(n, step) * step;
+}
+
+int64_t td_gemm_depth(int64_t k) {
+    return k > 0 ? round_up(parts_of(k, parts_of(k, TD_GEMM_DEPTH)), DEPTH_STEP) : DEPTH_STEP;
+}
+
+static int64_t strip_floats(int64_t depth, int64_t thin) {
+    return (round_up(depth, TD_GEMM_STRIP) + round_up(thin, TD_GEMM_STRIP)) * TD_GEMM_STRIP +
+           STRIP_PADDING;
+}
+
+int64_t td_gemm_scratch(int64_t thin) {
+    return TD_GEMM_COLUMNS / TD_GEMM_STRIP * strip_floats(TD_GEMM_DEPTH, thin);
+}
+
+// The block of b in rows k (and those of the second operand after the last) and `columns`, times
+// all `rows` of a.
+static void multiply_block(const td_gemm_product *product, td_cpu_range rows, td_cpu_range columns,
+                           td_cpu_range k, float *scratch) {
+    const td_gemm_left *left = product->left;
+    int64_t thin = k.end == left[0].k ? left[1].k : 0, depth = k.end - k.begin;
+    int64_t strip = strip_floats(depth, thin);
+    td_gemm_pack(&product->right[0], k, columns, scratch, strip);
+    if (thin > 0)
+        td_gemm_pack(&product->right[1], (td_cpu_range){0, thin}, columns,
+                     scratch + depth * TD_GEMM_STRIP, strip);
+    td_gemm_block block = {.m = rows.end - rows.begin,
+                           .n = columns.end - columns.begin,
+                           .left = {left[0], left[1]},
+                           .right = scratch,
+                           .strip = strip,
+                           .c = product->c + rows.begin * product->ldc + columns.begin,
+                           .ldc = product->ldc,
+                           .bias =
+                               product->bias && k.begin == 0 ? product->bias + columns.begin : NULL,
+                           .accumulate = product->accumulate || k.begin > 0};
+    block.left[0].data += rows.begin * left[0].row + k.begin * left[0].step;
+    block.left[0].k = depth;
+    block.left[1].k = thin;
+    if (thin > 0)
+        block.left[1].data += rows.begin * left[1].row;
+    td_gemm_kernel_find()(&block);
+}
+
+void td_gemm_multiply(const td_gemm_product *product, td_cpu_range rows, td_cpu_range columns,
+                      float *scratch) {
+    if (rows.begin == rows.end)
+        return;
+    int64_t k = product->left[0].k, depth = td_gemm_depth(k);
+    int64_t blocks = parts_of(columns.end - columns.begin, TD_GEMM_COLUMNS);
+    for (int64_t i = 0; i < blocks; i++) {
+        td_cpu_range part =
+            td_cpu_split(columns.end - columns.begin, TD_GEMM_STRIP, (int)blocks, (int)i);
+        part = (td_cpu_range){columns.begin + part.begin, columns.begin + part.end};
+        int64_t begin = 0;
+        do {
+            multiply_block(product, rows, part, (td_cpu_range){begin, smaller(begin + depth, k)},
+                           scratch);
+            begin += depth;
+        } while (begin < k);
+    }
+}
+
+// What the slowest of down x across parts takes, in rows of one strip.
+static int64_t cost_of(int64_t m, int64_t n, int down, int across) {
+    int64_t tiles = parts_of(parts_of(m, TILE_ROWS), down);
+    int64_t strips = parts_of(parts_of(n, TD_GEMM_STRIP), across);
+    return strips * (tiles * TILE_ROWS + PACKING_ROWS);
+}
+
+td_gemm_part td_gemm_split(int64_t m, int64_t n, int parts, int index) {
+    int down = 1, across = parts;
+    for (int i = 2; i <= parts; i++)
+        if (cost_of(m, n, i, parts / i) < cost_of(m, n, down, across)) {
+            down = i;
+            across = parts / i;
+        }
+    if (index >= down * across)
+        return (td_gemm_part){0};
+    return (td_gemm_part){.rows = td_cpu_split(m, TILE_ROWS, down, index / across),
+                          .columns = td_cpu_split(n, TD_GEMM_STRIP, across, index % across)};
 }

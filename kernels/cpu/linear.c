@@ -1,21 +1,14 @@
-// The linear layer with a frozen weight and LoRA. A compressed weight is dequantized panel by
-// panel, each panel small enough to be still in cache when the BLAS packs it. The LoRA parts are
-// thin products, cut into fixed blocks that run side by side, because the BLAS does not split them
-// well; the cuts do not depend on the number of threads.
+// The linear layer with a frozen weight and LoRA: matrix products whose right operand is
+// dequantized as it is packed (gemm_internal.h). LoRA's part of an output is summed with the base
+// weight's, as further columns of x or dy.
+#include <omp.h>
 #include <string.h>
 
-#include "kernels/cpu/cpu_internal.h"
+#include "kernels/cpu/gemm_internal.h"
 #include "kernels/cpu/weights_internal.h"
 
 enum {
-    TILE_ELEMENTS = 1 << 20, // of a dequantized tile: 4 MiB
-    TILE_COLUMNS = 1280,     // at most; wide and tall tiles both mean that x or dy is packed seldom
-    TILE_STEP = 16,
-    TILE_PADDING = 16,           // between rows, so that equal columns do not share a cache set
-    TOKEN_BLOCK = 64,            // tokens of one thin product
-    TOKEN_CHUNK = 256,           // tokens that da sums up at once
-    OUTPUT_BLOCK = 128,          // rows of db per thin product
-    COLUMN_BLOCK = 256,          // columns of da per thin product
+    TOKEN_CHUNK = 256,           // tokens whose dropped-out input is held at once
     PARALLEL_PRODUCTS = 1 << 18, // multiply-adds below which one thread is as fast
     SCRATCH_ALIGN = 64,
 };
@@ -24,42 +17,21 @@ static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-static int64_t round_up(int64_t n, int64_t step) {
-    return (n + step - 1) / step * step;
-}
-
-// Extents of the dequantized tiles of a matrix; stride is from row to row.
-typedef struct tile_shape {
-    int64_t rows, cols, stride;
-} tile_shape;
-
-static tile_shape tile_shape_of(int64_t rows, int64_t cols) {
-    int64_t parts = (cols + TILE_COLUMNS - 1) / TILE_COLUMNS;
-    int64_t width = smaller(cols, round_up((cols + parts - 1) / parts, TD_NF4_BLOCK));
-    int64_t stride = round_up(width, TILE_STEP) + TILE_PADDING;
-    int64_t height = TILE_ELEMENTS / stride / TILE_STEP * TILE_STEP;
-    return (tile_shape){smaller(rows, height), width, stride};
-}
-
-// Tokens whose dropped-out input is held at once: enough blocks for every thread.
-static int64_t chunk_tokens(int64_t n_tokens) {
-    int64_t tokens = round_up((int64_t)td_cpu_threads() * TOKEN_BLOCK, TOKEN_CHUNK);
-    return smaller(n_tokens, tokens);
-}
-
 static int has_dropout(const td_lora_weights *lora) {
     return lora && lora->dropout.threshold != 0;
 }
 
 typedef struct linear_scratch {
-    float *tile;    // dequantized part of the weight
-    float *chunk;   // (chunk tokens, in): dropped-out input, or LoRA's part of dx
-    uint64_t *mask; // one bit per element of chunk
-    float *dyb;     // (T, rank): scaling * dy B
+    float *packed;         // of every thread
+    int64_t packed_floats; // of one thread
+    float *chunk;          // (chunk tokens, in): dropped-out input, or LoRA's part of dx
+    uint64_t *mask;        // one bit per element of chunk
+    float *dyb;            // (T, rank): scaling * dy B
+    float *db;             // (rank, out): transposed, not scaled
 } linear_scratch;
 
 typedef struct scratch_bytes {
-    size_t tile, chunk, mask, dyb;
+    size_t packed, chunk, mask, dyb, db;
 } scratch_bytes;
 
 static size_t add_bytes(size_t a, size_t b) {
@@ -68,114 +40,96 @@ static size_t add_bytes(size_t a, size_t b) {
 }
 
 static size_t total_bytes(const scratch_bytes *bytes) {
-    return add_bytes(add_bytes(bytes->tile, bytes->chunk), add_bytes(bytes->mask, bytes->dyb));
+    size_t backward = add_bytes(bytes->dyb, bytes->db);
+    return add_bytes(add_bytes(bytes->packed, backward), add_bytes(bytes->chunk, bytes->mask));
 }
 
 // Of `count` elements, rounded up so that what follows is as aligned as the whole.
 static size_t aligned_bytes(int64_t count, size_t element_bytes) {
-    return td_mul_bytes((size_t)round_up(count, SCRATCH_ALIGN), element_bytes);
+    int64_t rounded = (count + SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN;
+    return td_mul_bytes((size_t)rounded, element_bytes);
+}
+
+static int64_t packed_floats(int64_t rank) {
+    return (td_gemm_scratch(rank) + SCRATCH_ALIGN - 1) / SCRATCH_ALIGN * SCRATCH_ALIGN;
 }
 
 static scratch_bytes bytes_of(const td_matrix *weight, const td_lora_weights *lora,
                               int64_t n_tokens, int backward) {
+    int64_t chunk = smaller(n_tokens, TOKEN_CHUNK) * weight->cols;
     scratch_bytes bytes = {0};
-    int64_t chunk = chunk_tokens(n_tokens) * weight->cols;
-    if (weight->format != TD_MATRIX_F32) {
-        tile_shape shape = tile_shape_of(weight->rows, weight->cols);
-        bytes.tile = aligned_bytes(shape.rows * shape.stride, sizeof(float));
-    }
+    bytes.packed =
+        aligned_bytes(td_cpu_threads() * packed_floats(lora ? lora->rank : 0), sizeof(float));
     if (has_dropout(lora)) {
         bytes.chunk = aligned_bytes(chunk, sizeof(float));
         bytes.mask = aligned_bytes((chunk + 63) / 64, sizeof(uint64_t));
     }
-    if (lora && backward)
+    if (lora && backward) {
         bytes.dyb = aligned_bytes(n_tokens * lora->rank, sizeof(float));
+        bytes.db = aligned_bytes(weight->rows * lora->rank, sizeof(float));
+    }
     return bytes;
 }
 
 size_t td_cpu_linear_workspace_bytes(const td_workspace_query *query) {
     int64_t tokens =
         query->max_tokens > query->max_head_tokens ? query->max_tokens : query->max_head_tokens;
-    int64_t chunk = chunk_tokens(tokens) * query->max_in;
-    scratch_bytes bytes = {.tile = aligned_bytes(TILE_ELEMENTS, sizeof(float))};
-    if (query->max_rank > 0) {
-        bytes.chunk = aligned_bytes(chunk, sizeof(float));
-        bytes.mask = aligned_bytes((chunk + 63) / 64, sizeof(uint64_t));
-        bytes.dyb = aligned_bytes(tokens * query->max_rank, sizeof(float));
-    }
+    td_matrix weight = {.rows = query->max_out, .cols = query->max_in};
+    td_lora_weights lora = {.rank = query->max_rank, .dropout.threshold = 1};
+    scratch_bytes bytes = bytes_of(&weight, query->max_rank > 0 ? &lora : NULL, tokens, 1);
     return total_bytes(&bytes);
 }
 
 static td_status carve(const td_op_context *context, const char *op, const scratch_bytes *bytes,
-                       linear_scratch *out) {
+                       int64_t rank, linear_scratch *out) {
     TD_TRY(td_cpu_need_workspace(context, op, total_bytes(bytes)));
     char *memory = context->workspace;
-    out->tile = (void *)memory;
-    out->chunk = (void *)(memory + bytes->tile);
-    out->mask = (void *)(memory + bytes->tile + bytes->chunk);
-    out->dyb = (void *)(memory + bytes->tile + bytes->chunk + bytes->mask);
+    out->packed = (void *)memory;
+    out->packed_floats = packed_floats(rank);
+    memory += bytes->packed;
+    out->chunk = (void *)memory;
+    memory += bytes->chunk;
+    out->mask = (void *)memory;
+    memory += bytes->mask;
+    out->dyb = (void *)memory;
+    memory += bytes->dyb;
+    out->db = (void *)memory;
     return TD_OK;
 }
 
-// Rows [row, row + rows) and columns [col, col + cols) of the weight in fp32: in place, or in the
-// scratch.
-typedef struct weight_tile {
-    const float *data;
-    int64_t row, rows, col, cols, stride;
-} weight_tile;
-
-static void dequantize_tile(const td_matrix *weight, const weight_tile *tile, float *out) {
-#pragma omp parallel for schedule(static)                                                          \
-    num_threads(td_cpu_threads()) if (tile->rows * tile->cols > TD_CPU_PARALLEL_ELEMENTS)
-    for (int64_t i = 0; i < tile->rows; i++) {
-        int64_t begin = (tile->row + i) * weight->cols + tile->col;
-        td_cpu_dequantize_span(weight, begin, begin + tile->cols, out + i * tile->stride);
-    }
+// This thread's share of an (m, n) product, within a parallel region.
+static td_gemm_part multiply_share(const td_gemm_product *product, int64_t m, int64_t n,
+                                   const linear_scratch *scratch) {
+    int thread = omp_get_thread_num();
+    td_gemm_part part = td_gemm_split(m, n, omp_get_num_threads(), thread);
+    td_gemm_multiply(product, part.rows, part.columns,
+                     scratch->packed + thread * scratch->packed_floats);
+    return part;
 }
 
-static weight_tile load_tile(const td_matrix *weight, int64_t row, int64_t col, float *buffer) {
-    if (weight->format == TD_MATRIX_F32)
-        return (weight_tile){weight->data, 0, weight->rows, 0, weight->cols, weight->cols};
-    tile_shape shape = tile_shape_of(weight->rows, weight->cols);
-    weight_tile tile = {buffer,
-                        row,
-                        smaller(shape.rows, weight->rows - row),
-                        col,
-                        smaller(shape.cols, weight->cols - col),
-                        shape.stride};
-    dequantize_tile(weight, &tile, buffer);
-    return tile;
+static int worth_a_team(int64_t m, int64_t n, int64_t k) {
+    return m * n > PARALLEL_PRODUCTS / k;
 }
 
-static int worth_a_team(const td_cpu_gemm_args *args, int64_t parts) {
-    return parts > 1 && args->m * args->n > PARALLEL_PRODUCTS / args->k;
+static void multiply_on_all(const td_gemm_product *product, int64_t m, int64_t n,
+                            const linear_scratch *scratch) {
+#pragma omp parallel num_threads(td_cpu_threads()) if (worth_a_team(m, n, product->left[0].k))
+    multiply_share(product, m, n, scratch);
 }
 
-// The product in blocks of `block` rows of c, side by side.
-static void gemm_by_rows(const td_cpu_gemm_args *args, int64_t block) {
-    int64_t parts = (args->m + block - 1) / block;
-#pragma omp parallel for schedule(static)                                                          \
-    num_threads(td_cpu_threads()) if (worth_a_team(args, parts))
-    for (int64_t i = 0; i < parts; i++) {
-        td_cpu_gemm_args part = *args;
-        part.m = smaller(block, args->m - i * block);
-        part.a += i * block * (args->transpose_a ? 1 : args->lda);
-        part.c += i * block * args->ldc;
-        td_cpu_gemm(&part);
-    }
+// (rows, cols) fp32 as an operand.
+
+static td_gemm_left rows_of(const float *data, int64_t cols) {
+    return (td_gemm_left){.data = data, .row = cols, .step = 1, .k = cols};
 }
 
-static void gemm_by_columns(const td_cpu_gemm_args *args, int64_t block) {
-    int64_t parts = (args->n + block - 1) / block;
-#pragma omp parallel for schedule(static)                                                          \
-    num_threads(td_cpu_threads()) if (worth_a_team(args, parts))
-    for (int64_t i = 0; i < parts; i++) {
-        td_cpu_gemm_args part = *args;
-        part.n = smaller(block, args->n - i * block);
-        part.b += i * block * (args->transpose_b ? args->ldb : 1);
-        part.c += i * block;
-        td_cpu_gemm(&part);
-    }
+static td_gemm_left columns_of(const float *data, int64_t rows, int64_t cols) {
+    return (td_gemm_left){.data = data, .row = 1, .step = cols, .k = rows};
+}
+
+static td_matrix matrix_of(const void *data, int64_t rows, int64_t cols) {
+    return (td_matrix){
+        .format = TD_MATRIX_F32, .rows = rows, .cols = cols, .data = data, .compute = TD_F32};
 }
 
 // mask and chunk of tokens [token, token + count).
@@ -204,85 +158,54 @@ static void undrop_chunk(const linear_scratch *scratch, const td_dropout *dropou
     }
 }
 
+// xa = x A^T, of rows of x that begin at a token.
+static td_gemm_product down_product(const td_linear_forward_args *args, const td_matrix *a,
+                                    const float *x, int64_t token) {
+    int64_t rank = args->lora->rank;
+    return (td_gemm_product){.left = {rows_of(x, args->weight->cols)},
+                             .right = {{.matrix = a, .transposed = 1, .scale = 1.0f}},
+                             .c = (float *)args->xa + token * rank,
+                             .ldc = rank};
+}
+
 // xa = dropout(x) A^T
-static void lora_down(const td_linear_forward_args *args, const linear_scratch *scratch) {
+static void dropped_down(const td_linear_forward_args *args, const td_matrix *a,
+                         const linear_scratch *scratch) {
+    for (int64_t token = 0; token < args->n_tokens; token += TOKEN_CHUNK) {
+        int64_t count = smaller(TOKEN_CHUNK, args->n_tokens - token);
+        drop_chunk(scratch, &args->lora->dropout, args->x, a->cols, token, count);
+        td_gemm_product down = down_product(args, a, scratch->chunk, token);
+        multiply_on_all(&down, count, a->rows, scratch);
+    }
+}
+
+static void forward(const td_linear_forward_args *args, const linear_scratch *scratch) {
     const td_lora_weights *lora = args->lora;
-    int64_t in = args->weight->cols, step = chunk_tokens(args->n_tokens);
-    for (int64_t token = 0; token < args->n_tokens; token += step) {
-        int64_t count = smaller(step, args->n_tokens - token);
-        const float *x = (const float *)args->x + token * in;
-        if (has_dropout(lora)) {
-            drop_chunk(scratch, &lora->dropout, args->x, in, token, count);
-            x = scratch->chunk;
+    int64_t n = args->n_tokens, in = args->weight->cols, out = args->weight->rows;
+    td_gemm_product down = {0};
+    td_gemm_product up = {.left = {rows_of(args->x, in)},
+                          .right = {{.matrix = args->weight, .transposed = 1, .scale = 1.0f}},
+                          .c = args->y,
+                          .ldc = out,
+                          .bias = args->bias};
+    td_matrix a, b;
+    if (lora) {
+        a = matrix_of(lora->a, lora->rank, in);
+        b = matrix_of(lora->b, out, lora->rank);
+        up.left[1] = rows_of(args->xa, lora->rank);
+        up.right[1] = (td_gemm_right){.matrix = &b, .transposed = 1, .scale = lora->scaling};
+        down = down_product(args, &a, args->x, 0);
+    }
+    if (has_dropout(lora))
+        dropped_down(args, &a, scratch);
+#pragma omp parallel num_threads(td_cpu_threads()) if (worth_a_team(n, in, out))
+    {
+        if (lora && !has_dropout(lora)) {
+            multiply_share(&down, n, lora->rank, scratch);
+#pragma omp barrier
         }
-        td_cpu_gemm_args product = {.transpose_b = 1,
-                                    .m = count,
-                                    .n = lora->rank,
-                                    .k = in,
-                                    .alpha = 1.0f,
-                                    .a = x,
-                                    .lda = in,
-                                    .b = lora->a,
-                                    .ldb = in,
-                                    .c = (float *)args->xa + token * lora->rank,
-                                    .ldc = lora->rank};
-        gemm_by_rows(&product, TOKEN_BLOCK);
+        multiply_share(&up, n, out, scratch);
     }
-}
-
-static void fill_bias(const td_linear_forward_args *args) {
-    int64_t out = args->weight->rows;
-#pragma omp parallel for schedule(static)                                                          \
-    num_threads(td_cpu_threads()) if (args->n_tokens * out > TD_CPU_PARALLEL_ELEMENTS)
-    for (int64_t t = 0; t < args->n_tokens; t++)
-        memcpy((float *)args->y + t * out, args->bias, (size_t)out * sizeof(float));
-}
-
-// y[:, tile rows] (+)= x[:, tile columns] W^T
-static void forward_tile(const td_linear_forward_args *args, const weight_tile *tile) {
-    td_cpu_gemm_args product = {.transpose_b = 1,
-                                .m = args->n_tokens,
-                                .n = tile->rows,
-                                .k = tile->cols,
-                                .alpha = 1.0f,
-                                .a = (const float *)args->x + tile->col,
-                                .lda = args->weight->cols,
-                                .b = tile->data,
-                                .ldb = tile->stride,
-                                .beta = args->bias || tile->col > 0 ? 1.0f : 0.0f,
-                                .c = (float *)args->y + tile->row,
-                                .ldc = args->weight->rows};
-    td_cpu_gemm(&product);
-}
-
-// y[:, rows] += scaling * xa B^T
-static void lora_up(const td_linear_forward_args *args, int64_t row, int64_t rows) {
-    const td_lora_weights *lora = args->lora;
-    td_cpu_gemm_args product = {.transpose_b = 1,
-                                .m = args->n_tokens,
-                                .n = rows,
-                                .k = lora->rank,
-                                .alpha = lora->scaling,
-                                .a = args->xa,
-                                .lda = lora->rank,
-                                .b = lora->b + row * lora->rank,
-                                .ldb = lora->rank,
-                                .beta = 1.0f,
-                                .c = (float *)args->y + row,
-                                .ldc = args->weight->rows};
-    gemm_by_rows(&product, TOKEN_BLOCK);
-}
-
-// All columns of one row of tiles; returns how many rows those were.
-static int64_t forward_rows(const td_linear_forward_args *args, int64_t row, float *buffer) {
-    weight_tile tile = {0};
-    for (int64_t col = 0; col < args->weight->cols; col += tile.cols) {
-        tile = load_tile(args->weight, row, col, buffer);
-        forward_tile(args, &tile);
-    }
-    if (args->lora)
-        lora_up(args, row, tile.rows);
-    return tile.rows;
 }
 
 td_status td_cpu_linear_forward(const td_op_context *context, const td_linear_forward_args *args) {
@@ -292,135 +215,113 @@ td_status td_cpu_linear_forward(const td_op_context *context, const td_linear_fo
     }
     linear_scratch scratch;
     scratch_bytes bytes = bytes_of(args->weight, args->lora, args->n_tokens, 0);
-    TD_TRY(carve(context, "linear_forward", &bytes, &scratch));
-    if (args->lora)
-        lora_down(args, &scratch);
-    if (args->bias)
-        fill_bias(args);
-    for (int64_t row = 0; row < args->weight->rows;)
-        row += forward_rows(args, row, scratch.tile);
+    TD_TRY(carve(context, "linear_forward", &bytes, args->lora ? args->lora->rank : 0, &scratch));
+    forward(args, &scratch);
     return TD_OK;
 }
 
-// dx[:, tile columns] (+)= dy[:, tile rows] W
-static void backward_tile(const td_linear_backward_args *args, const weight_tile *tile) {
-    td_cpu_gemm_args product = {.m = args->n_tokens,
-                                .n = tile->cols,
-                                .k = tile->rows,
-                                .alpha = 1.0f,
-                                .a = (const float *)args->dy + tile->row,
-                                .lda = args->weight->rows,
-                                .b = tile->data,
-                                .ldb = tile->stride,
-                                .beta = tile->row > 0 || args->accumulate_dx ? 1.0f : 0.0f,
-                                .c = (float *)args->dx + tile->col,
-                                .ldc = args->weight->cols};
-    td_cpu_gemm(&product);
+// What backward multiplies: the operands of LoRA, and its four products.
+typedef struct backward_products {
+    td_matrix a, b, x, dy;
+    td_gemm_product dx, dyb, da, db;
+} backward_products;
+
+static void lora_products(const td_linear_backward_args *args, const linear_scratch *scratch,
+                          backward_products *out) {
+    const td_lora_weights *lora = args->lora;
+    int64_t n = args->n_tokens, rank = lora->rank;
+    int64_t in = args->weight->cols, rows = args->weight->rows;
+    out->a = matrix_of(lora->a, rank, in);
+    out->b = matrix_of(lora->b, rows, rank);
+    out->x = matrix_of(args->x, n, in);
+    out->dy = matrix_of(args->dy, n, rows);
+    out->dyb = (td_gemm_product){.left = {rows_of(args->dy, rows)},
+                                 .right = {{.matrix = &out->b, .scale = lora->scaling}},
+                                 .c = scratch->dyb,
+                                 .ldc = rank};
+    out->da = (td_gemm_product){.left = {columns_of(scratch->dyb, n, rank)},
+                                .right = {{.matrix = &out->x, .scale = 1.0f}},
+                                .c = args->da,
+                                .ldc = in};
+    out->db = (td_gemm_product){.left = {columns_of(args->xa, n, rank)},
+                                .right = {{.matrix = &out->dy, .scale = 1.0f}},
+                                .c = scratch->db,
+                                .ldc = rows};
+    if (!has_dropout(lora)) {
+        out->dx.left[1] = rows_of(scratch->dyb, rank);
+        out->dx.right[1] = (td_gemm_right){.matrix = &out->a, .scale = 1.0f};
+    }
 }
 
-static void base_dx(const td_linear_backward_args *args, float *buffer) {
-    weight_tile tile = {0};
-    for (int64_t row = 0; row < args->weight->rows; row += tile.rows)
-        for (int64_t col = 0; col < args->weight->cols; col += tile.cols) {
-            tile = load_tile(args->weight, row, col, buffer);
-            backward_tile(args, &tile);
+// This thread's share of db = scaling * dy^T xa, which is summed transposed: as tall as xa is thin.
+static void share_db(const td_linear_backward_args *args, const td_gemm_product *product,
+                     const linear_scratch *scratch) {
+    int64_t rank = args->lora->rank, out = args->weight->rows;
+    td_gemm_part part = multiply_share(product, rank, out, scratch);
+    for (int64_t i = part.columns.begin; i < part.columns.end; i++)
+        for (int64_t r = part.rows.begin; r < part.rows.end; r++)
+            args->db[i * rank + r] = args->lora->scaling * scratch->db[r * out + i];
+}
+
+static void backward(const td_linear_backward_args *args, const backward_products *products,
+                     const linear_scratch *scratch) {
+    const td_lora_weights *lora = args->lora;
+    int64_t n = args->n_tokens, in = args->weight->cols, out = args->weight->rows;
+#pragma omp parallel num_threads(td_cpu_threads()) if (worth_a_team(n, in, out))
+    {
+        if (lora) {
+            multiply_share(&products->dyb, n, lora->rank, scratch);
+            share_db(args, &products->db, scratch);
+#pragma omp barrier
         }
-}
-
-// dyb = scaling * dy B and db = scaling * dy^T xa
-static void lora_output_side(const td_linear_backward_args *args, const linear_scratch *scratch) {
-    const td_lora_weights *lora = args->lora;
-    int64_t out = args->weight->rows, rank = lora->rank;
-    td_cpu_gemm_args dyb = {.m = args->n_tokens,
-                            .n = rank,
-                            .k = out,
-                            .alpha = lora->scaling,
-                            .a = args->dy,
-                            .lda = out,
-                            .b = lora->b,
-                            .ldb = rank,
-                            .c = scratch->dyb,
-                            .ldc = rank};
-    gemm_by_rows(&dyb, TOKEN_BLOCK);
-    td_cpu_gemm_args db = {.transpose_a = 1,
-                           .m = out,
-                           .n = rank,
-                           .k = args->n_tokens,
-                           .alpha = lora->scaling,
-                           .a = args->dy,
-                           .lda = out,
-                           .b = args->xa,
-                           .ldb = rank,
-                           .c = args->db,
-                           .ldc = rank};
-    gemm_by_rows(&db, OUTPUT_BLOCK);
-}
-
-// da += dyb^T x for `count` tokens, of which x and dyb point to the first; summed TOKEN_CHUNK
-// tokens at a time.
-static void lora_da(const td_linear_backward_args *args, const float *x, const float *dyb,
-                    int64_t count, int first) {
-    int64_t in = args->weight->cols, rank = args->lora->rank;
-    for (int64_t token = 0; token < count; token += TOKEN_CHUNK) {
-        td_cpu_gemm_args da = {.transpose_a = 1,
-                               .m = rank,
-                               .n = in,
-                               .k = smaller(TOKEN_CHUNK, count - token),
-                               .alpha = 1.0f,
-                               .a = dyb + token * rank,
-                               .lda = rank,
-                               .b = x + token * in,
-                               .ldb = in,
-                               .beta = first && token == 0 ? 0.0f : 1.0f,
-                               .c = args->da,
-                               .ldc = in};
-        gemm_by_columns(&da, COLUMN_BLOCK);
+        if (args->dx)
+            multiply_share(&products->dx, n, in, scratch);
+        if (lora && !has_dropout(lora))
+            multiply_share(&products->da, lora->rank, in, scratch);
     }
 }
 
-// da, and LoRA's part of dx, for tokens [token, token + count).
-static void lora_input_side(const td_linear_backward_args *args, const linear_scratch *scratch,
-                            int64_t token, int64_t count) {
+// da += dyb^T dropout(x) and dx += undropout(dyb A) for tokens [token, token + count).
+static void dropped_chunk(const td_linear_backward_args *args, const backward_products *products,
+                          const linear_scratch *scratch, int64_t token, int64_t count) {
     const td_lora_weights *lora = args->lora;
-    int64_t in = args->weight->cols;
-    const float *x = (const float *)args->x + token * in, *dyb = scratch->dyb + token * lora->rank;
-    int dropout = has_dropout(lora);
-    if (dropout) {
-        drop_chunk(scratch, &lora->dropout, args->x, in, token, count);
-        x = scratch->chunk;
-    }
-    lora_da(args, x, dyb, count, token == 0);
+    int64_t in = args->weight->cols, rank = lora->rank;
+    const float *dyb = scratch->dyb + token * rank;
+    drop_chunk(scratch, &lora->dropout, args->x, in, token, count);
+    td_matrix x = matrix_of(scratch->chunk, count, in);
+    td_gemm_product da = products->da;
+    da.left[0] = columns_of(dyb, count, rank);
+    da.right[0].matrix = &x;
+    da.accumulate = token > 0;
+    multiply_on_all(&da, rank, in, scratch);
     if (!args->dx)
         return;
-    float *dx = (float *)args->dx + token * in;
-    td_cpu_gemm_args product = {.m = count,
-                                .n = in,
-                                .k = lora->rank,
-                                .alpha = 1.0f,
-                                .a = dyb,
-                                .lda = lora->rank,
-                                .b = lora->a,
-                                .ldb = in,
-                                .beta = dropout ? 0.0f : 1.0f,
-                                .c = dropout ? scratch->chunk : dx,
-                                .ldc = in};
-    gemm_by_rows(&product, TOKEN_BLOCK);
-    if (dropout)
-        undrop_chunk(scratch, &lora->dropout, dx, count * in);
+    td_gemm_product dx = {.left = {rows_of(dyb, rank)},
+                          .right = {{.matrix = &products->a, .scale = 1.0f}},
+                          .c = scratch->chunk,
+                          .ldc = in};
+    multiply_on_all(&dx, count, in, scratch);
+    undrop_chunk(scratch, &lora->dropout, (float *)args->dx + token * in, count * in);
 }
 
 td_status td_cpu_linear_backward(const td_op_context *context,
                                  const td_linear_backward_args *args) {
+    const td_lora_weights *lora = args->lora;
     linear_scratch scratch;
-    scratch_bytes bytes = bytes_of(args->weight, args->lora, args->n_tokens, 1);
-    TD_TRY(carve(context, "linear_backward", &bytes, &scratch));
-    if (args->dx)
-        base_dx(args, scratch.tile);
-    if (!args->lora)
-        return TD_OK;
-    lora_output_side(args, &scratch);
-    int64_t step = chunk_tokens(args->n_tokens);
-    for (int64_t token = 0; token < args->n_tokens; token += step)
-        lora_input_side(args, &scratch, token, smaller(step, args->n_tokens - token));
+    scratch_bytes bytes = bytes_of(args->weight, lora, args->n_tokens, 1);
+    TD_TRY(carve(context, "linear_backward", &bytes, lora ? lora->rank : 0, &scratch));
+    backward_products products = {
+        .dx = {.left = {rows_of(args->dy, args->weight->rows)},
+               .right = {{.matrix = args->weight, .scale = 1.0f}},
+               .c = args->dx,
+               .ldc = args->weight->cols,
+               .accumulate = args->accumulate_dx},
+    };
+    if (lora)
+        lora_products(args, &scratch, &products);
+    backward(args, &products, &scratch);
+    for (int64_t token = 0; has_dropout(lora) && token < args->n_tokens; token += TOKEN_CHUNK)
+        dropped_chunk(args, &products, &scratch, token,
+                      smaller(TOKEN_CHUNK, args->n_tokens - token));
     return TD_OK;
 }

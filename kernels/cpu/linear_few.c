@@ -2,6 +2,7 @@
 // time into a small buffer and used at once, so that the compressed weight is all that is read from
 // memory.
 #include <immintrin.h>
+#include <string.h>
 
 #include "kernels/cpu/cpu_internal.h"
 #include "kernels/cpu/weights_internal.h"
@@ -25,19 +26,29 @@ TD_TARGET_AVX2 static float sum_lanes(__m256 value) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
+// Sixty-four sums, in the order of dot_avx512(): sum[2 j] and sum[2 j + 1] are its sum[j].
 TD_TARGET_AVX2 static float dot_avx2(const float *a, const float *b, int64_t n) {
-    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                     _mm256_setzero_ps()};
+    __m256 sum[8];
+    for (int j = 0; j < 8; j++)
+        sum[j] = _mm256_setzero_ps();
     int64_t i = 0;
-    for (; i + 32 <= n; i += 32)
-        for (int j = 0; j < 4; j++)
+    for (; i + 64 <= n; i += 64)
+        for (int j = 0; j < 8; j++)
             sum[j] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8 * j), _mm256_loadu_ps(b + i + 8 * j),
                                      sum[j]);
-    for (; i + 8 <= n; i += 8)
-        sum[0] = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), sum[0]);
-    float total =
-        sum_lanes(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
-    return i < n ? total + dot_scalar(a + i, b + i, n - i) : total;
+    for (; i < n; i += 16) {
+        float left[16] = {0}, right[16] = {0};
+        size_t bytes = (n - i < 16 ? (size_t)(n - i) : 16) * sizeof *left;
+        memcpy(left, a + i, bytes);
+        memcpy(right, b + i, bytes);
+        for (int j = 0; j < 2; j++)
+            sum[j] = _mm256_fmadd_ps(_mm256_loadu_ps(left + 8 * j), _mm256_loadu_ps(right + 8 * j),
+                                     sum[j]);
+    }
+    for (int j = 0; j < 2; j++)
+        sum[j] =
+            _mm256_add_ps(_mm256_add_ps(sum[j], sum[j + 2]), _mm256_add_ps(sum[j + 4], sum[j + 6]));
+    return sum_lanes(_mm256_add_ps(sum[0], sum[1]));
 }
 
 TD_TARGET_AVX512 static float dot_avx512(const float *a, const float *b, int64_t n) {

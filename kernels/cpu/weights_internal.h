@@ -4,8 +4,6 @@
 
 #include "kernels/cpu/cpu_internal.h"
 
-extern const float td_nf4_code[16];
-
 // Elements [begin, end) of the flattened matrix as fp32, on the calling thread.
 void td_cpu_dequantize_span(const td_matrix *matrix, int64_t begin, int64_t end, float *out);
 
