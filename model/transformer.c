@@ -68,6 +68,7 @@ td_status td_transformer_create(const td_base *base, const td_lora *lora,
         failed);
     TD_TRY_GOTO(status, td_transformer_layout(transformer, NULL), failed);
     TD_TRY_GOTO(status, fill_all_tables(transformer), failed);
+    TD_TRY_GOTO(status, td_transformer_create_graphs(transformer), failed);
     *out = transformer;
     return TD_OK;
 failed:
@@ -79,6 +80,7 @@ void td_transformer_destroy(td_transformer *transformer) {
     if (!transformer)
         return;
     (void)transformer->context.device->table->stream_synchronize(transformer->context.stream);
+    td_transformer_destroy_graphs(transformer);
     td_transformer_destroy_inputs(transformer);
     td_arena_fini(&transformer->arena);
     free(transformer->layers);
@@ -100,9 +102,10 @@ static td_status train(td_transformer *transformer, const float *parameters,
                        const td_token_batch *batch, const td_dropout_key *dropout,
                        float gradient_scale, const td_gradient_sink *sink, double *out_loss) {
     TD_TRY(td_transformer_begin(transformer, parameters, batch, dropout, NULL));
+    transformer->sink = sink;
+    td_transformer_begin_graphs(transformer);
     TD_TRY(td_transformer_blocks(transformer));
     TD_TRY(td_transformer_head(transformer, gradient_scale));
-    transformer->sink = sink;
     TD_TRY(td_transformer_backward(transformer));
     return td_transformer_read_loss(transformer, out_loss);
 }
@@ -111,8 +114,10 @@ td_status td_transformer_train(td_transformer *transformer, const float *paramet
                                const td_token_batch *batch, const td_dropout_key *dropout,
                                float gradient_scale, const td_gradient_sink *sink,
                                double *out_loss) {
-    return leave_call(transformer, train(transformer, parameters, batch, dropout, gradient_scale,
-                                         sink, out_loss));
+    td_status status =
+        train(transformer, parameters, batch, dropout, gradient_scale, sink, out_loss);
+    td_transformer_end_graphs(transformer);
+    return leave_call(transformer, status);
 }
 
 static td_status loss(td_transformer *transformer, const float *parameters,

@@ -17,6 +17,7 @@ typedef struct td_transformer_options {
     int64_t logits_chunk_tokens; // rows of logits that exist at a time
     td_recompute recompute;      // what the backward pass computes again: not TD_RECOMPUTE_AUTO
     int training;                // 0: forward only, nothing is kept for a backward pass
+    td_graphs_use graphs;        // of training calls, on a device that has them
 } td_transformer_options;
 
 typedef struct td_transformer_sizes {
@@ -80,6 +81,15 @@ td_status td_transformer_train(td_transformer *transformer, const float *paramet
                                const td_token_batch *batch, const td_dropout_key *dropout,
                                float gradient_scale, const td_gradient_sink *sink,
                                double *out_loss);
+// What became of option `graphs`: work that was recorded, and repeated, in pieces. A call's work is
+// recorded when one of its shape (tokens, borders rounded up, parameters, dropout, sink) comes for
+// the second time; recordings of a few shapes are kept. module_done() is then called at the
+// recording only: what it queues must depend on its arguments and the memory behind them alone.
+typedef struct td_graph_counts {
+    int64_t recorded, repeated;
+    int is_off; // the option, or a recording failed
+} td_graph_counts;
+td_graph_counts td_transformer_graph_counts(const td_transformer *transformer);
 // The loss alone, without dropout. parameters may be NULL: the base model.
 td_status td_transformer_loss(td_transformer *transformer, const float *parameters,
                               const td_token_batch *batch, double *out_loss);

@@ -165,15 +165,22 @@ static int64_t lowest_adapted_layer(const td_lora *lora) {
     return layer;
 }
 
+// The gradients' way through one layer. A segment of its own: what layer_done() starts, such as
+// sending gradients, is never part of a recording.
+static td_status layer_back(td_transformer *transformer, int64_t layer) {
+    int64_t lowest = lowest_adapted_layer(transformer->lora);
+    TD_TRY(td_transformer_recompute(transformer, layer));
+    TD_TRY(mlp_half_back(transformer, layer));
+    return attention_half_back(transformer, layer, layer == lowest);
+}
+
 td_status td_transformer_backward(td_transformer *transformer) {
     const td_gradient_sink *sink = transformer->sink;
     int64_t lowest = lowest_adapted_layer(transformer->lora);
     td_progress_phase(TD_PHASE_BACKWARD);
     for (int64_t layer = transformer->config->n_layers - 1; layer >= lowest; layer--) {
         td_progress_layer((uint32_t)layer);
-        TD_TRY(td_transformer_recompute(transformer, layer));
-        TD_TRY(mlp_half_back(transformer, layer));
-        TD_TRY(attention_half_back(transformer, layer, layer == lowest));
+        TD_TRY(td_transformer_segment(transformer, layer + 1, layer_back, layer));
         if (sink->layer_done)
             TD_TRY(sink->layer_done(sink->self, layer));
     }

@@ -3,8 +3,9 @@
 #include "model/transformer_internal.h"
 #include "runtime/core/progress.h"
 
-static td_dropout module_dropout(const td_dropout_key *key, int64_t layer,
+static td_dropout module_dropout(const td_transformer *transformer, int64_t layer,
                                  td_projection projection) {
+    const td_dropout_key *key = &transformer->dropout;
     if (key->probability <= 0)
         return (td_dropout){.scale = 1.0f};
     return (td_dropout){
@@ -14,6 +15,7 @@ static td_dropout module_dropout(const td_dropout_key *key, int64_t layer,
         .module = td_lora_module_number(layer, projection),
         .threshold = (uint32_t)fmin(ldexp(key->probability, 32), 4294967295.0),
         .scale = (float)(1.0 / (1.0 - key->probability)),
+        .place = transformer->place,
     };
 }
 
@@ -29,7 +31,7 @@ int td_transformer_module(const td_transformer *transformer, int64_t layer,
         .b = transformer->parameters + module->b_offset,
         .rank = module->rank,
         .scaling = module->scaling,
-        .dropout = module_dropout(&transformer->dropout, layer, projection),
+        .dropout = module_dropout(transformer, layer, projection),
     };
     return 1;
 }
@@ -67,27 +69,25 @@ static td_status norm(td_transformer *transformer, int64_t rows, int64_t columns
     return TD_OK;
 }
 
-// Where only the leading elements of a head are rotated, each head is an operation of its own:
-// (T, 1, rotary_dim) with the same distance from token to token.
+// In some families only the leading elements of a head are rotated.
 td_status td_transformer_rotate(td_transformer *transformer, int64_t layer, int64_t n_heads,
                                 void *x, int64_t x_stride, int inverse) {
     const td_model_config *config = transformer->config;
-    int is_whole = config->rotary_dim == config->head_dim;
     int is_local = config->uses_rope[layer] == TD_LAYER_LOCAL_ROPE;
-    for (int64_t head = 0; head < (is_whole ? 1 : n_heads); head++)
-        OP(transformer, rope,
-           (&(td_rope_args){
-               .n_tokens = transformer->n_tokens,
-               .n_heads = is_whole ? n_heads : 1,
-               .head_dim = config->rotary_dim,
-               .x = td_act_column(transformer, x, head * config->head_dim),
-               .x_stride = x_stride,
-               .positions = transformer->positions,
-               .n_positions = transformer->options.max_positions,
-               .cos = is_local ? transformer->local_cos : transformer->cos,
-               .sin = is_local ? transformer->local_sin : transformer->sin,
-               .inverse = inverse,
-           }));
+    OP(transformer, rope,
+       (&(td_rope_args){
+           .n_tokens = transformer->n_tokens,
+           .n_heads = n_heads,
+           .head_dim = config->rotary_dim,
+           .x = x,
+           .x_stride = x_stride,
+           .head_stride = config->head_dim,
+           .positions = transformer->positions,
+           .n_positions = transformer->options.max_positions,
+           .cos = is_local ? transformer->local_cos : transformer->cos,
+           .sin = is_local ? transformer->local_sin : transformer->sin,
+           .inverse = inverse,
+       }));
     return TD_OK;
 }
 
@@ -252,7 +252,7 @@ static float embedding_scale(const td_transformer *transformer) {
                                                            : scale;
 }
 
-td_status td_transformer_blocks(td_transformer *transformer) {
+static td_status queue_blocks(td_transformer *transformer, int64_t first_layer) {
     const td_model_config *config = transformer->config;
     OP(transformer, embedding,
        (&(td_embedding_args){
@@ -262,7 +262,7 @@ td_status td_transformer_blocks(td_transformer *transformer) {
            .table = &transformer->base->embedding,
            .y = transformer->layers[0].x_in,
        }));
-    for (int64_t layer = 0; layer < config->n_layers; layer++) {
+    for (int64_t layer = first_layer; layer < config->n_layers; layer++) {
         void *x_out =
             layer + 1 < config->n_layers ? transformer->layers[layer + 1].x_in : transformer->x_out;
         td_progress_layer((uint32_t)layer);
@@ -271,4 +271,8 @@ td_status td_transformer_blocks(td_transformer *transformer) {
         TD_TRY(mlp_end(transformer, layer, x_out));
     }
     return TD_OK;
+}
+
+td_status td_transformer_blocks(td_transformer *transformer) {
+    return td_transformer_segment(transformer, 0, queue_blocks, 0);
 }

@@ -3,9 +3,24 @@
 
 #include "model/transformer_internal.h"
 
+int64_t td_transformer_border_count(int64_t n_sequences) {
+    int64_t count = 1;
+    while (count < n_sequences)
+        count *= 2;
+    return count + 1;
+}
+
+// Four values per token, borders of queries and keys, and the place of dropout.
+size_t td_transformer_packed_items(const td_transformer_options *options) {
+    size_t borders = (size_t)td_transformer_border_count(options->max_sequences);
+    return td_mul_bytes(4, (size_t)options->max_tokens) + 2 * borders + 2;
+}
+
 size_t td_transformer_host_bytes(const td_transformer *transformer) {
-    return (size_t)transformer->options.max_tokens * (4 * sizeof(int32_t) + sizeof(float)) +
-           ((size_t)transformer->options.max_sequences + 1) * sizeof(int32_t);
+    const td_transformer_options *options = &transformer->options;
+    return td_transformer_packed_items(options) * sizeof(int32_t) +
+           (size_t)options->max_tokens * sizeof(float) +
+           ((size_t)options->max_sequences + 1) * sizeof(int32_t);
 }
 
 td_status td_transformer_create_inputs(td_transformer *transformer) {
@@ -14,7 +29,8 @@ td_status td_transformer_create_inputs(td_transformer *transformer) {
     size_t bytes = td_transformer_host_bytes(transformer);
     TD_TRY(device->table->alloc_pinned(device, bytes, "inputs and tables", &transformer->pinned));
     transformer->host_packed = transformer->pinned;
-    transformer->host_losses = (float *)(transformer->host_packed + 4 * tokens);
+    transformer->host_losses =
+        (float *)(transformer->host_packed + td_transformer_packed_items(&transformer->options));
     transformer->cu = (int32_t *)(transformer->host_losses + tokens);
     return device->table->event_create(device, &transformer->losses_there);
 }
@@ -79,22 +95,46 @@ static td_status fill_positions(const td_transformer *transformer, const td_toke
     return TD_OK;
 }
 
-// The four arrays one behind the other, on the host and on the device alike.
+// Appends `count` values to the packed inputs (from NULL: they are there, or not needed), on the
+// host at *at; returns where the device will have them.
+static int32_t *append(const td_transformer *transformer, int32_t **at, const int32_t *from,
+                       size_t count) {
+    int32_t *there = transformer->packed + (*at - transformer->host_packed);
+    if (from && count > 0)
+        memcpy(*at, from, count * sizeof *from);
+    *at += count;
+    return there;
+}
+
+// The borders, and the last one again for sequences that there are not.
+static int32_t *append_borders(const td_transformer *transformer, int32_t **at, const int32_t *cu) {
+    int64_t n = transformer->n_sequences;
+    int32_t *borders = *at;
+    for (int64_t s = 0; s < transformer->n_borders; s++)
+        borders[s] = cu[s < n ? s : n];
+    return append(transformer, at, NULL, (size_t)transformer->n_borders);
+}
+
+// The arrays one behind the other, on the host and on the device alike; where they lie depends on
+// the numbers of tokens and borders only, but for the targets, which come last.
 static td_status send(td_transformer *transformer, const td_token_batch *batch) {
     size_t tokens = (size_t)batch->n_tokens, targets = (size_t)batch->n_targets;
-    int32_t *packed = transformer->host_packed;
-    memcpy(packed, batch->ids, tokens * sizeof(int32_t));
-    if (targets > 0)
-        memcpy(packed + 2 * tokens, batch->target_rows, targets * sizeof(int32_t));
-    if (targets > 0 && batch->targets)
-        memcpy(packed + 2 * tokens + targets, batch->targets, targets * sizeof(int32_t));
-    transformer->ids = transformer->packed;
-    transformer->positions = transformer->ids + tokens;
-    transformer->target_rows = transformer->positions + tokens;
-    transformer->targets = transformer->target_rows + targets;
-    size_t items = 2 * tokens + (batch->targets ? 2 : 1) * targets;
-    return transformer->context.device->table->copy(
-        transformer->context.stream, transformer->packed, packed, items * sizeof(int32_t));
+    const int32_t place[2] = {(int32_t)transformer->dropout.step,
+                              (int32_t)transformer->dropout.micro_batch};
+    int32_t *at = transformer->host_packed;
+    transformer->ids = append(transformer, &at, batch->ids, tokens);
+    transformer->positions = append(transformer, &at, NULL, tokens);
+    transformer->cu_device = append_borders(transformer, &at, transformer->cu);
+    transformer->cu_k_device = transformer->cu_device;
+    if (transformer->cache)
+        transformer->cu_k_device = append_borders(transformer, &at, transformer->cu_k);
+    transformer->place = (uint32_t *)append(transformer, &at, place, 2);
+    transformer->target_rows = append(transformer, &at, batch->target_rows, targets);
+    transformer->targets = append(transformer, &at, batch->targets, batch->targets ? targets : 0);
+    size_t items = (size_t)(at - transformer->host_packed);
+    return transformer->context.device->table->copy(transformer->context.stream,
+                                                    transformer->packed, transformer->host_packed,
+                                                    items * sizeof(int32_t));
 }
 
 td_status td_transformer_begin(td_transformer *transformer, const float *parameters,
@@ -109,6 +149,7 @@ td_status td_transformer_begin(td_transformer *transformer, const float *paramet
     transformer->dropout = dropout ? *dropout : (td_dropout_key){0};
     transformer->n_tokens = batch->n_tokens;
     transformer->n_sequences = batch->n_sequences;
+    transformer->n_borders = td_transformer_border_count(batch->n_sequences);
     transformer->n_targets = batch->n_targets;
     transformer->cache = cache;
     return send(transformer, batch);

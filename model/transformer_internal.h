@@ -34,6 +34,8 @@ typedef struct td_layer_state {
     void *xa[TD_PROJ_COUNT];                  // (T, rank) act: dropout(x) A^T
 } td_layer_state;
 
+typedef struct td_graphs td_graphs; // transformer_graphs.c
+
 struct td_kv_cache {
     int64_t capacity, length; // tokens
     int64_t n_layers;
@@ -54,8 +56,11 @@ struct td_transformer {
     td_arena arena;
 
     // Inputs, device memory.
-    int32_t *packed;                // (4, max_tokens) the running call's, without gaps
+    int32_t *packed;                // the running call's, without gaps
     int32_t *ids, *positions;       // (T) in packed
+    int32_t *cu_device;             // (n_borders) in packed: cu, T again where there are fewer
+    int32_t *cu_k_device;           // of the keys
+    uint32_t *place;                // (2) in packed: step and micro-batch of dropout
     int32_t *target_rows, *targets; // (n_targets) in packed
     float *cos, *sin;               // (max_positions, rotary_dim / 2)
     float *local_cos, *local_sin;   // the same of rope_local; or NULL
@@ -63,7 +68,7 @@ struct td_transformer {
     // Pinned host memory. Free again when the call's loss is there: the inputs came before it on
     // the stream, even if the backward pass still runs.
     void *pinned;           // all of the following
-    int32_t *host_packed;   // (4, max_tokens)
+    int32_t *host_packed;   // as packed
     float *host_losses;     // (max_tokens)
     td_event *losses_there; // recorded behind the copy to host_losses
 
@@ -89,11 +94,29 @@ struct td_transformer {
     const float *parameters; // or NULL
     td_dropout_key dropout;
     int64_t n_tokens, n_sequences, n_targets;
+    int64_t n_borders;  // n_sequences rounded up to a power of two, and 1: few shapes
     int32_t *cu;        // (max_sequences + 1) host memory
     int32_t cu_k[2];    // of the keys in a cache
     td_kv_cache *cache; // or NULL
     const td_gradient_sink *sink;
+    td_graphs *graphs; // recordings; or NULL
 };
+
+// Values of the largest call's packed inputs.
+size_t td_transformer_packed_items(const td_transformer_options *options);
+int64_t td_transformer_border_count(int64_t n_sequences);
+
+// transformer_graphs.c. graphs stays NULL where they are not wanted.
+td_status td_transformer_create_graphs(td_transformer *transformer);
+// Nothing may be under way.
+void td_transformer_destroy_graphs(td_transformer *transformer);
+// Between begin and end segments of the running training call are recorded or repeated.
+void td_transformer_begin_graphs(td_transformer *transformer);
+void td_transformer_end_graphs(td_transformer *transformer);
+// Queues queue(transformer, layer), number `segment` of a call's (at most n_layers + 1).
+td_status td_transformer_segment(td_transformer *transformer, int64_t segment,
+                                 td_status (*queue)(td_transformer *transformer, int64_t layer),
+                                 int64_t layer);
 
 // Takes everything from the arena; `sizes` (may be NULL) receives the parts.
 td_status td_transformer_layout(td_transformer *transformer, td_transformer_sizes *sizes);
@@ -172,6 +195,9 @@ static inline td_attention_shape td_transformer_attention(const td_transformer *
         .n_sequences = transformer->n_sequences,
         .cu_q = transformer->cu,
         .cu_k = cu_k ? cu_k : transformer->cu,
+        .device_cu_q = transformer->cu_device,
+        .device_cu_k = transformer->cu_k_device,
+        .n_borders = transformer->n_borders,
         .n_heads = config->n_heads,
         .n_kv_heads = config->n_kv_heads,
         .head_dim = config->head_dim,

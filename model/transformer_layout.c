@@ -134,11 +134,11 @@ static void take_layers(td_layout *layout) {
 }
 
 static void take_tables(td_transformer *transformer) {
-    size_t tokens = (size_t)transformer->options.max_tokens;
     size_t table = td_mul_bytes((size_t)transformer->options.max_positions,
                                 (size_t)transformer->config->rotary_dim / 2);
     td_arena *arena = &transformer->arena;
-    transformer->packed = td_arena_take(arena, td_mul_bytes(4, tokens), sizeof(int32_t));
+    transformer->packed =
+        td_arena_take(arena, td_transformer_packed_items(&transformer->options), sizeof(int32_t));
     transformer->cos = td_arena_take(arena, table, sizeof(float));
     transformer->sin = td_arena_take(arena, table, sizeof(float));
     if (!td_model_has_local_rope(transformer->config))

@@ -5,8 +5,9 @@
 // Rotates the heads of one token; sign is -1 for the inverse.
 static inline __attribute__((always_inline)) void rotate(float *restrict x, const float *cosine,
                                                          const float *sine, int64_t n_heads,
-                                                         int64_t half, float sign) {
-    for (int64_t head = 0; head < n_heads; head++, x += 2 * half) {
+                                                         int64_t head_stride, int64_t half,
+                                                         float sign) {
+    for (int64_t head = 0; head < n_heads; head++, x += head_stride) {
 #pragma omp simd
         for (int64_t i = 0; i < half; i++) {
             float first = x[i], second = x[half + i], s = sign * sine[i];
@@ -17,18 +18,20 @@ static inline __attribute__((always_inline)) void rotate(float *restrict x, cons
 }
 
 static void rotate_scalar(float *x, const float *cosine, const float *sine, int64_t n_heads,
-                          int64_t half, float sign) {
-    rotate(x, cosine, sine, n_heads, half, sign);
+                          int64_t head_stride, int64_t half, float sign) {
+    rotate(x, cosine, sine, n_heads, head_stride, half, sign);
 }
 
 TD_TARGET_AVX2 static void rotate_avx2(float *x, const float *cosine, const float *sine,
-                                       int64_t n_heads, int64_t half, float sign) {
-    rotate(x, cosine, sine, n_heads, half, sign);
+                                       int64_t n_heads, int64_t head_stride, int64_t half,
+                                       float sign) {
+    rotate(x, cosine, sine, n_heads, head_stride, half, sign);
 }
 
 td_status td_cpu_rope(const td_op_context *context, const td_rope_args *args) {
     (void)context;
     int64_t half = args->head_dim / 2, width = args->n_heads * args->head_dim;
+    int64_t head_stride = args->head_stride ? args->head_stride : args->head_dim;
     float sign = args->inverse ? -1.0f : 1.0f;
     int wide = td_cpu_simd() >= TD_CPU_AVX2;
 #pragma omp parallel for schedule(static)                                                          \
@@ -38,9 +41,9 @@ td_status td_cpu_rope(const td_op_context *context, const td_rope_args *args) {
         const float *cosine = args->cos + args->positions[t] * half;
         const float *sine = args->sin + args->positions[t] * half;
         if (wide)
-            rotate_avx2(x, cosine, sine, args->n_heads, half, sign);
+            rotate_avx2(x, cosine, sine, args->n_heads, head_stride, half, sign);
         else
-            rotate_scalar(x, cosine, sine, args->n_heads, half, sign);
+            rotate_scalar(x, cosine, sine, args->n_heads, head_stride, half, sign);
     }
     return TD_OK;
 }

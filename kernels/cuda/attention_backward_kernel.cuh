@@ -123,7 +123,10 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
     using sizes = td_dq_sizes<D>;
     const td_attention_problem &problem = params.problem;
     const td_lane lane = td_lane_here();
-    const td_attention_sequence sequence = td_attention_find(problem.batch, blockIdx.x);
+    const td_attention_sequence sequence = td_attention_find(
+        problem.borders, TD_TILES_OF_QUERIES, static_cast<int>(blockIdx.x), sizes::ROWS);
+    if (sequence.tile >= sequence.n_tiles)
+        return;
     const td_visibility visibility = td_visibility_of(problem, sequence);
     const int head = static_cast<int>(blockIdx.y), key_head = head / problem.heads_per_key;
     const int first = (sequence.n_tiles - 1 - sequence.tile) * sizes::ROWS; // longest walk first
@@ -276,7 +279,10 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
     using sums_type = td_dkdv_sums<D, PASS>;
     const td_attention_problem &problem = params.problem;
     const td_lane lane = td_lane_here();
-    const td_attention_sequence sequence = td_attention_find(problem.batch, blockIdx.x);
+    const td_attention_sequence sequence = td_attention_find(
+        problem.borders, TD_TILES_OF_KEYS, static_cast<int>(blockIdx.x), sizes::ROWS);
+    if (sequence.tile >= sequence.n_tiles)
+        return;
     const td_visibility visibility = td_visibility_of(problem, sequence);
     const int key_head = static_cast<int>(blockIdx.y);
     const int first = sequence.tile * sizes::ROWS; // longest walk first
@@ -334,12 +340,10 @@ td_status td_attention_dq_launch(const td_op_context *context, const td_attentio
     using sizes = td_dq_sizes<D>;
     auto *kernel = params->problem.tanh_scale > 0.0f ? td_attention_dq_kernel<D, true>
                                                      : td_attention_dq_kernel<D, false>;
-    return td_attention_each_batch(
-        shape, TD_TILES_OF_QUERIES, sizes::ROWS, &params->problem, [&](unsigned tiles) {
-            dim3 grid(tiles, static_cast<unsigned>(shape->n_heads));
-            return td_cuda_launch(context, "attention_backward", kernel, grid,
-                                  dim3(TD_TILE_THREADS), sizes::SHARED_BYTES, *params);
-        });
+    dim3 grid(td_attention_tiles(shape, TD_TILES_OF_QUERIES, sizes::ROWS),
+              static_cast<unsigned>(shape->n_heads));
+    return td_cuda_launch(context, "attention_backward", kernel, grid, dim3(TD_TILE_THREADS),
+                          sizes::SHARED_BYTES, *params);
 }
 
 template <int D, int PASS>
@@ -348,12 +352,10 @@ td_status td_attention_dkdv_pass(const td_op_context *context, const td_attentio
     using sizes = td_dkdv_sizes<D>;
     auto *kernel = params->problem.tanh_scale > 0.0f ? td_attention_dkdv_kernel<D, PASS, true>
                                                      : td_attention_dkdv_kernel<D, PASS, false>;
-    return td_attention_each_batch(
-        shape, TD_TILES_OF_KEYS, sizes::ROWS, &params->problem, [&](unsigned tiles) {
-            dim3 grid(tiles, static_cast<unsigned>(shape->n_kv_heads));
-            return td_cuda_launch(context, "attention_backward", kernel, grid,
-                                  dim3(TD_TILE_THREADS), sizes::SHARED_BYTES, *params);
-        });
+    dim3 grid(td_attention_tiles(shape, TD_TILES_OF_KEYS, sizes::ROWS),
+              static_cast<unsigned>(shape->n_kv_heads));
+    return td_cuda_launch(context, "attention_backward", kernel, grid, dim3(TD_TILE_THREADS),
+                          sizes::SHARED_BYTES, *params);
 }
 
 template <int D>

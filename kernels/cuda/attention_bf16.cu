@@ -1,4 +1,4 @@
-// Attention on bf16 tensor cores: the sequences of a launch, and the forward pass.
+// Attention on bf16 tensor cores: the problem, and the forward pass.
 #include "kernels/cuda/attention_bf16.cuh"
 
 static td_status check_shape(const char *op, const td_attention_shape *shape) {
@@ -21,6 +21,7 @@ static td_status check_shape(const char *op, const td_attention_shape *shape) {
 td_status td_attention_problem_init(const char *op, const td_attention_shape *shape, bool vector,
                                     td_attention_problem *out) {
     TD_TRY(check_shape(op, shape));
+    TD_TRY(td_attention_borders_of(op, shape, &out->borders));
     bool limited = shape->window > 0 && shape->window < TD_ATTENTION_MAX_KEYS;
     out->n_heads = static_cast<int32_t>(shape->n_heads);
     out->n_kv_heads = static_cast<int32_t>(shape->n_kv_heads);
@@ -37,24 +38,6 @@ td_status td_attention_problem_init(const char *op, const td_attention_shape *sh
     bool even = (shape->q_stride | shape->k_stride | shape->v_stride | shape->head_dim) % 8 == 0;
     out->vector = vector && even;
     return TD_OK;
-}
-
-unsigned td_attention_batch_fill(const td_attention_shape *shape, td_attention_tiling tiling,
-                                 int rows, int64_t *sequence, td_attention_batch *batch) {
-    int64_t first = *sequence, left = shape->n_sequences - first;
-    const int32_t *cu = tiling == TD_TILES_OF_QUERIES ? shape->cu_q : shape->cu_k;
-    batch->n_sequences =
-        left < TD_ATTENTION_BATCH ? static_cast<int32_t>(left) : TD_ATTENTION_BATCH;
-    int32_t tiles = 0;
-    for (int32_t i = 0; i <= batch->n_sequences; i++) {
-        batch->q_begin[i] = shape->cu_q[first + i];
-        batch->k_begin[i] = shape->cu_k[first + i];
-        batch->first_tile[i] = tiles;
-        if (i < batch->n_sequences)
-            tiles += static_cast<int32_t>(td_cuda_blocks(cu[first + i + 1] - cu[first + i], rows));
-    }
-    *sequence = first + batch->n_sequences;
-    return static_cast<unsigned>(tiles);
 }
 
 td_status td_cuda_attention_forward_bf16(const td_op_context *context,

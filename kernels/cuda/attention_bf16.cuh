@@ -1,28 +1,18 @@
 // Attention on bf16 tensor cores: what its kernels and their launches share.
 //
-// Sequences reach a kernel by value, some at a time. A launch has one block per tile (rows of
-// queries or keys of one sequence) and head; tiles of its sequences are numbered through, so that
-// no block is empty. What a block computes depends on its own sequence only.
+// A launch has one block per tile (rows of queries or keys of one sequence) and head. What a block
+// computes depends on its own sequence only.
 #ifndef TANDEM_KERNELS_CUDA_ATTENTION_BF16_CUH
 #define TANDEM_KERNELS_CUDA_ATTENTION_BF16_CUH
 
 #include "kernels/cuda/attention_internal.cuh"
 #include "kernels/cuda/attention_tile.cuh"
 
-// Sequences of a launch: parameters are limited to 4 KiB.
-constexpr int32_t TD_ATTENTION_BATCH = 256;
 // Keys of a sequence, so that the sum of two positions fits.
 constexpr int32_t TD_ATTENTION_MAX_KEYS = 1 << 30;
 
-struct td_attention_batch {
-    int32_t n_sequences;
-    // Of sequence s, and at n_sequences the end of the last.
-    int32_t q_begin[TD_ATTENTION_BATCH + 1], k_begin[TD_ATTENTION_BATCH + 1];
-    int32_t first_tile[TD_ATTENTION_BATCH + 1];
-};
-
 struct td_attention_problem {
-    td_attention_batch batch;
+    td_attention_borders borders;
     int32_t n_heads, n_kv_heads, heads_per_key, head_dim;
     int32_t window; // keys that a query sees at most
     float scale;    // of q.k, in gradients
@@ -45,30 +35,8 @@ struct td_attention_backward_params {
     const float *lse, *delta; // (Tq, n_heads)
     bf16 *dq, *dk, *dv;
 };
-static_assert(sizeof(td_attention_backward_params) <= 4096, "kernel parameters");
 
 constexpr float TD_LOG2_E = 1.44269504088896340736f;
-
-// The sequence of a tile.
-struct td_attention_sequence {
-    int q_begin, n_q, k_begin, n_k;
-    int tile, n_tiles; // this one and all of the sequence
-};
-
-__device__ __forceinline__ td_attention_sequence td_attention_find(const td_attention_batch &batch,
-                                                                   int tile) {
-    int low = 0, high = batch.n_sequences; // first_tile[low] <= tile < first_tile[high]
-    while (high - low > 1) {
-        int middle = (low + high) / 2;
-        if (batch.first_tile[middle] <= tile)
-            low = middle;
-        else
-            high = middle;
-    }
-    return {batch.q_begin[low],           batch.q_begin[low + 1] - batch.q_begin[low],
-            batch.k_begin[low],           batch.k_begin[low + 1] - batch.k_begin[low],
-            tile - batch.first_tile[low], batch.first_tile[low + 1] - batch.first_tile[low]};
-}
 
 // Rows of one head: of a tensor with a row per query, and per key.
 template <typename T>
@@ -143,25 +111,9 @@ __device__ __forceinline__ td_range td_queries_seeing(const td_visibility &visib
     return {first > 0 ? first / step * step : 0, last < sequence.n_q ? last + 1 : sequence.n_q};
 }
 
-// The part of the problem that does not change from launch to launch; fails where the kernels
-// cannot work.
+// Fails where the kernels cannot work.
 td_status td_attention_problem_init(const char *op, const td_attention_shape *shape, bool vector,
                                     td_attention_problem *out);
-
-// The next sequences from *sequence on, as many as a launch takes, in tiles of `rows` queries or
-// keys; moves *sequence behind them. Returns the number of tiles.
-enum td_attention_tiling { TD_TILES_OF_QUERIES, TD_TILES_OF_KEYS };
-unsigned td_attention_batch_fill(const td_attention_shape *shape, td_attention_tiling tiling,
-                                 int rows, int64_t *sequence, td_attention_batch *batch);
-
-// Calls launch(n_tiles) with problem->batch set, until all sequences have had their turn.
-template <typename Launch>
-td_status td_attention_each_batch(const td_attention_shape *shape, td_attention_tiling tiling,
-                                  int rows, td_attention_problem *problem, Launch launch) {
-    for (int64_t sequence = 0; sequence < shape->n_sequences;)
-        TD_TRY(launch(td_attention_batch_fill(shape, tiling, rows, &sequence, &problem->batch)));
-    return TD_OK;
-}
 
 // Calls body(width) with decltype(width)::value the width of the tiles for
 // head_dim: the next one that the kernels are made for, columns beyond head_dim are zeros.

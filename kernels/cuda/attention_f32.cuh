@@ -10,18 +10,10 @@
 #include "kernels/cuda/attention_internal.cuh"
 
 constexpr int TD_F32_THREADS = 256;
-// Per launch: the offsets of the sequences are kernel parameters, which may have 4 KiB.
-constexpr int TD_F32_SEQUENCES = 256;
-
-// A run of sequences, cut into tiles.
-struct td_f32_sequences {
-    int32_t n;
-    int32_t cu_q[TD_F32_SEQUENCES + 1], cu_k[TD_F32_SEQUENCES + 1];
-    int32_t first_tile[TD_F32_SEQUENCES + 1]; // tiles before each sequence
-};
 
 struct td_f32_job {
-    td_attention_shape shape; // its pointers are host memory: not for kernels
+    td_attention_shape shape; // cu_q and cu_k are host memory: not for kernels
+    td_attention_borders borders;
     const float *q, *k, *v;
     const float *dout, *delta;
     float *out, *lse;
@@ -68,39 +60,19 @@ __device__ __forceinline__ float td_f32_capped(const td_f32_job &job, bool cappe
     return capped ? tanhf(product * job.tanh_scale) : product;
 }
 
-// Calls launch(sequences) for runs of the shape's sequences, in tiles of `rows` queries, or keys.
-template <typename Launch>
-td_status td_f32_by_sequences(const td_attention_shape &shape, bool by_keys, int rows,
-                              Launch launch) {
-    for (int64_t begin = 0; begin < shape.n_sequences; begin += TD_F32_SEQUENCES) {
-        td_f32_sequences run = {};
-        int64_t left = shape.n_sequences - begin;
-        run.n = static_cast<int32_t>(left < TD_F32_SEQUENCES ? left : TD_F32_SEQUENCES);
-        const int32_t *cu = by_keys ? shape.cu_k + begin : shape.cu_q + begin;
-        for (int s = 0; s <= run.n; s++) {
-            run.cu_q[s] = shape.cu_q[begin + s];
-            run.cu_k[s] = shape.cu_k[begin + s];
-            if (s > 0)
-                run.first_tile[s] = run.first_tile[s - 1] + (cu[s] - cu[s - 1] + rows - 1) / rows;
-        }
-        TD_TRY(launch(run));
-    }
-    return TD_OK;
+// Tile number `number`: false when there is none.
+__device__ __forceinline__ bool td_f32_find(const td_f32_job &job, td_attention_tiling tiling,
+                                            int64_t number, int rows, td_f32_tile *out) {
+    td_attention_sequence sequence =
+        td_attention_find(job.borders, tiling, static_cast<int>(number), rows);
+    *out = {sequence.q_begin, sequence.n_q, sequence.k_begin, sequence.n_k, sequence.tile * rows};
+    return sequence.tile < sequence.n_tiles;
 }
 
-// The sequence that has tile number `tile` of the run, and the tile's first row in it.
-__device__ __forceinline__ td_f32_tile td_f32_find(const td_f32_sequences &run, int tile,
-                                                   int rows) {
-    int low = 0, high = run.n; // first_tile[low] <= tile < first_tile[high]
-    while (high - low > 1) {
-        int middle = (low + high) / 2;
-        if (run.first_tile[middle] <= tile)
-            low = middle;
-        else
-            high = middle;
-    }
-    return {run.cu_q[low], run.cu_q[low + 1] - run.cu_q[low], run.cu_k[low],
-            run.cu_k[low + 1] - run.cu_k[low], (tile - run.first_tile[low]) * rows};
+// The blocks of a launch with one per tile and head.
+static inline unsigned td_f32_blocks(const td_attention_shape &shape, td_attention_tiling tiling,
+                                     int rows, int64_t n_heads) {
+    return static_cast<unsigned>(td_attention_tiles(&shape, tiling, rows) * n_heads);
 }
 
 // The last key that query i of the tile's sequence sees is i + this.

@@ -131,12 +131,13 @@ __device__ __forceinline__ void add_head(const td_f32_job &job, const td_f32_til
 }
 
 template <int ROWS, int DIM>
-__global__ void __launch_bounds__(TD_F32_THREADS)
-    keys_kernel(td_f32_job job, td_f32_sequences run) {
+__global__ void __launch_bounds__(TD_F32_THREADS) keys_kernel(td_f32_job job) {
     constexpr int R = ROWS / 16;
     int64_t n_kv = job.shape.n_kv_heads, kv_head = blockIdx.x % n_kv;
     int64_t group = job.shape.n_heads / n_kv;
-    td_f32_tile tile = td_f32_find(run, static_cast<int>(blockIdx.x / n_kv), ROWS);
+    td_f32_tile tile;
+    if (!td_f32_find(job, TD_TILES_OF_KEYS, blockIdx.x / n_kv, ROWS, &tile))
+        return;
     auto *shared = td_cuda_shared<backward_shared<ROWS, DIM>>();
     key_gradients<R, DIM> sums = {};
     load_keys<ROWS, DIM>(job, tile, kv_head, tile.first, shared);
@@ -150,12 +151,13 @@ __global__ void __launch_bounds__(TD_F32_THREADS)
 }
 
 template <int ROWS, int DIM>
-__global__ void __launch_bounds__(TD_F32_THREADS)
-    queries_kernel(td_f32_job job, td_f32_sequences run) {
+__global__ void __launch_bounds__(TD_F32_THREADS) queries_kernel(td_f32_job job) {
     constexpr int R = ROWS / 16;
     int64_t n_heads = job.shape.n_heads, number = gridDim.x - 1 - blockIdx.x;
     int64_t head = number % n_heads, kv_head = head / (n_heads / job.shape.n_kv_heads);
-    td_f32_tile tile = td_f32_find(run, static_cast<int>(number / n_heads), ROWS);
+    td_f32_tile tile;
+    if (!td_f32_find(job, TD_TILES_OF_QUERIES, number / n_heads, ROWS, &tile))
+        return;
     auto *shared = td_cuda_shared<backward_shared<ROWS, DIM>>();
     float dq[R][DIM / 16] = {};
     load_queries<ROWS, DIM>(job, tile, head, tile.first, shared);
@@ -178,22 +180,19 @@ template <int DIM> td_status launch(const td_op_context *context, const td_f32_j
     static const char op[] = "attention_backward";
     constexpr int ROWS = DIM == 256 ? 16 : 32;
     size_t shared_bytes = sizeof(backward_shared<ROWS, DIM>);
-    TD_TRY(td_f32_by_sequences(job.shape, true, ROWS, [&](const td_f32_sequences &run) {
-        int64_t blocks = run.first_tile[run.n] * job.shape.n_kv_heads;
-        return td_cuda_launch(context, op, keys_kernel<ROWS, DIM>, dim3(td_cuda_blocks(blocks, 1)),
-                              TD_F32_THREADS, shared_bytes, job, run);
-    }));
-    return td_f32_by_sequences(job.shape, false, ROWS, [&](const td_f32_sequences &run) {
-        int64_t blocks = run.first_tile[run.n] * job.shape.n_heads;
-        return td_cuda_launch(context, op, queries_kernel<ROWS, DIM>,
-                              dim3(td_cuda_blocks(blocks, 1)), TD_F32_THREADS, shared_bytes, job,
-                              run);
-    });
+    unsigned key_blocks = td_f32_blocks(job.shape, TD_TILES_OF_KEYS, ROWS, job.shape.n_kv_heads);
+    unsigned query_blocks = td_f32_blocks(job.shape, TD_TILES_OF_QUERIES, ROWS, job.shape.n_heads);
+    TD_TRY(td_cuda_launch(context, op, keys_kernel<ROWS, DIM>, key_blocks, TD_F32_THREADS,
+                          shared_bytes, job));
+    return td_cuda_launch(context, op, queries_kernel<ROWS, DIM>, query_blocks, TD_F32_THREADS,
+                          shared_bytes, job);
 }
 
-td_f32_job make_job(const td_op_context *context, const td_attention_backward_args *args) {
+td_f32_job make_job(const td_op_context *context, const td_attention_backward_args *args,
+                    const td_attention_borders &borders) {
     td_f32_job job = {};
     job.shape = args->shape;
+    job.borders = borders;
     job.q = static_cast<const float *>(args->q);
     job.k = static_cast<const float *>(args->k);
     job.v = static_cast<const float *>(args->v);
@@ -214,12 +213,14 @@ td_status td_cuda_attention_backward_f32(const td_op_context *context,
     static const char op[] = "attention_backward";
     const td_attention_shape &shape = args->shape;
     int64_t rows = shape.cu_q[shape.n_sequences] * shape.n_heads;
+    td_attention_borders borders;
+    TD_TRY(td_attention_borders_of(op, &shape, &borders));
     TD_TRY(td_cuda_need_workspace(context, op, rows * sizeof(float)));
     TD_TRY(td_cuda_launch(
         context, op, delta_kernel, dim3(td_cuda_blocks(rows, DELTA_ROWS)), 32 * DELTA_ROWS, 0, rows,
         shape.head_dim, static_cast<const float *>(args->dout),
         static_cast<const float *>(args->out), static_cast<float *>(context->workspace)));
     return td_f32_by_dim(op, shape, [&](auto columns) {
-        return launch<decltype(columns)::value>(context, make_job(context, args));
+        return launch<decltype(columns)::value>(context, make_job(context, args, borders));
     });
 }

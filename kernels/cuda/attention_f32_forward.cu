@@ -95,11 +95,13 @@ __device__ __forceinline__ void store_rows(const td_f32_job &job, const td_f32_t
 // Shared memory leaves room for three blocks of 64 columns; 0: registers are left to the compiler.
 template <int ROWS, int DIM, bool CAPPED>
 __global__ void __launch_bounds__(TD_F32_THREADS, DIM == 64 ? 3 : 0)
-    forward_kernel(td_f32_job job, td_f32_sequences run) {
+    forward_kernel(td_f32_job job) {
     // The last tiles see the most keys: they start first.
     int64_t n_heads = job.shape.n_heads, n_kv = job.shape.n_kv_heads;
     int64_t number = gridDim.x - 1 - blockIdx.x, head = number % n_heads;
-    td_f32_tile tile = td_f32_find(run, static_cast<int>(number / n_heads), ROWS);
+    td_f32_tile tile;
+    if (!td_f32_find(job, TD_TILES_OF_QUERIES, number / n_heads, ROWS, &tile))
+        return;
     int64_t q_stride = job.shape.q_stride, kv_head = head / (n_heads / n_kv);
     int64_t k_stride = job.shape.k_stride, v_stride = job.shape.v_stride;
     const float *k = job.k + td_f32_offset(job, tile.k_begin, k_stride, kv_head);
@@ -138,14 +140,14 @@ td_status td_cuda_attention_forward_f32(const td_op_context *context,
     job.out = static_cast<float *>(args->out);
     job.lse = args->lse;
     td_f32_complete(job);
+    TD_TRY(td_attention_borders_of(op, &args->shape, &job.borders));
     return td_f32_by_dim(op, args->shape, [&](auto columns) {
         constexpr int DIM = decltype(columns)::value, ROWS = DIM == 256 ? 32 : 64;
         auto *kernel = job.tanh_scale > 0.0f ? forward_kernel<ROWS, DIM, true>
                                              : forward_kernel<ROWS, DIM, false>;
-        return td_f32_by_sequences(args->shape, false, ROWS, [&](const td_f32_sequences &run) {
-            int64_t blocks = run.first_tile[run.n] * args->shape.n_heads;
-            return td_cuda_launch(context, op, kernel, dim3(td_cuda_blocks(blocks, 1)),
-                                  TD_F32_THREADS, sizeof(forward_shared<ROWS, DIM>), job, run);
-        });
+        unsigned blocks =
+            td_f32_blocks(args->shape, TD_TILES_OF_QUERIES, ROWS, args->shape.n_heads);
+        return td_cuda_launch(context, op, kernel, blocks, TD_F32_THREADS,
+                              sizeof(forward_shared<ROWS, DIM>), job);
     });
 }

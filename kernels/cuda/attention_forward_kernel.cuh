@@ -166,7 +166,10 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
     using sizes = td_forward_sizes<D>;
     const td_attention_problem &problem = params.problem;
     const td_lane lane = td_lane_here();
-    const td_attention_sequence sequence = td_attention_find(problem.batch, blockIdx.x);
+    const td_attention_sequence sequence = td_attention_find(
+        problem.borders, TD_TILES_OF_QUERIES, static_cast<int>(blockIdx.x), sizes::ROWS);
+    if (sequence.tile >= sequence.n_tiles)
+        return;
     const td_visibility visibility = td_visibility_of(problem, sequence);
     const int head = static_cast<int>(blockIdx.y), key_head = head / problem.heads_per_key;
     // The last tiles see the most keys: started first, they do not end last.
@@ -209,12 +212,10 @@ td_status td_attention_forward_launch(const td_op_context *context, const td_att
     using sizes = td_forward_sizes<D>;
     auto *kernel = params->problem.tanh_scale > 0.0f ? td_attention_forward_kernel<D, true>
                                                      : td_attention_forward_kernel<D, false>;
-    return td_attention_each_batch(
-        shape, TD_TILES_OF_QUERIES, sizes::ROWS, &params->problem, [&](unsigned tiles) {
-            dim3 grid(tiles, static_cast<unsigned>(shape->n_heads));
-            return td_cuda_launch(context, "attention_forward", kernel, grid, dim3(TD_TILE_THREADS),
-                                  sizes::SHARED_BYTES, *params);
-        });
+    dim3 grid(td_attention_tiles(shape, TD_TILES_OF_QUERIES, sizes::ROWS),
+              static_cast<unsigned>(shape->n_heads));
+    return td_cuda_launch(context, "attention_forward", kernel, grid, dim3(TD_TILE_THREADS),
+                          sizes::SHARED_BYTES, *params);
 }
 
 #endif

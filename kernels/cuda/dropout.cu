@@ -29,6 +29,10 @@ template <typename T, int ADD>
 __global__ void __launch_bounds__(THREADS)
     dropout_kernel(td_dropout dropout, int64_t n, int wide, const T *x, T *out) {
     constexpr int each = 16 / sizeof(T);
+    if (dropout.place) {
+        dropout.step = dropout.place[0];
+        dropout.micro_batch = dropout.place[1];
+    }
     int64_t first = (static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x) * each;
     if (wide && first + each <= n) {
         sixteen_bytes<T> in = *reinterpret_cast<const sixteen_bytes<T> *>(x + first), result = in;

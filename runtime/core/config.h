@@ -32,6 +32,12 @@ typedef enum td_recompute {
     TD_RECOMPUTE_BLOCK,
 } td_recompute;
 
+typedef enum td_graphs_use {
+    TD_GRAPHS_OFF,
+    TD_GRAPHS_AUTO,
+    TD_GRAPHS_ON,
+} td_graphs_use;
+
 typedef enum td_bad_rows {
     TD_BAD_ROWS_ERROR,
     TD_BAD_ROWS_SKIP,
@@ -138,6 +144,7 @@ typedef struct td_config {
     td_transport_kind transport;
     int share_gpus;
     td_recompute gradient_checkpointing;
+    td_graphs_use cuda_graphs;
     int64_t logits_chunk_tokens;
     int64_t page_elements;
     int64_t optimizer_cache_bytes;

@@ -23,6 +23,12 @@ static const char *const recompute_names[] = {
     [TD_RECOMPUTE_BLOCK] = "block",
     NULL,
 };
+static const char *const graphs_names[] = {
+    [TD_GRAPHS_OFF] = "off",
+    [TD_GRAPHS_AUTO] = "auto",
+    [TD_GRAPHS_ON] = "on",
+    NULL,
+};
 static const char *const bad_rows_names[] = {
     [TD_BAD_ROWS_ERROR] = "error",
     [TD_BAD_ROWS_SKIP] = "skip",
@@ -190,6 +196,8 @@ const td_key td_config_table[] = {
      .fallback = "false", .help = "Allow several ranks on one GPU; their gradients travel by MPI."},
     {.name = "gradient_checkpointing", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(gradient_checkpointing), .choices = recompute_names,
      .fallback = "\"auto\"", .help = "What is computed again in backward to save memory."},
+    {.name = "cuda_graphs", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(cuda_graphs), .choices = graphs_names,
+     .fallback = "\"auto\"", .help = "Replay recorded micro-batches on a GPU instead of queueing each operation; auto: where that takes longer than the GPU."},
     {.name = "logits_chunk_tokens", .section = "machine", .type = TD_KEY_INT, .offset = AT(logits_chunk_tokens), .minimum = 1, .maximum = 1 << 20,
      .fallback = "256", .affects_result = 1, .help = "Trained tokens whose logits exist at once."},
     {.name = "page_elements", .section = "machine", .type = TD_KEY_INT, .offset = AT(page_elements), .minimum = 1, .maximum = 1 << 28,

@@ -14,6 +14,7 @@ TD_C_BEGIN
 typedef struct td_device td_device;
 typedef struct td_stream td_stream;
 typedef struct td_event td_event;
+typedef struct td_graph td_graph;
 
 typedef struct td_device_table {
     const char *name; // "cpu"
@@ -46,6 +47,15 @@ typedef struct td_device_table {
     // Names what the calling thread does, for a profiler; they nest. NULL where there is none.
     void (*range_push)(const char *name);
     void (*range_pop)(void);
+    // Recording; NULL where the device has none. From begin to end what the calling thread queues on
+    // the stream, and on streams that it makes wait for it and rejoin, is written down and does not
+    // run; allocating, synchronizing and copies of pageable memory fail. A recording is repeated
+    // with the arguments it was made with, in the stream's order, at a fraction of the cost of
+    // queueing. `out` NULL drops it. Whatever fails, the stream is as before.
+    td_status (*capture_begin)(td_stream *stream);
+    td_status (*capture_end)(td_stream *stream, td_graph **out);
+    td_status (*graph_launch)(td_graph *graph, td_stream *stream);
+    void (*graph_destroy)(td_graph *graph); // none of its launches may be under way
     // Free and total bytes of the memory that alloc() takes from.
     td_status (*memory_info)(const td_device *device, size_t *free_bytes, size_t *total_bytes);
 } td_device_table;

@@ -226,6 +226,10 @@ static const td_device_table cuda_table = {
     .event_elapsed = cuda_event_elapsed,
     .range_push = td_cuda_range_push,
     .range_pop = td_cuda_range_pop,
+    .capture_begin = td_cuda_capture_begin,
+    .capture_end = td_cuda_capture_end,
+    .graph_launch = td_cuda_graph_launch,
+    .graph_destroy = td_cuda_graph_destroy,
     .memory_info = cuda_memory_info,
 };
 
@@ -300,6 +304,10 @@ td_status td_cuda_device_open(int index, const td_device **out) {
 
 void *td_cuda_stream_handle(td_stream *stream) {
     return stream->handle;
+}
+
+const td_device *td_cuda_stream_device(td_stream *stream) {
+    return stream->device;
 }
 
 void *td_cuda_event_handle(td_event *event) {

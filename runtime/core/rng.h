@@ -65,6 +65,8 @@ typedef struct td_dropout {
     uint32_t module;    // its number in the model
     uint32_t threshold; // keep when word >= threshold; p * 2^32
     float scale;
+    // NULL, or device memory where kernels find step and micro_batch instead: (2).
+    const uint32_t *place;
 } td_dropout;
 
 TD_INLINE td_philox_words td_dropout_words(const td_dropout *dropout, uint64_t element_block) {

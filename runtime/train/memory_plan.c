@@ -148,6 +148,7 @@ static td_status plan_with(const td_session *session, const td_plan_needs *needs
                                    : max_tokens,
         .recompute = policy,
         .training = 1,
+        .graphs = session->config->cuda_graphs,
     };
     td_transformer_sizes sizes;
     size_t loading_bytes[TD_N_POOLS];

@@ -78,6 +78,9 @@ tandem_gpu_test(optimizer_gpu cuda_host/optimizer.c LIBS tandem_train)
 tandem_gpu_test(model_gpu "cuda_host/model.c;model/families_checks.c" LIBS tandem_model tandem_comm
                 CASES bf16 fp32 TIMEOUT 300)
 
+# Recorded micro-batches have the bits of queued ones.
+tandem_gpu_test(graphs_gpu cuda_host/graphs.c LIBS tandem_model tandem_comm)
+
 tandem_gpu_test(device_comm_gpu comm/device_comm_gpu.c LIBS tandem_comm)
 add_dependencies(test_device_comm_gpu nccl_host)
 set_tests_properties(cuda_host_device_comm_gpu PROPERTIES ENVIRONMENT "${nccl_host_environment}")
@@ -122,7 +125,7 @@ add_test(NAME cuda_rules COMMAND bash ${CMAKE_SOURCE_DIR}/tests/cuda_rules.sh ${
 set_tests_properties(cuda_rules PROPERTIES TIMEOUT 60 LABELS cuda_host)
 
 # The emulation against CUDA's documentation, and against planted faults.
-foreach(name primitives runtime ptx cublaslt faults)
+foreach(name primitives runtime graphs ptx cublaslt faults)
   set(source ${cuda_host}/selftest_${name}.cu)
   set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
   tandem_test(cuda_host_${name} ${source} LIBS cuda_host_runtime LABELS cuda_host TIMEOUT 180)

@@ -79,6 +79,7 @@ typedef struct attention_data {
     const attention_case *shape;
     op_run *run;
     int32_t cu_q[MAX_SEQUENCES + 1], cu_k[MAX_SEQUENCES + 1];
+    op_buffer *borders_q, *borders_k; // the same on the device, with empty sequences behind them
     float scale;
     op_buffer *q, *k, *v, *dout, *out, *lse;
     double *probabilities; // (longest n_k)
@@ -103,6 +104,9 @@ static td_attention_shape shape_of(const attention_data *data) {
     return (td_attention_shape){.n_sequences = n_sequences(c),
                                 .cu_q = data->cu_q,
                                 .cu_k = data->cu_k,
+                                .device_cu_q = data->borders_q->memory,
+                                .device_cu_k = data->borders_k->memory,
+                                .n_borders = data->borders_q->n,
                                 .n_heads = c->n_heads,
                                 .n_kv_heads = c->n_kv_heads,
                                 .head_dim = c->head_dim,
@@ -241,6 +245,21 @@ static int64_t longest(const attention_case *c) {
     return n;
 }
 
+// A few empty sequences behind the last: kernels may be given room for more than there are.
+static op_buffer *borders(op_run *run, const int32_t *cu, int n) {
+    enum { EMPTY = 7 };
+    double *values = op_doubles(run, n + 1 + EMPTY);
+    for (int s = 0; s <= n + EMPTY; s++)
+        values[s] = cu[s < n ? s : n];
+    return op_given(run, TD_I32, n + 1 + EMPTY, values);
+}
+
+static void put_borders(attention_data *data) {
+    int n = n_sequences(data->shape);
+    data->borders_q = borders(data->run, data->cu_q, n);
+    data->borders_k = borders(data->run, data->cu_k, n);
+}
+
 static void data_inputs(attention_data *data) {
     const attention_case *c = data->shape;
     op_run *run = data->run;
@@ -248,6 +267,7 @@ static void data_inputs(attention_data *data) {
         data->cu_q[s + 1] = data->cu_q[s] + queries_of(c, s);
         data->cu_k[s + 1] = data->cu_k[s] + keys_of(c, s);
     }
+    put_borders(data);
     data->scale = (float)(1.0 / sqrt((double)c->head_dim));
     int64_t n_q = q_tokens(data) * c->n_heads * c->head_dim;
     int64_t n_k = k_tokens(data) * c->n_kv_heads * c->head_dim;
@@ -389,6 +409,7 @@ static attention_data alone(const attention_data *whole, attention_case *c, int 
     attention_data data = {.shape = c, .run = whole->run, .scale = whole->scale};
     data.cu_q[1] = c->n_q[0];
     data.cu_k[1] = c->n_k[0];
+    put_borders(&data);
     data.q = slice(whole, whole->q, q_begin, c->n_q[0], q_row);
     data.k = slice(whole, whole->k, k_begin, c->n_k[0], k_row);
     data.v = slice(whole, whole->v, k_begin, c->n_k[0], k_row);

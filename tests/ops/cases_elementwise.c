@@ -94,6 +94,7 @@ typedef struct rope_shape {
     int64_t n_tokens, n_heads, head_dim, n_positions;
     int inverse;
     int64_t before, after; // columns of the matrix that x lies in
+    int64_t gap;           // columns behind each head that are not rotated
 } rope_shape;
 
 static op_buffer *angles(op_run *run, const rope_shape *shape, double (*function)(double)) {
@@ -104,37 +105,41 @@ static op_buffer *angles(op_run *run, const rope_shape *shape, double (*function
     return op_given(run, TD_F32, shape->n_positions * half, values);
 }
 
+static int64_t rope_columns(const rope_shape *shape) {
+    return shape->before + shape->n_heads * (shape->head_dim + shape->gap) + shape->after;
+}
+
 // The columns that are rotated turned by the reference, those beside them as they are.
 static double *rotated(op_run *run, const rope_shape *shape, const double *matrix,
                        const double *positions, const double *cosine, const double *sine) {
-    int64_t width = shape->n_heads * shape->head_dim;
-    int64_t stride = shape->before + width + shape->after;
+    int64_t stride = rope_columns(shape), step = shape->head_dim + shape->gap;
     double *all = op_doubles(run, shape->n_tokens * stride);
     memcpy(all, matrix, (size_t)(shape->n_tokens * stride) * sizeof *all);
-    for (int64_t t = 0; t < shape->n_tokens; t++)
-        ref_rope(1, shape->n_heads, shape->head_dim, all + t * stride + shape->before,
+    for (int64_t i = 0; i < shape->n_tokens * shape->n_heads; i++) {
+        int64_t t = i / shape->n_heads, head = i % shape->n_heads;
+        ref_rope(1, 1, shape->head_dim, all + t * stride + shape->before + head * step,
                  positions + t, cosine, sine, shape->inverse ? -1.0 : 1.0);
+    }
     return all;
 }
 
 static int same_beside(const rope_shape *shape, const double *actual, const double *expected) {
-    int64_t width = shape->n_heads * shape->head_dim;
-    int64_t stride = shape->before + width + shape->after;
+    int64_t stride = rope_columns(shape), step = shape->head_dim + shape->gap;
     int same = 1;
     for (int64_t i = 0; i < shape->n_tokens * stride; i++) {
         int64_t col = i % stride - shape->before;
-        same &= (col >= 0 && col < width) || actual[i] == expected[i];
+        int is_rotated = col >= 0 && col < shape->n_heads * step && col % step < shape->head_dim;
+        same &= is_rotated || actual[i] == expected[i];
     }
     return same;
 }
 
 static void check_rope(op_run *run, const rope_shape *shape) {
-    if (!op_case_begin(run, "rope", "T=%d heads=%d dim=%d%s beside=%d+%d", (int)shape->n_tokens,
+    if (!op_case_begin(run, "rope", "T=%d heads=%d dim=%d%s beside=%d+%d+%d", (int)shape->n_tokens,
                        (int)shape->n_heads, (int)shape->head_dim, shape->inverse ? " inverse" : "",
-                       (int)shape->before, (int)shape->after))
+                       (int)shape->before, (int)shape->after, (int)shape->gap))
         return;
-    int64_t width = shape->n_heads * shape->head_dim;
-    int64_t stride = shape->before + width + shape->after;
+    int64_t width = shape->n_heads * shape->head_dim, stride = rope_columns(shape);
     op_buffer *x = op_random(run, run->ops->activation, shape->n_tokens * stride, 1.0);
     op_buffer *positions = op_indices(run, TD_I32, shape->n_tokens, shape->n_positions);
     op_buffer *cosine = angles(run, shape, cos), *sine = angles(run, shape, sin);
@@ -145,6 +150,7 @@ static void check_rope(op_run *run, const rope_shape *shape) {
                          .head_dim = shape->head_dim,
                          .x = element_at(x, shape->before),
                          .x_stride = stride,
+                         .head_stride = shape->gap ? shape->head_dim + shape->gap : 0,
                          .positions = positions->memory,
                          .n_positions = shape->n_positions,
                          .cos = cosine->memory,
@@ -384,12 +390,13 @@ static void glu_cases(op_run *run) {
 
 static void checked_shapes(op_run *run) {
     static const rope_shape ropes[] = {
-        {1, 1, 2, 1, 0, 0, 0},     {7, 3, 10, 40, 0, 0, 0},   {7, 3, 10, 40, 1, 0, 0},
-        {33, 9, 64, 100, 0, 0, 0}, {5, 2, 96, 9, 1, 0, 0},    {50, 6, 128, 64, 1, 0, 0},
-        {4, 3, 20, 9, 0, 0, 0},    {3, 5, 80, 9, 0, 0, 0},    {6, 1, 16, 9, 1, 0, 0},
-        {3, 2, 32, 9, 0, 0, 0},    {2, 3, 48, 9, 0, 0, 0},    {4, 1, 256, 9, 0, 0, 0},
-        {6, 3, 64, 40, 0, 0, 128}, {5, 2, 64, 9, 1, 192, 64}, {7, 2, 10, 9, 0, 3, 5},
-        {6, 2, 32, 9, 0, 64, 3}};
+        {1, 1, 2, 1, 0, 0, 0, 0},     {7, 3, 10, 40, 0, 0, 0, 0},   {7, 3, 10, 40, 1, 0, 0, 0},
+        {33, 9, 64, 100, 0, 0, 0, 0}, {5, 2, 96, 9, 1, 0, 0, 0},    {50, 6, 128, 64, 1, 0, 0, 0},
+        {4, 3, 20, 9, 0, 0, 0, 0},    {3, 5, 80, 9, 0, 0, 0, 0},    {6, 1, 16, 9, 1, 0, 0, 0},
+        {3, 2, 32, 9, 0, 0, 0, 0},    {2, 3, 48, 9, 0, 0, 0, 0},    {4, 1, 256, 9, 0, 0, 0, 0},
+        {6, 3, 64, 40, 0, 0, 128, 0}, {5, 2, 64, 9, 1, 192, 64, 0}, {7, 2, 10, 9, 0, 3, 5, 0},
+        {6, 2, 32, 9, 0, 64, 3, 0},   {9, 4, 16, 30, 0, 0, 0, 48},  {5, 3, 32, 9, 1, 16, 8, 32},
+        {6, 2, 10, 9, 0, 0, 3, 7},    {4, 2, 24, 9, 0, 0, 0, 9}};
     check_embedding(run, OP_F32, 1, 3, 5, 1.0f);
     check_embedding(run, OP_F32, 40, 30, 576, 1.0f);
     check_embedding(run, OP_BF16, 33, 70, 67, 1.0f);
@@ -412,8 +419,8 @@ static void timed_shapes(op_run *run) {
     check_embedding(run, OP_BF16, 512, 49152, 576, 1.0f);
     check_embedding(run, OP_BF16, 512, 49152, 576, 24.0f);
     check_add(run, 512 * 2048);
-    check_rope(run, &(rope_shape){512, 9, 64, 2048, 0, 0, 0});
-    check_rope(run, &(rope_shape){512, 32, 128, 2048, 0, 0, 0});
+    check_rope(run, &(rope_shape){512, 9, 64, 2048, 0, 0, 0, 0});
+    check_rope(run, &(rope_shape){512, 32, 128, 2048, 0, 0, 0, 0});
     for (int kind = 0; kind < 2; kind++)
         for (int layout = 0; layout < 2; layout++)
             check_glu(run,

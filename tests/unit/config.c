@@ -201,6 +201,7 @@ static void the_fingerprint_covers_what_affects_the_result(void) {
                                                  "eval_steps=3",
                                                  "num_threads=2",
                                                  "gradient_checkpointing=block",
+                                                 "cuda_graphs=on",
                                                  "collective_deadline_seconds=5",
                                                  "resume_from_checkpoint=auto",
                                                  "optimizer_cache_bytes=123456",

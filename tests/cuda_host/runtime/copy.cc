@@ -86,6 +86,10 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
         return note(cudaErrorInvalidMemcpyDirection);
     check_side(to, bytes, "target of a copy");
     check_side(from, bytes, "source of a copy");
+    bool pageable = (find_memory(to).kind == memory_unknown && !find_memory(to).region) ||
+                    (find_memory(from).kind == memory_unknown && !find_memory(from).region);
+    if (pageable && is_recording(stream))
+        return spoil_recording(stream, cudaErrorStreamCaptureUnsupported);
     auto *copy = new queued_copy{static_cast<char *>(to), static_cast<const char *>(from), bytes};
     if (overlap(copy->to, copy->from, bytes))
         cuda_host_fail("copy of %zu bytes from %p to %p: the ranges overlap", bytes, from, to);
@@ -94,7 +98,9 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     locked hold(emulation_lock);
-    cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+    cudaError_t error = check_unsafe_call();
+    if (error == cudaSuccess)
+        error = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
     if (error == cudaSuccess)
         drain_stream(nullptr, "cudaMemcpy");
     return error;

@@ -15,6 +15,7 @@ struct queued_kernel {
     void *parameters;
     void (*release)(void *parameters);
     std::vector<const void *> pointers;
+    int device;
 };
 
 size_t shared_limit(const void *kernel) {
@@ -54,6 +55,9 @@ void check_pointer(const void *pointer, int index, int device) {
 
 int run_queued(void *state) {
     auto *kernel = static_cast<queued_kernel *>(state);
+    int index = 0; // again: a graph may have outlived the memory
+    for (const void *each : kernel->pointers)
+        check_pointer(each, index++, kernel->device);
     run_kernel(kernel->run);
     for (const void *each : kernel->pointers)
         check_allocation_end(each);
@@ -81,11 +85,14 @@ cudaError_t cuda_host_launch_kernel(const cudaLaunchConfig_t *config,
     }
     for (int i = 0; i < launch->n_pointers; i++)
         check_pointer(launch->pointers[i], i, device);
+    // Parentheses: in braces the two ends would be the elements.
+    std::vector<const void *> pointers(launch->pointers, launch->pointers + launch->n_pointers);
     auto *kernel = new queued_kernel{{launch->kernel, launch->call, launch->parameters,
                                       config->gridDim, config->blockDim, config->dynamicSmemBytes},
                                      launch->parameters,
                                      launch->release,
-                                     {launch->pointers, launch->pointers + launch->n_pointers}};
+                                     std::move(pointers),
+                                     device};
     return enqueue(config->stream, "kernel", {run_queued, kernel, release_queued});
 }
 

@@ -243,6 +243,8 @@ void cuda_host_check_range(const void *memory, size_t bytes, const char *what) {
 
 cudaError_t cudaMalloc(void **out, size_t bytes) {
     locked hold(emulation_lock);
+    if (cudaError_t unsafe = check_unsafe_call())
+        return unsafe;
     if (!out)
         return note(cudaErrorInvalidValue);
     *out = nullptr;
@@ -252,6 +254,8 @@ cudaError_t cudaMalloc(void **out, size_t bytes) {
 // Waits for the device first, as CUDA does.
 cudaError_t cudaFree(void *memory) {
     locked hold(emulation_lock);
+    if (cudaError_t unsafe = check_unsafe_call())
+        return unsafe;
     if (!memory)
         return cudaSuccess;
     drain_device(-1, "cudaFree");
@@ -264,6 +268,8 @@ cudaError_t cudaFree(void *memory) {
 
 cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned) {
     locked hold(emulation_lock);
+    if (cudaError_t unsafe = check_unsafe_call())
+        return unsafe;
     void *memory = nullptr;
     size_t behind = CUDA_HOST_ASAN ? 0 : checked_gap;
     if (device_count() == 0)
@@ -283,6 +289,8 @@ cudaError_t cudaMallocHost(void **out, size_t bytes) {
 
 cudaError_t cudaFreeHost(void *memory) {
     locked hold(emulation_lock);
+    if (cudaError_t unsafe = check_unsafe_call())
+        return unsafe;
     if (!memory)
         return cudaSuccess;
     drain_device(-1, "cudaFreeHost");

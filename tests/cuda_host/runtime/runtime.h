@@ -55,7 +55,15 @@ struct operation_work {
     void *state;
     void (*release)(void *state);
 };
+// On a failure the work is released.
 cudaError_t enqueue(cudaStream_t stream, const char *name, const operation_work &work);
+// Whether the stream of a handle is recording, valid or not; the default stream never is.
+bool is_recording(cudaStream_t stream);
+// Makes the recording that the stream is part of invalid, and hands the error on.
+cudaError_t spoil_recording(cudaStream_t stream, cudaError_t error);
+// For calls that a recording of the calling thread, or a global one, forbids: makes those invalid
+// and returns cudaErrorStreamCaptureUnsupported.
+cudaError_t check_unsafe_call();
 // Runs all work of a device, or of every device (-1).
 void drain_device(int device, const char *why);
 // Runs all work of a stream.

@@ -9,9 +9,11 @@
 #include <ctime>
 #include <deque>
 #include <memory>
+#include <thread>
 #include <unistd.h>
 #include <vector>
 
+#include "graph.h"
 #include "runtime.h"
 
 namespace {
@@ -42,12 +44,16 @@ struct CUstream_st {
     bool eager;
     bool pending; // its first operation was polled in vain in this round
     std::deque<operation> queue;
+    recorder_ptr records;  // the recording that it takes part in
+    std::vector<int> last; // its nodes that the next one comes after
 };
 
 struct CUevent_st {
     int device;
     bool timing;
     recording_ptr last;
+    recorder_ptr records; // recorded while its stream was
+    std::vector<int> after;
 };
 
 namespace {
@@ -229,6 +235,44 @@ void submit(cudaStream_t stream, const char *name, recording_ptr wait, const ope
     maybe_run_now(stream);
 }
 
+// An operation of a recording stream is written down.
+cudaError_t write_down(cudaStream_t stream, const char *name, const operation_work &work) {
+    if (stream->records->invalid || strncmp(name, "nccl", 4) == 0) { // not emulated in graphs
+        if (work.release)
+            work.release(work.state);
+        return stream->records->invalid
+                   ? note(cudaErrorStreamCaptureInvalidated)
+                   : spoil_recording(stream, cudaErrorStreamCaptureUnsupported);
+    }
+    stream->last = {stream->records->add(name, work, stream->last)};
+    return cudaSuccess;
+}
+
+// The stream goes on after what the event was recorded behind; it may join the recording so.
+cudaError_t wait_for_recorded(cudaStream_t stream, cudaEvent_t event) {
+    recorder *there = event->records.get();
+    if (there->ended || stream == default_streams[stream->device])
+        return note(cudaErrorCapturedEvent);
+    if (stream->records && stream->records.get() != there) {
+        there->invalid = true;
+        return spoil_recording(stream, cudaErrorStreamCaptureMerge);
+    }
+    if (!stream->records) {
+        stream->records = event->records;
+        stream->last.clear();
+    }
+    if (cuda_host_fault("no-event-wait"))
+        return cudaSuccess;
+    stream->last.insert(stream->last.end(), event->after.begin(), event->after.end());
+    return cudaSuccess;
+}
+
+// Looking at an event that was recorded into a recording.
+cudaError_t refuse_recorded(cudaEvent_t event) {
+    event->records->invalid = true;
+    return note(cudaErrorCapturedEvent);
+}
+
 // Moves things along a little, as time would.
 void let_time_pass() {
     begin_device_access();
@@ -248,9 +292,26 @@ cudaError_t query(recording *last) {
 
 } // namespace
 
-cudaError_t enqueue(cudaStream_t stream, const char *name, const operation_work &work) {
-    submit(resolve(stream), name, nullptr, work, nullptr);
+cudaError_t enqueue(cudaStream_t handle, const char *name, const operation_work &work) {
+    cudaStream_t stream = resolve(handle);
+    if (stream->records)
+        return write_down(stream, name, work);
+    if (stream == default_streams[stream->device] && check_unsafe_call() != cudaSuccess) {
+        if (work.release)
+            work.release(work.state);
+        return note(cudaErrorStreamCaptureImplicit);
+    }
+    submit(stream, name, nullptr, work, nullptr);
     return cudaSuccess;
+}
+
+bool is_recording(cudaStream_t handle) {
+    return handle && resolve(handle)->records;
+}
+
+cudaError_t spoil_recording(cudaStream_t stream, cudaError_t error) {
+    resolve(stream)->records->invalid = true;
+    return note(error);
 }
 
 void drain_stream(cudaStream_t handle, const char *why) {
@@ -281,6 +342,8 @@ cudaError_t cuda_host_enqueue(cudaStream_t stream, const char *name, int (*poll)
 
 cudaError_t cudaDeviceSynchronize(void) {
     locked hold(emulation_lock);
+    if (cudaError_t unsafe = check_unsafe_call())
+        return unsafe;
     drain_device(current_device(), "cudaDeviceSynchronize");
     return cudaSuccess;
 }
@@ -311,6 +374,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     locked hold(emulation_lock);
     if (!stream)
         return note(cudaErrorInvalidResourceHandle);
+    if (is_recording(stream))
+        return spoil_recording(stream, cudaErrorStreamCaptureUnsupported);
     drain_stream(stream, "cudaStreamDestroy");
     streams.erase(std::find(streams.begin(), streams.end(), stream));
     delete stream;
@@ -319,6 +384,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     locked hold(emulation_lock);
+    if (is_recording(stream))
+        return spoil_recording(stream, cudaErrorStreamCaptureUnsupported);
     drain_stream(stream, "cudaStreamSynchronize");
     return cudaSuccess;
 }
@@ -326,6 +393,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 cudaError_t cudaStreamQuery(cudaStream_t handle) {
     locked hold(emulation_lock);
     cudaStream_t stream = resolve(handle);
+    if (stream->records)
+        return spoil_recording(stream, cudaErrorStreamCaptureUnsupported);
     let_time_pass();
     if (!stream->queue.empty()) // not an error to be remembered
         return cudaErrorNotReady;
@@ -337,6 +406,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
     locked hold(emulation_lock);
     require_event(event);
     cudaStream_t stream = resolve(handle);
+    if (event->records)
+        return wait_for_recorded(stream, event);
+    if (stream->records && event->last)
+        return spoil_recording(stream, cudaErrorStreamCaptureIsolation);
     // Nothing recorded, nothing to wait for. The recording may be done by now;
     // the operation still takes its place in the stream.
     if (event->last && !cuda_host_fault("no-event-wait"))
@@ -348,7 +421,8 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags) {
     locked hold(emulation_lock);
     if (device_count() == 0)
         return note(cudaErrorNoDevice);
-    *out = new CUevent_st{current_device(), !(flags & cudaEventDisableTiming), nullptr};
+    *out =
+        new CUevent_st{current_device(), !(flags & cudaEventDisableTiming), nullptr, nullptr, {}};
     events.push_back(*out);
     return cudaSuccess;
 }
@@ -371,6 +445,11 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
     cudaStream_t stream = resolve(handle);
     if (event->device != stream->device)
         return note(cudaErrorInvalidResourceHandle);
+    event->records = stream->records;
+    event->after = stream->last;
+    event->last = nullptr;
+    if (stream->records)
+        return stream->records->invalid ? note(cudaErrorStreamCaptureInvalidated) : cudaSuccess;
     event->last = std::make_shared<recording>();
     event->last->stream = stream;
     submit(stream, "cudaEventRecord", nullptr, {}, event->last);
@@ -380,6 +459,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     locked hold(emulation_lock);
     require_event(event);
+    if (event->records)
+        return refuse_recorded(event);
     recording_ptr last = event->last;
     if (last)
         run_until([&] { return last->done; }, last->stream, "cudaEventSynchronize");
@@ -389,6 +470,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     locked hold(emulation_lock);
     require_event(event);
+    if (event->records)
+        return refuse_recorded(event);
     if (!event->last || event->last->observed)
         return cudaSuccess;
     let_time_pass();
@@ -406,5 +489,54 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) 
     const timespec &a = start->last->time, &b = end->last->time;
     *ms = static_cast<float>(1e3 * static_cast<double>(b.tv_sec - a.tv_sec) +
                              1e-6 * static_cast<double>(b.tv_nsec - a.tv_nsec));
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode) {
+    locked hold(emulation_lock);
+    if (!handle || resolve(handle)->records)
+        return note(handle ? cudaErrorIllegalState : cudaErrorStreamCaptureUnsupported);
+    handle->records = begin_recorder(handle, mode);
+    handle->last.clear();
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus *out) {
+    locked hold(emulation_lock);
+    recorder_ptr records = resolve(handle)->records;
+    *out = !records           ? cudaStreamCaptureStatusNone
+           : records->invalid ? cudaStreamCaptureStatusInvalidated
+                              : cudaStreamCaptureStatusActive;
+    return cudaSuccess;
+}
+
+// Work of another stream that the first one does not wait for would be left out of its order.
+cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t *out) {
+    locked hold(emulation_lock);
+    *out = nullptr;
+    recorder_ptr records = handle ? resolve(handle)->records : nullptr;
+    if (!records)
+        return note(cudaErrorIllegalState);
+    if (records->origin != handle) {
+        records->invalid = true;
+        return note(cudaErrorStreamCaptureUnmatched);
+    }
+    if (records->mode != cudaStreamCaptureModeRelaxed &&
+        records->thread != std::this_thread::get_id())
+        return note(cudaErrorStreamCaptureWrongThread);
+    std::vector<bool> joined = records->reached_from(handle->last);
+    bool all = true;
+    for (cudaStream_t each : streams) {
+        if (each->records != records)
+            continue;
+        for (int node : each->last)
+            all &= joined[static_cast<size_t>(node)];
+        each->records = nullptr;
+        each->last.clear();
+    }
+    end_recorder(records.get());
+    if (records->invalid || !all)
+        return note(all ? cudaErrorStreamCaptureInvalidated : cudaErrorStreamCaptureUnjoined);
+    *out = make_graph(records);
     return cudaSuccess;
 }

@@ -1,0 +1,300 @@
+// Training calls that repeat recorded work have the bits of those that queue every operation,
+// whatever changes between calls of one shape; on the GPU module, emulated or real.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/core/gpu_module.h"
+#include "test.h"
+
+#include "model/base.h"
+#include "model/transformer.h"
+
+enum { MAX_TOKENS = 40, MAX_SEQUENCES = 8, MAX_CALLS = 96 };
+
+// One training call.
+typedef struct call {
+    int64_t n_tokens;
+    int n_sequences;
+    int64_t n_targets;
+    td_dropout_key dropout;
+    float gradient_scale;
+} call;
+
+typedef struct model {
+    td_op_context context;
+    td_base *base;
+    td_lora lora;
+    float *parameters; // device
+    int64_t *sums;     // device, (n_parameters): gradients of the calls so far
+    int64_t *faults;   // device, (1)
+    td_transformer *transformer;
+    int64_t quantum_log2; // of the running call
+    int synchronizes;     // module_done() does what no recording allows
+    int layers_done;
+} model;
+
+static const td_gpu_module *module;
+
+static void *device_bytes(const model *self, size_t bytes) {
+    void *memory = NULL;
+    REQUIRE(self->context.device->table->alloc(self->context.device, bytes, "test", &memory) ==
+            TD_OK);
+    return memory;
+}
+
+static void send(const model *self, void *to, const void *from, size_t bytes) {
+    const td_device_table *device = self->context.device->table;
+    REQUIRE(device->copy(self->context.stream, to, from, bytes) == TD_OK);
+    REQUIRE(device->stream_synchronize(self->context.stream) == TD_OK);
+}
+
+static void make_parameters(model *self) {
+    size_t n = (size_t)self->lora.n_parameters;
+    float *values = calloc(n, sizeof *values);
+    td_lora_initialize(&self->lora, 3, values);
+    for (size_t i = 0; i < n; i++) // B is zero at the start
+        if (values[i] == 0)
+            values[i] = 0.01f * (float)((int)(i % 13) - 6) + 0.003f;
+    self->parameters = device_bytes(self, n * sizeof *values);
+    self->sums = device_bytes(self, n * sizeof *self->sums);
+    self->faults = device_bytes(self, sizeof *self->faults);
+    send(self, self->parameters, values, n * sizeof *values);
+    free(values);
+}
+
+static void open_model(model *self, const td_ops *ops, td_graphs_use graphs) {
+    char target[] = "all-linear", *items[] = {target};
+    const td_string_list targets = {.items = items, .count = 1};
+    td_base_options options = {
+        .quantize = 1, .double_quantize = 1, .stored = ops->activation, .compute = ops->activation};
+    td_base_share share = {.is_reader = 1};
+    td_lora_options lora = {
+        .rank = 4, .alpha = 8, .target_modules = &targets, .target_modules_is_pattern = 1};
+    memset(self, 0, sizeof *self);
+    REQUIRE(module->device_open(0, &self->context.device) == TD_OK);
+    const td_device *device = self->context.device;
+    REQUIRE(td_ops_check(ops, &self->context.ops) == TD_OK);
+    REQUIRE(device->table->stream_create(device, &self->context.stream) == TD_OK);
+    self->context.workspace_bytes = td_base_workspace_bytes(ops);
+    self->context.workspace = device_bytes(self, self->context.workspace_bytes);
+    REQUIRE(td_base_load(TEST_FIXTURES "/families/qwen3", &options, &share, &self->context,
+                         &self->base) == TD_OK);
+    REQUIRE(td_lora_init(&self->lora, &self->base->config, &lora) == TD_OK);
+    make_parameters(self);
+    td_transformer_options sizes = {.max_tokens = MAX_TOKENS,
+                                    .max_sequences = MAX_SEQUENCES,
+                                    .max_positions = MAX_TOKENS,
+                                    .logits_chunk_tokens = 16,
+                                    .recompute = TD_RECOMPUTE_NORMS_MLP,
+                                    .training = 1,
+                                    .graphs = graphs};
+    REQUIRE(td_transformer_create(self->base, &self->lora, &sizes, &self->context,
+                                  &self->transformer) == TD_OK);
+}
+
+static void close_model(model *self) {
+    const td_device *device = self->context.device;
+    td_transformer_destroy(self->transformer);
+    device->table->free(device, self->parameters);
+    device->table->free(device, self->sums);
+    device->table->free(device, self->faults);
+    td_lora_fini(&self->lora);
+    td_base_destroy(self->base);
+    device->table->free(device, self->context.workspace);
+    device->table->stream_destroy(self->context.stream);
+}
+
+static td_status add_module(void *context, int64_t offset, int64_t count, const float *values) {
+    model *self = context;
+    const td_op_context *ops = td_transformer_context(self->transformer);
+    if (self->synchronizes)
+        TD_TRY(ops->device->table->stream_synchronize(ops->stream));
+    return ops->ops->fixed_add(ops, &(td_fixed_add_args){.n_elements = count,
+                                                         .values = values,
+                                                         .accumulator = self->sums + offset,
+                                                         .quantum_log2 = (int)self->quantum_log2,
+                                                         .limit = INT64_MAX,
+                                                         .faults = self->faults});
+}
+
+static td_status layer_done(void *context, int64_t layer) {
+    model *self = context;
+    (void)layer;
+    self->layers_done++;
+    return TD_OK;
+}
+
+// Tokens, borders and targets of a call's own.
+static double train(model *self, const call *what, uint32_t number) {
+    int32_t ids[MAX_TOKENS], rows[MAX_TOKENS], targets[MAX_TOKENS], cu[MAX_SEQUENCES + 1] = {0};
+    td_gradient_sink sink = {.module_done = add_module, .layer_done = layer_done, .self = self};
+    int32_t tokens = (int32_t)what->n_tokens;
+    double loss = 0;
+    for (int32_t i = 0; i < tokens; i++) {
+        ids[i] = (int32_t)((5 + 7 * (uint32_t)i + 11 * number) % 100);
+        rows[i] = i;
+        targets[i] = (int32_t)((9 + 5 * (uint32_t)i + 3 * number) % 100);
+    }
+    for (int s = 1; s < what->n_sequences; s++) // one of them takes what the number says
+        cu[s] = cu[s - 1] + 1 + (s == 1 ? (int32_t)number % (tokens - what->n_sequences) : 0);
+    cu[what->n_sequences] = tokens;
+    td_token_batch batch = {.n_tokens = tokens,
+                            .ids = ids,
+                            .n_sequences = what->n_sequences,
+                            .cu = cu,
+                            .n_targets = what->n_targets,
+                            .target_rows = rows,
+                            .targets = targets};
+    CHECK_INT(td_transformer_train(self->transformer, self->parameters, &batch, &what->dropout,
+                                   what->gradient_scale, &sink, &loss),
+              TD_OK);
+    return loss;
+}
+
+typedef struct outcome {
+    double losses[MAX_CALLS];
+    int64_t *sums; // behind each call, (n_parameters)
+    int64_t n_parameters, n_layers;
+    int layers_done;
+    td_graph_counts counts;
+} outcome;
+
+// How the calls of one run go.
+typedef struct way {
+    td_graphs_use graphs;
+    int synchronizes;
+    int quantum_changes; // against what module_done() promises
+} way;
+
+static outcome run_calls(const td_ops *ops, const call *calls, int n, way how) {
+    model self;
+    open_model(&self, ops, how.graphs);
+    const td_device_table *device = self.context.device->table;
+    size_t count = (size_t)self.lora.n_parameters, bytes = count * sizeof(int64_t);
+    outcome out = {.n_parameters = (int64_t)count, .n_layers = self.base->config.n_layers};
+    out.sums = calloc((size_t)n, bytes);
+    self.synchronizes = how.synchronizes;
+    for (int i = 0; i < n; i++) {
+        self.quantum_log2 = -40 - (how.quantum_changes ? i % 3 : 0);
+        out.losses[i] = train(&self, &calls[i], (uint32_t)i);
+        REQUIRE(device->copy(self.context.stream, out.sums + (size_t)i * count, self.sums, bytes) ==
+                TD_OK);
+        REQUIRE(device->stream_synchronize(self.context.stream) == TD_OK);
+    }
+    out.layers_done = self.layers_done;
+    out.counts = td_transformer_graph_counts(self.transformer);
+    close_model(&self);
+    return out;
+}
+
+static int same(const outcome *a, const outcome *b, int n) {
+    size_t bytes = (size_t)n * (size_t)a->n_parameters * sizeof(int64_t);
+    return memcmp(a->losses, b->losses, (size_t)n * sizeof(double)) == 0 &&
+           memcmp(a->sums, b->sums, bytes) == 0;
+}
+
+static int changes_every_time(const outcome *self, int n) {
+    int changes = 1;
+    for (int i = 1; i < n; i++)
+        changes &=
+            self->losses[i] != self->losses[i - 1] &&
+            memcmp(self->sums + (i - 1) * self->n_parameters, self->sums + i * self->n_parameters,
+                   (size_t)self->n_parameters * sizeof(int64_t)) != 0;
+    return changes;
+}
+
+// Calls of two numbers of tokens and two numbers of borders; all else differs from call to call.
+static int few_shapes(call *calls) {
+    enum { CALLS = 14 };
+    for (int i = 0; i < CALLS; i++)
+        calls[i] = (call){.n_tokens = i % 3 == 2 ? 31 : 24,
+                          .n_sequences = i < 10 ? 3 + i % 2 : 1,
+                          .n_targets = 9 + i,
+                          .dropout = {.seed = 5,
+                                      .step = (uint32_t)i / 4,
+                                      .micro_batch = (uint32_t)i % 4,
+                                      .probability = 0.2},
+                          .gradient_scale = 1.0f / (float)(9 + i)};
+    return CALLS;
+}
+
+static const td_ops *tested;
+
+static void repeated_work_has_the_bits_of_queued_work(void) {
+    call calls[MAX_CALLS];
+    int n = few_shapes(calls);
+    outcome queued = run_calls(tested, calls, n, (way){.graphs = TD_GRAPHS_OFF});
+    outcome repeated = run_calls(tested, calls, n, (way){.graphs = TD_GRAPHS_ON});
+    CHECK(changes_every_time(&queued, n));
+    CHECK(same(&queued, &repeated, n));
+    CHECK_INT(repeated.layers_done, queued.layers_done);
+    // Shapes that come twice are recorded: 24 and 31 tokens with 3 or 4 sequences, and 24 with one.
+    CHECK_INT(queued.counts.recorded, 0);
+    CHECK(queued.counts.is_off && !repeated.counts.is_off);
+    CHECK_INT(repeated.counts.recorded, 3 * (queued.n_layers + 1));
+    CHECK_INT(repeated.counts.repeated, (n - 4) * (queued.n_layers + 1));
+    free(queued.sums);
+    free(repeated.sums);
+}
+
+// A recording keeps what module_done() was given by value: here against its promise, and seen.
+static void what_a_recording_holds_by_value_stays(void) {
+    call calls[MAX_CALLS];
+    int n = few_shapes(calls);
+    outcome queued =
+        run_calls(tested, calls, n, (way){.graphs = TD_GRAPHS_OFF, .quantum_changes = 1});
+    outcome repeated =
+        run_calls(tested, calls, n, (way){.graphs = TD_GRAPHS_ON, .quantum_changes = 1});
+    CHECK(!same(&queued, &repeated, n));
+    free(queued.sums);
+    free(repeated.sums);
+}
+
+static void what_cannot_be_recorded_is_queued(void) {
+    call calls[MAX_CALLS];
+    int n = few_shapes(calls);
+    outcome queued = run_calls(tested, calls, n, (way){.graphs = TD_GRAPHS_OFF, .synchronizes = 1});
+    outcome tried = run_calls(tested, calls, n, (way){.graphs = TD_GRAPHS_ON, .synchronizes = 1});
+    CHECK(same(&queued, &tried, n));
+    CHECK_INT(tried.counts.is_off, 1);
+    CHECK_INT(tried.counts.recorded, 1); // the blocks, but no layer of the backward pass
+    free(queued.sums);
+    free(tried.sums);
+}
+
+// Recordings of four shapes are kept; a fifth takes the place of one that has not come for long.
+static void recordings_make_room_for_others(void) {
+    call calls[MAX_CALLS];
+    int n = 0;
+    for (int shape = 0; shape < 4; shape++)
+        for (int i = 0; i < 2; i++)
+            calls[n++] = (call){.n_tokens = 4 + shape, .n_sequences = 1, .n_targets = 1};
+    for (int i = 0; i < 66; i++)
+        calls[n++] = (call){.n_tokens = 9, .n_sequences = 1, .n_targets = 1};
+    for (int i = 0; i < n; i++)
+        calls[i].gradient_scale = 1.0f;
+    outcome queued = run_calls(tested, calls, n, (way){.graphs = TD_GRAPHS_OFF});
+    outcome repeated = run_calls(tested, calls, n, (way){.graphs = TD_GRAPHS_ON});
+    CHECK(same(&queued, &repeated, n));
+    CHECK_INT(repeated.counts.recorded, 5 * (queued.n_layers + 1));
+    free(queued.sums);
+    free(repeated.sums);
+}
+
+int main(void) {
+    char reason[256] = "";
+    td_gpu_module_load(&module, reason, sizeof reason);
+    if (!module) {
+        fprintf(stderr, "no GPU: %s\n", reason);
+        return 1;
+    }
+    tested = module->ops_fp32;
+    TEST(repeated_work_has_the_bits_of_queued_work);
+    TEST(what_cannot_be_recorded_is_queued);
+    tested = module->ops_bf16;
+    TEST(repeated_work_has_the_bits_of_queued_work);
+    TEST(what_a_recording_holds_by_value_stays);
+    TEST(recordings_make_room_for_others);
+    return test_report();
+}
