@@ -2,6 +2,8 @@
 #ifndef TANDEM_CLI_CLI_H
 #define TANDEM_CLI_CLI_H
 
+#include <stdio.h>
+
 #include "comm/comm.h"
 #include "runtime/core/config.h"
 #include "runtime/core/files.h"
@@ -57,6 +59,9 @@ td_status td_options_parse(const td_command *command, const td_option *options, 
 td_status td_cli_config(td_config *config, const char *path, const td_option_list *assignments);
 // The value becomes a JSON string; NULL, of an option that was not given, changes nothing.
 td_status td_cli_set(td_config *config, const char *key, const char *value);
+
+// "tandem --version".
+void td_print_version(FILE *out);
 
 // Collective. A temporary folder, made by rank 0 below TMPDIR; the other ranks see it through the
 // same file system.

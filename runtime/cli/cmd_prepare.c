@@ -93,6 +93,7 @@ static td_status conclude(const td_run_data_report *report, const char *jsonl) {
 static td_status prepare(const td_config *config, const char *jsonl, td_comm *comm) {
     td_session session = {0};
     td_run_data_report report = {0};
+    int is_new = td_comm_rank(comm) == 0 && !td_path_exists(config->output_dir);
     td_comm_set_deadline(comm, config->collective_deadline_seconds);
     td_status status = td_comm_require_same(comm, td_config_fingerprint(config), "run config");
     if (status == TD_OK)
@@ -102,6 +103,8 @@ static td_status prepare(const td_config *config, const char *jsonl, td_comm *co
     if (status == TD_OK)
         status = td_comm_agree(comm, td_comm_rank(comm) == 0 ? conclude(&report, jsonl) : TD_OK,
                                "prepare data");
+    if (status != TD_OK && td_comm_rank(comm) == 0)
+        td_run_data_remove_empty(config->output_dir, is_new);
     td_run_data_report_fini(&report);
     td_session_close(&session);
     return status;

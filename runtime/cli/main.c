@@ -21,12 +21,15 @@ static void print_usage(FILE *out) {
                  "       mpirun -n N tandem COMMAND ...\n\ncommands:\n");
     for (int i = 0; i < N_COMMANDS; i++)
         fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
-    fprintf(out, "\n\"tandem COMMAND --help\" explains one.\n\n"
-                 "exit codes: 0 done, 2 command line or config, 3 model or data, 4 memory plan, 5 "
-                 "file system,\n"
-                 "6 another rank failed, 7 loss or gradient not finite, 75 stopped after a "
-                 "checkpoint on request\n"
-                 "(start again with --resume auto), 70 internal\n");
+    fprintf(
+        out,
+        "\n\"tandem COMMAND --help\" explains one; \"tandem --version\" says what this build is "
+        "made of.\n\n"
+        "exit codes: 0 done, 2 command line or config, 3 model or data, 4 memory plan, 5 "
+        "file system,\n"
+        "6 another rank failed, 7 loss or gradient not finite, 75 stopped after a "
+        "checkpoint on request\n"
+        "(start again with --resume auto), 70 internal\n");
 }
 
 static const td_command *find_command(const char *name) {
@@ -72,7 +75,10 @@ static int run_together(const td_command *command, int argc, char **argv) {
         td_comm_abort(comm, status, NULL);
     if (status != TD_OK && td_comm_rank(comm) == 0)
         td_log(status == TD_STOPPED ? TD_LOG_INFO : TD_LOG_ERROR, "%s", td_error_message());
+    int is_silent = status == TD_OK;
     td_status finished = td_comm_finish(comm);
+    if (finished != TD_OK && is_silent)
+        td_error("%s", td_error_message());
     return (int)(status != TD_OK ? status : finished);
 }
 
@@ -93,6 +99,10 @@ int main(int argc, char **argv) {
         return TD_ERR_USAGE;
     }
     turn_help_around(argc, argv);
+    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "version") == 0) {
+        td_print_version(stdout);
+        return 0;
+    }
     const td_command *command = find_command(argv[1]);
     if (td_options_want_help(argc - 1, argv + 1) && (command || argv[1][0] == '-'))
         return run_alone(command, argc, argv);

@@ -200,6 +200,17 @@ static td_status name_temporary(const char *path, char out[TD_PATH_MAX]) {
     return TD_OK;
 }
 
+int td_name_is_temporary(const char *name) {
+    const char *mark = NULL;
+    for (const char *at = name; (at = strstr(at, ".tmp-")); at++)
+        mark = at + strlen(".tmp-");
+    size_t process = mark ? strspn(mark, "0123456789") : 0;
+    if (process == 0 || mark[process] != '-')
+        return 0;
+    const char *number = mark + process + 1;
+    return number[0] && number[strspn(number, "0123456789")] == '\0';
+}
+
 // A name that is taken may be a trap, or be left from a process that had our id (in a container all
 // of them have): it is passed over.
 td_status td_file_create_beside(const char *path, char out_temporary[TD_PATH_MAX], int *out_file) {

@@ -20,6 +20,9 @@ int td_path_is_link(const char *path); // itself, wherever it leads
 // empty.
 int td_path_is_plain_name(const char *name);
 
+// 1 for "NAME.tmp-PID-N", which a killed process may have left.
+int td_name_is_temporary(const char *name);
+
 // Whole file, NUL-terminated after its bytes; the caller frees. Over max_bytes: TD_ERR_DATA.
 td_status td_file_read(const char *path, size_t max_bytes, char **out, size_t *out_bytes);
 // Refuses a link. For folders that may come from anywhere and whose files lie in them.

@@ -111,7 +111,7 @@ static td_status prepare_folder(td_checkpoint_writer *writer) {
     TD_TRY(td_folder_make(writer->folder));
     // First the incarnation: after it, no older process can put its files where we clean up.
     TD_TRY(td_incarnation_take(writer->options.run_folder, writer->incarnation));
-    td_checkpoint_clean(writer->folder);
+    td_checkpoint_clean(writer->options.run_folder, writer->folder);
     return TD_OK;
 }
 

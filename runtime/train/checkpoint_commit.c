@@ -173,7 +173,11 @@ static td_status remove_leftover(const char *folder, const char *name) {
     return give_name_back(folder, name, path) ? TD_OK : td_folder_remove_tree(path);
 }
 
-void td_checkpoint_clean(const char *folder) {
+static int is_leftover(const char *name) {
+    return has_prefix(name, temporary_prefix) || td_name_is_temporary(name);
+}
+
+static void clean(const char *folder, int (*is_ours)(const char *name)) {
     char **names = NULL;
     size_t count = 0;
     if (td_folder_list(folder, &names, &count) != TD_OK) {
@@ -181,13 +185,18 @@ void td_checkpoint_clean(const char *folder) {
         return;
     }
     for (size_t i = 0; i < count; i++) {
-        if (!has_prefix(names[i], temporary_prefix) && !has_prefix(names[i], "latest.tmp-"))
+        if (!is_ours(names[i]))
             continue;
         if (remove_leftover(folder, names[i]) != TD_OK)
             warn_and_clear("cannot remove what a killed run left behind");
         td_progress_tick();
     }
     td_names_free(names, count);
+}
+
+void td_checkpoint_clean(const char *run_folder, const char *folder) {
+    clean(folder, is_leftover);
+    clean(run_folder, td_name_is_temporary);
 }
 
 td_status td_checkpoint_require_space(const char *folder, uint64_t bytes) {

@@ -151,8 +151,9 @@ td_status td_incarnation_take(const char *run_folder, char out[TD_INCARNATION_CH
 // TD_ERR_IO when a newer one was taken; *out_fenced says that it was that.
 td_status td_incarnation_require(const char *run_folder, const char *incarnation, int *out_fenced);
 
-// Removes temporary folders and files of killed runs from RUN/checkpoints. Failures are warnings.
-void td_checkpoint_clean(const char *folder);
+// Removes temporary folders and files of killed runs from RUN and RUN/checkpoints. Failures are
+// warnings.
+void td_checkpoint_clean(const char *run_folder, const char *folder);
 td_status td_checkpoint_require_space(const char *folder, uint64_t bytes);
 
 typedef struct td_checkpoint_commit {

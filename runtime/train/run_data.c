@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "runtime/core/files.h"
 #include "runtime/core/json.h"
@@ -91,6 +92,14 @@ static td_status make_folder(const char *folder) {
                        "itself may be a link)",
                        data);
     return td_folder_make(data);
+}
+
+void td_run_data_remove_empty(const char *folder, int with_folder) {
+    char data[TD_PATH_MAX];
+    if (snprintf(data, sizeof data, "%s/data", folder) < (int)sizeof data)
+        (void)rmdir(data); // refuses what is not empty, as below
+    if (with_folder)
+        (void)rmdir(folder);
 }
 
 // Local. A store of files taken as they are.

@@ -19,6 +19,8 @@ td_status td_run_data_open(td_run_data *data, const td_session *session, const c
 // are taken as they are: filters and duplicates are for training data.
 td_status td_run_data_open_files(const td_session *session, const td_string_list *files,
                                  const char *folder, const char *name, td_store **out);
+// Local. After a failure: removes FOLDER/data, and the folder if asked to, when they are empty.
+void td_run_data_remove_empty(const char *folder, int with_folder);
 void td_run_data_close(td_run_data *data);
 
 // What td_run_data_prepare() found or made; accounts and counts on rank 0.

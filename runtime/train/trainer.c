@@ -8,6 +8,8 @@
 #include "runtime/core/progress.h"
 #include "runtime/train/trainer_internal.h"
 
+enum { MESSAGE_BYTES = 2048 };
+
 // Data, model and layout are known; nothing large has been allocated.
 static td_status open_inputs(td_trainer *trainer) {
     td_session *session = &trainer->session;
@@ -251,6 +253,29 @@ static td_status train(td_trainer *trainer, td_train_summary *out) {
     return finish(trainer, stopped);
 }
 
+// The save under way, if there is one, is of a step that was right: it is committed, so that the
+// run goes on from there. Collective: the failure is known to all ranks.
+static td_status keep_save(td_trainer *trainer, td_status failure) {
+    char message[MESSAGE_BYTES];
+    snprintf(message, sizeof message, "%s", td_error_message());
+    td_error_clear();
+    td_comm_forget_failure(trainer->comm);
+    td_status saved = td_checkpoint_finish(trainer->checkpoints, NULL);
+    if (saved != TD_OK && td_trainer_is_root(trainer))
+        td_warn("%s; that checkpoint is lost", td_error_message());
+    td_error_clear();
+    td_comm_set_agreed(trainer->comm);
+    return td_fail(failure, "%s", message);
+}
+
+static td_status train_and_keep(td_trainer *trainer, td_train_summary *out) {
+    td_status status = train(trainer, out);
+    int is_saving = td_checkpoint_stage(trainer->checkpoints) > 0;
+    if (status == TD_OK || !is_saving || !td_comm_is_agreed(trainer->comm))
+        return status;
+    return keep_save(trainer, status);
+}
+
 static void close_trainer(td_trainer *trainer) {
     td_metrics_close(&trainer->metrics);
     if (trainer->checkpoints)
@@ -270,7 +295,7 @@ static td_status run(td_trainer *trainer, td_train_summary *out) {
     TD_TRY(td_trainer_open_output(trainer));
     TD_TRY(open_inputs(trainer));
     TD_TRY(open_machinery(trainer));
-    return train(trainer, out);
+    return train_and_keep(trainer, out);
 }
 
 td_status td_train(const td_config *config, td_comm *comm, td_train_summary *out) {
@@ -279,6 +304,8 @@ td_status td_train(const td_config *config, td_comm *comm, td_train_summary *out
     td_comm_set_deadline(comm, config->collective_deadline_seconds);
     td_trainer_catch_signals();
     td_status status = run(&trainer, &summary);
+    if (status != TD_OK && status != TD_STOPPED)
+        td_trainer_remove_empty(&trainer);
     td_run_end_if_alone(comm, status);
     close_trainer(&trainer);
     snprintf(summary.adapter_folder, sizeof summary.adapter_folder, "%s/adapter",

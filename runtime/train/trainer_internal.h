@@ -21,6 +21,7 @@ typedef struct td_trainer {
     td_checkpoint_writer *checkpoints;
     td_checkpoint_meta meta; // of the last finished step
     td_metrics metrics;
+    int made_output; // rank 0: the run's folder was not there before
     float *host_parameters; // (n_elements); NULL when the device's memory is the host's
 } td_trainer;
 
@@ -31,6 +32,9 @@ static inline int td_trainer_is_root(const td_trainer *trainer) {
 // trainer_output.c
 // Collective. The run's folder: made, or checked to hold a run with the same config.
 td_status td_trainer_open_output(td_trainer *trainer);
+// Local. After a failure: removes OUTPUT/data, and OUTPUT if this start has made it, when there is
+// nothing in them.
+void td_trainer_remove_empty(const td_trainer *trainer);
 // Local, rank 0. OUTPUT/config.json: from then on the folder belongs to this config. Written when
 // everything else about the run is known to be right.
 td_status td_trainer_write_config(td_trainer *trainer);

@@ -46,7 +46,13 @@ static td_status open_output(td_trainer *trainer) {
     char path[TD_PATH_MAX];
     TD_TRY(td_path_join(path, trainer->config->output_dir, "config.json"));
     TD_TRY(check_existing(trainer, path));
+    trainer->made_output = !td_path_exists(trainer->config->output_dir);
     return td_folder_make(trainer->config->output_dir);
+}
+
+void td_trainer_remove_empty(const td_trainer *trainer) {
+    if (td_trainer_is_root(trainer))
+        td_run_data_remove_empty(trainer->config->output_dir, trainer->made_output);
 }
 
 td_status td_trainer_write_config(td_trainer *trainer) {

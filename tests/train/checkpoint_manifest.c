@@ -204,7 +204,7 @@ static void check_refused(void (*change)(cJSON *root), td_status status, const c
 static void what_is_out_of_range_is_refused(void) {
     CHECK_INT(parse_changed(change_nothing), TD_OK);
     check_refused(change_format, TD_ERR_DATA, "not the manifest");
-    check_refused(change_version, TD_ERR_USAGE, "format version 2");
+    check_refused(change_version, TD_ERR_USAGE, "format version 1");
     check_refused(change_to_parent_path, TD_ERR_DATA, "\"../../etc/passwd\" is not allowed");
     check_refused(change_to_absolute_path, TD_ERR_DATA, "\"/etc/passwd\" is not allowed");
     check_refused(change_to_dots, TD_ERR_DATA, "\"..\" is not allowed");
