@@ -200,17 +200,35 @@ TD_TARGET_AVX512 static void nested_codes_avx512(const float *values, int64_t n,
     }
 }
 
-// One nested block: codes of values[i] - offset, returns their largest magnitude.
-static float quantize_nested(const float *values, int64_t n, float offset, const float *midpoints,
-                             uint8_t *codes) {
+static float nested_absmax_scalar(const float *values, int64_t n, float offset) {
     float absmax = 0.0f;
     for (int64_t i = 0; i < n; i++) {
         float magnitude = fabsf(values[i] - offset);
         absmax = magnitude > absmax ? magnitude : absmax;
     }
+    return absmax;
+}
+
+// NaN has no magnitude: the second operand is the maximum then.
+TD_TARGET_AVX512 static float nested_absmax_avx512(const float *values, int64_t n, float offset) {
+    __m512 largest = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += 16) {
+        __mmask16 inside = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : 0xffff;
+        __m512 x = _mm512_sub_ps(_mm512_maskz_loadu_ps(inside, values + i), _mm512_set1_ps(offset));
+        largest = _mm512_mask_max_ps(largest, inside, _mm512_abs_ps(x), largest);
+    }
+    return _mm512_reduce_max_ps(largest);
+}
+
+// One nested block: codes of values[i] - offset, returns their largest magnitude.
+static float quantize_nested(const float *values, int64_t n, float offset, const float *midpoints,
+                             uint8_t *codes) {
+    int is_wide = td_cpu_simd() == TD_CPU_AVX512;
+    float absmax =
+        is_wide ? nested_absmax_avx512(values, n, offset) : nested_absmax_scalar(values, n, offset);
     if (!(absmax > 0.0f))
         memset(codes, 0, (size_t)n);
-    else if (td_cpu_simd() == TD_CPU_AVX512)
+    else if (is_wide)
         nested_codes_avx512(values, n, offset, 1.0f / absmax, midpoints, codes);
     else
         nested_codes_scalar(values, n, offset, 1.0f / absmax, midpoints, codes);
