@@ -99,8 +99,9 @@ number() {
 }
 # goal TEXT NAME VALUE COMPARISON LIMIT UNIT
 goal() {
-    awk -v n="$1" -v v="${2:-none}" -v c="$3" -v g="$4" -v u="$5" 'BEGIN {
+    awk -v n="$1" -v v="${2:-none}" -v c="$3" -v g="$4" -v u="$5" -v trial="$quick" 'BEGIN {
         met = v == "none" || v == "" ? "not measured" : (c == ">=" ? v + 0 >= g + 0 : v + 0 <= g + 0) ? "met" : "MISSED"
+        if (trial != "") met = "(a trial)"
         printf "  %-44s %12s %-6s goal %s %s  %s\n", n, v == "none" || v == "" ? "-" : sprintf("%.4g", v), u, c, g, met }'
 }
 
@@ -139,7 +140,7 @@ load() {
     say "first step after $(cat "$work/$part_name.value") s, from an NF4 image $(cat "$work/load_image.value") s"
 }
 operations() {
-    "$tandem" bench ops --help >/dev/null 2>&1 || skip "this build has no bench ops"
+    "$tandem" bench ops --help 2>&1 | grep -q 'tandem bench ops' || skip "this build has no bench ops"
     run "$tandem" bench ops --shape "$1" $lora --seq $seq --record "$record"
     say "$(grep -c . "$out/$part_name.txt") lines in $part_name.txt"
 }
@@ -153,9 +154,9 @@ peer() {
     say "$(tail -n +2 "$out/$part_name.txt" | sed 's/^ *//' | paste -sd ';')"
 }
 look() {
+    [ -n "$quick" ] || [ -n "$(ask_driver driver_version)" ] || { say "nvidia-smi shows no driver: this would not be a record of a GPU"; exit 1; }
     run "$tandem" bench step --shape $small --seq 32 --steps 1 $lora --record "$record"
     say "$(number tokens_per_second | xargs printf '%.0f') tokens/s of 32 tokens on $(sed -nE 's/.*"device": *"([^"]*)".*/\1/p' "$record")"
-    [ -n "$quick" ] || [ -n "$(ask_driver driver_version)" ] || { say "nvidia-smi shows no driver: this would not be a record of a GPU"; exit 1; }
 }
 
 echo "commit $commit; $(ask_driver name), driver $(ask_driver driver_version), load $(cut -d' ' -f1 /proc/loadavg); records in $out"

@@ -14,3 +14,8 @@ add_test(NAME cuda_host_gpu_check
          COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/gpu_check_test.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 set_tests_properties(cuda_host_gpu_check PROPERTIES TIMEOUT 300 LABELS "cuda_host;slow"
   ENVIRONMENT "${nccl_host_environment};ASAN_OPTIONS=detect_leaks=0")
+
+add_test(NAME cuda_host_gpu_bench
+         COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/gpu_bench_test.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+set_tests_properties(cuda_host_gpu_bench PROPERTIES TIMEOUT 300 LABELS "cuda_host"
+  ENVIRONMENT "${nccl_host_environment};ASAN_OPTIONS=detect_leaks=0")
