@@ -45,14 +45,15 @@ until is_over; do
     sleep 0.5
 done
 
-# check_run NAME LOG: requeued twice, each piece went on where the one before had stopped, steps 1 to 40, each once.
+# check_run NAME LOG: requeued twice (on a machine that is busy even the third piece may run out of time), each piece went on
+# where the one before had stopped, steps 1 to 40, each once.
 check_run() {
     local name=$1 log=$work/$2.log stops resumes
     stops=$(sed -nE 's/^stopped on request after step ([0-9]+)$/\1/p' "$log")
     resumes=$(sed -nE 's/^resumed from .*: ([0-9]+) steps are done$/\1/p' "$log")
-    [ "$(wc -w <<<"$stops")" = 2 ] || fail "$name: stopped after steps \"$stops\", expected two stops"
+    [ "$(wc -w <<<"$stops")" -ge 2 ] || fail "$name: stopped after steps \"$stops\", expected two stops"
     [ "$stops" = "$resumes" ] || fail "$name: stopped after steps \"$stops\", went on from \"$resumes\""
-    [ "$(grep -c ', requeued$' "$log")" = 2 ] || fail "$name: not requeued twice"
+    [ "$(grep -c ', requeued$' "$log")" = "$(wc -w <<<"$stops")" ] || fail "$name: not requeued after every stop"
     [ "$(sed -nE 's/^\{"step": ([0-9]+), "epoch".*/\1/p' "$runs/$name/metrics.jsonl")" = "$(seq "$steps")" ] ||
         fail "$name: the steps in metrics.jsonl are not 1 to $steps, each once"
 }
