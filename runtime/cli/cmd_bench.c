@@ -6,10 +6,8 @@
 #include "runtime/train/bench_record.h"
 
 static const td_command *const benches[] = {
-    &td_bench_command_step,
-    &td_bench_command_checkpoint,
-    &td_bench_command_comm,
-    &td_bench_command_load,
+    &td_bench_command_step, &td_bench_command_ops,  &td_bench_command_checkpoint,
+    &td_bench_command_comm, &td_bench_command_load,
 };
 
 enum { N_BENCHES = sizeof benches / sizeof *benches };
@@ -75,16 +73,21 @@ static td_status run(const td_command *command, td_comm *comm, int argc, char **
             return benches[i]->run(benches[i], comm, argc - 1, argv + 1);
     if (td_options_want_help(argc, argv))
         return explain(command, argc, argv);
-    return td_fail(TD_ERR_USAGE, "name what to time first: tandem bench step, checkpoint, comm or "
-                                 "load (tandem bench --help)");
+    return td_fail(TD_ERR_USAGE,
+                   "name what to time first: tandem bench step, ops, checkpoint, comm "
+                   "or load (tandem bench --help)");
 }
 
 const td_command td_command_bench = {
     .name = "bench",
-    .arguments = "step|checkpoint|comm|load [options]",
+    .arguments = "step|ops|checkpoint|comm|load [options]",
     .summary = "time a part of training on random weights",
     .details =
-        "step        the training step of a model shape: tokens/s, share of the GEMM peak, memory\n"
+        "step        the training step of a model shape: tokens/s, share of the GEMM peak, "
+        "memory,\n"
+        "            and with --breakdown the time of each part against its bound\n"
+        "ops         every operation of the step at a model's shapes, against the GEMM and copy "
+        "ceilings\n"
         "checkpoint  how long a save blocks training, against memory bandwidth; the writing behind "
         "it\n"
         "comm        the step's collectives by size, exact against fp32 sums, what they cost a "

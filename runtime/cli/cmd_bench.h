@@ -6,8 +6,8 @@
 
 #include "runtime/cli/cli.h"
 
-extern const td_command td_bench_command_step, td_bench_command_checkpoint, td_bench_command_comm,
-    td_bench_command_load;
+extern const td_command td_bench_command_step, td_bench_command_ops, td_bench_command_checkpoint,
+    td_bench_command_comm, td_bench_command_load;
 
 // Words of the command line as they would be typed again, without the folder of the program.
 void td_bench_command_line(const td_command *command, int argc, char **argv, char *out,

@@ -12,7 +12,7 @@
 
 // Products grow until one takes a moment: a GPU needs larger matrices to be busy. Short ones are
 // timed in a row.
-enum { FIRST_EXTENT = 1024, LAST_EXTENT = 8192, ROUNDS = 5, IN_A_ROW = 20 };
+enum { FIRST_EXTENT = 1024, LAST_EXTENT = 8192, ROUNDS = 10, IN_A_ROW = 20 };
 enum { CPU_COPY_BYTES = 128 << 20, GPU_COPY_BYTES = 512 << 20 };
 static const double moment_seconds = 0.02;
 
