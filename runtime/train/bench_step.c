@@ -173,12 +173,18 @@ static td_status with_timed(td_session *session, const td_bench_step_options *op
                             td_bench_step_result *out) {
     td_ops_timed *timed = NULL;
     const td_ops *plain = session->context.ops;
+    const td_config *given = session->config;
+    td_config config = *given;
     td_status status = options->breakdown ? td_ops_timed_create(&session->context, &timed) : TD_OK;
     TD_TRY(td_comm_agree(session->comm, status, "timed operations"));
-    if (timed)
+    if (timed) {
         session->context.ops = td_ops_timed_table(timed);
+        config.cuda_graphs = TD_GRAPHS_OFF; // what is timed must be queued
+        session->config = &config;
+    }
     status = with_store(session, timed, options, out);
     session->context.ops = plain;
+    session->config = given;
     td_ops_timed_destroy(timed);
     return status;
 }
