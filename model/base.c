@@ -1,12 +1,14 @@
 #include "model/base.h"
 
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#include "model/base_image.h"
 #include "model/base_internal.h"
 #include "model/safetensors.h"
-#include "runtime/core/progress.h"
+#include "runtime/core/log.h"
 
 enum { DESCRIPTION_BYTES = 32 * 1024 };
 static const size_t huge_page_bytes = (size_t)2 << 20;
@@ -259,33 +261,125 @@ static td_status share_fingerprint(td_base *base, const td_base_share *share,
                             "base fingerprint");
 }
 
-static td_status load(const char *folder, const td_base_options *options,
-                      const td_base_share *share, const td_op_context *context, base_reader *reader,
-                      td_base **out) {
-    base_prologue prologue = {0};
+// --- From an image
+
+// What the reader tells the others of its node.
+typedef struct image_offer {
+    td_base_image image;
+    int is_there;
+} image_offer;
+
+typedef struct base_loading {
+    const char *folder;
+    const td_base_options *options;
+    const td_base_share *share;
+    const td_op_context *context;
+    base_reader *reader;
+    base_prologue prologue;
+    td_base_options effective;
+    image_offer offer;
+} base_loading;
+
+static td_status find_image(const base_loading *loading, td_base_image *out) {
+    return td_base_image_find(loading->options->image_folder, loading->folder,
+                              loading->reader->files, &loading->prologue.config,
+                              &loading->effective, loading->prologue.matrix_dtype, out);
+}
+
+static td_status open_image(base_loading *loading, int verify, int says_why, td_base **out) {
+    return td_base_image_open(&loading->offer.image, &loading->prologue.config, &loading->effective,
+                              loading->prologue.matrix_dtype, loading->context, verify, says_why,
+                              out);
+}
+
+// The reader compares every checksum. The others then map the same bytes, or copy and compare them
+// too. One rank that cannot is enough for all to read the model's own files.
+static td_status load_image(base_loading *loading, td_base **out) {
+    const td_base_share *share = loading->share;
+    image_offer *offer = &loading->offer;
     td_status status = TD_OK;
+    if (td_base_is_reader(share)) {
+        status = find_image(loading, &offer->image);
+        if (status == TD_OK)
+            status = open_image(loading, 1, 1, out);
+        offer->is_there = *out != NULL;
+    }
+    TD_TRY(td_base_agree(share, status, "looking for an image of the base"));
+    if (!td_base_is_shared(share))
+        return TD_OK;
+    TD_TRY(share->broadcast(share->self, offer, sizeof *offer, "base image"));
+    if (!share->is_reader && offer->is_there)
+        status = open_image(loading, 0, 0, out);
+    TD_TRY(td_base_agree(share, status, "opening an image of the base"));
+    if (share->all(share->self, *out != NULL, "image of the base"))
+        return TD_OK;
+    td_base_destroy(*out);
+    *out = NULL;
+    return TD_OK;
+}
+
+// Only of what was read: files that changed meanwhile have another key now.
+static void write_image(const base_loading *loading, td_base *base) {
+    td_base_image now;
+    double start = omp_get_wtime();
+    if (!td_base_is_reader(loading->share) || loading->offer.is_there)
+        return;
+    td_status status = find_image(loading, &now);
+    if (status == TD_OK && !td_hash_equal(now.key, loading->offer.image.key))
+        return;
+    if (status == TD_OK)
+        status = td_base_image_write(&now, base, loading->context);
+    if (status != TD_OK)
+        td_warn("no image of the base model is kept: %s", td_error_message());
+    td_error_clear();
+    base->times.image += omp_get_wtime() - start;
+}
+
+static td_status load_files(base_loading *loading, td_base **out) {
+    base_reader *reader = loading->reader;
+    const td_base_share *share = loading->share;
     td_base_source source = {.find = find_tensor,
                              .find_nf4 = read_nf4,
                              .fetch = fetch_bytes,
                              .pass = pass_bytes,
                              .forget = forget_piece,
                              .self = reader};
-    if (td_base_is_reader(share))
-        status = open_reader(folder, reader, &prologue);
-    TD_TRY(td_base_agree(share, status, "opening the base model"));
-    TD_TRY(share_prologue(share, &prologue));
-    td_base_options effective = td_base_options_for(&prologue.config, options);
-    status = td_base_create(&prologue.config, &effective, prologue.matrix_dtype, context, out);
+    td_status status = td_base_create(&loading->prologue.config, &loading->effective,
+                                      loading->prologue.matrix_dtype, loading->context, out);
     TD_TRY(td_base_agree(share, status, "memory for the base model"));
-    TD_TRY(td_base_fill(*out, &effective, &source, share, context));
+    TD_TRY(td_base_fill(*out, &loading->effective, &source, share, loading->context));
     return share_fingerprint(*out, share, reader);
+}
+
+static td_status load(base_loading *loading, td_base **out) {
+    const td_base_share *share = loading->share;
+    td_status status = TD_OK;
+    if (td_base_is_reader(share))
+        status = open_reader(loading->folder, loading->reader, &loading->prologue);
+    TD_TRY(td_base_agree(share, status, "opening the base model"));
+    TD_TRY(share_prologue(share, &loading->prologue));
+    loading->effective = td_base_options_for(&loading->prologue.config, loading->options);
+    int wants_image = loading->options->image_folder && loading->effective.quantize;
+    if (wants_image)
+        TD_TRY(load_image(loading, out));
+    if (*out)
+        return TD_OK;
+    TD_TRY(load_files(loading, out));
+    if (wants_image)
+        write_image(loading, *out);
+    return TD_OK;
 }
 
 td_status td_base_load(const char *folder, const td_base_options *options,
                        const td_base_share *share, const td_op_context *context, td_base **out) {
     base_reader reader = {0};
     td_base *base = NULL;
-    td_status status = load(folder, options, share, context, &reader, &base);
+    base_loading loading = {.folder = folder,
+                            .options = options,
+                            .share = share,
+                            .context = context,
+                            .reader = &reader};
+    td_status status = load(&loading, &base);
     close_reader(&reader);
     if (status != TD_OK) {
         td_base_destroy(base);

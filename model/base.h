@@ -57,6 +57,8 @@ typedef struct td_base_share {
     int is_reader;
     td_status (*broadcast)(void *self, void *buffer, size_t bytes, const char *what);
     td_status (*agree)(void *self, td_status mine, const char *what);
+    // 1 when `mine` is not 0 on any rank; a 0 is no failure.
+    int (*all)(void *self, int mine, const char *what);
     void *self;
 } td_base_share;
 
@@ -70,6 +72,9 @@ typedef struct td_base_options {
     td_dtype compute; // what dequantized weights are rounded to, the type of the activations. With
                       // TD_BF16 matrices that are not quantized are rounded too when they are
                       // stored: products take them as they are.
+    // Folder for images of quantized bases (base_image.h), from which a later start loads; made
+    // when missing. NULL: none. What cannot be written there is a warning.
+    const char *image_folder;
 } td_base_options;
 
 typedef struct td_base_sizes {

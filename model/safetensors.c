@@ -1,9 +1,11 @@
 #include "model/safetensors.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "model/safetensors_internal.h"
@@ -266,6 +268,33 @@ static const shard *shard_of(const td_safetensors *files, const unsigned char *d
             return &files->shards[i];
     }
     return NULL;
+}
+
+// The length of the list of tensors was checked when the file was opened.
+static td_status identify_shard(const shard *home, td_hasher *hasher) {
+    struct stat info;
+    uint64_t header_bytes;
+    if (stat(home->path, &info) != 0)
+        return td_fail(TD_ERR_DATA, "%s: cannot examine: %s", home->path, strerror(errno));
+    const int64_t numbers[] = {info.st_size,
+                               (int64_t)info.st_ino,
+                               info.st_mtim.tv_sec,
+                               info.st_mtim.tv_nsec,
+                               info.st_ctim.tv_sec,
+                               info.st_ctim.tv_nsec,
+                               (int64_t)home->mapping.bytes};
+    memcpy(&header_bytes, home->mapping.data, sizeof header_bytes);
+    const char *slash = strrchr(home->path, '/');
+    td_hasher_add_string(hasher, slash ? slash + 1 : home->path);
+    td_hasher_add(hasher, numbers, sizeof numbers);
+    td_hasher_add(hasher, home->mapping.data, sizeof header_bytes + (size_t)header_bytes);
+    return TD_OK;
+}
+
+td_status td_safetensors_identify(const td_safetensors *files, td_hasher *hasher) {
+    for (int i = 0; i < files->n_shards; i++)
+        TD_TRY(identify_shard(&files->shards[i], hasher));
+    return TD_OK;
 }
 
 void td_safetensors_fetch(const void *data, size_t bytes) {

@@ -6,6 +6,7 @@
 #ifndef TANDEM_MODEL_SAFETENSORS_H
 #define TANDEM_MODEL_SAFETENSORS_H
 
+#include "runtime/core/hash.h"
 #include "runtime/core/tensor.h"
 
 typedef struct td_safetensors td_safetensors;
@@ -29,6 +30,9 @@ int td_safetensors_find(const td_safetensors *files, const char *name, td_tensor
 // or BF16.
 td_status td_safetensors_require(const td_safetensors *files, const char *name, int n_dims,
                                  const int64_t *shape, td_tensor *out);
+// Adds what tells these files from others without reading them: names, sizes, times of change,
+// inodes, and their lists of tensors. As the files are now: TD_ERR_DATA when one is gone.
+td_status td_safetensors_identify(const td_safetensors *files, td_hasher *hasher);
 // Has the system map pages of a view that will be read at once, which reads them where they are not
 // in memory. Any thread; only advice.
 void td_safetensors_fetch(const void *data, size_t bytes);

@@ -153,6 +153,7 @@ typedef struct td_config {
     td_reduce_kind reduce;
     int64_t gradient_quantum_log2;
     double collective_deadline_seconds;
+    char *base_cache;    // folder for images of quantized base models, or NULL
     int64_t num_threads; // 0: OMP_NUM_THREADS, else cores / local ranks
 } td_config;
 

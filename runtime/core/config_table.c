@@ -214,6 +214,8 @@ const td_key td_config_table[] = {
      .fallback = "-46", .affects_result = 1, .help = "Exponent of the smallest gradient step in exact sums."},
     {.name = "collective_deadline_seconds", .section = "machine", .type = TD_KEY_FLOAT, .offset = AT(collective_deadline_seconds),
      .minimum = 0.1, .maximum = 86400, .fallback = "60", .help = "How long a rank may stand still before the job is ended."},
+    {.name = "base_cache", .section = "machine", .type = TD_KEY_STRING, .offset = AT(base_cache),
+     .fallback = "null", .help = "Folder that keeps quantized base models for the next start; null: none."},
     {.name = "num_threads", .section = "machine", .type = TD_KEY_INT, .offset = AT(num_threads), .minimum = 0, .maximum = 4096,
      .fallback = "0", .help = "Threads per rank; 0: OMP_NUM_THREADS, else cores / ranks of the node."},
 };

@@ -10,6 +10,7 @@
 #include "runtime/core/json.h"
 #include "runtime/core/log.h"
 #include "runtime/core/progress.h"
+#include "runtime/train/profiler_ranges.h"
 
 enum { MAX_THREADS = 4096 };
 
@@ -127,6 +128,7 @@ static td_status open_local(td_session *session, int want_lora) {
     session->context.ops = session->choice.ops;
     TD_TRY(device->table->stream_create(device, &session->context.stream));
     td_ops_cpu_set_threads(session->n_threads);
+    td_profiler_ranges_start(device);
     TD_TRY(open_model(session));
     return lay_out_lora(session, want_lora);
 }
@@ -152,6 +154,7 @@ td_status td_session_open_model(td_session *session, const td_config *config, td
 
 void td_session_close(td_session *session) {
     td_stream *stream = session->context.stream;
+    td_profiler_ranges_stop();
     if (stream) // nothing queued may outlive what it works on
         (void)session->context.device->table->stream_synchronize(stream);
     td_base_destroy(session->base);
@@ -171,6 +174,7 @@ td_base_options td_session_base_options(const td_session *session) {
         .double_quantize = session->config->bnb_4bit_use_double_quant,
         .stored = TD_BF16,
         .compute = session->context.ops->activation,
+        .image_folder = session->config->base_cache,
     };
 }
 
@@ -182,12 +186,23 @@ static td_status share_agree(void *self, td_status mine, const char *what) {
     return td_comm_agree(self, mine, what);
 }
 
+// Unlike td_comm_agree(), for what is no failure.
+static int share_all(void *self, int mine, const char *what) {
+    td_status status = td_comm_agree(self, mine ? TD_OK : td_fail(TD_ERR_IO, "%s", what), what);
+    if (status == TD_OK)
+        return 1;
+    td_error_clear();
+    td_comm_forget_failure(self);
+    return 0;
+}
+
 td_status td_session_load_base(td_session *session) {
     td_base_options options = td_session_base_options(session);
     td_base_share share = {
         .is_reader = td_comm_local_rank(session->comm) == 0,
         .broadcast = td_comm_size(session->comm) > 1 ? share_broadcast : NULL,
         .agree = share_agree,
+        .all = share_all,
         .self = session->comm,
     };
     td_progress_phase(TD_PHASE_READ_MODEL);
