@@ -187,8 +187,9 @@ static td_status verify_tokens(const td_store *store, verification *v) {
 }
 
 td_status td_store_verify(td_store *store) {
-    verification v = {.tokens = malloc(VERIFY_TOKENS * sizeof *v.tokens),
-                      .trained = malloc(VERIFY_TOKENS)};
+    int64_t n_tokens = store->header.n_tokens;
+    size_t most = (size_t)(n_tokens < VERIFY_TOKENS ? n_tokens : VERIFY_TOKENS);
+    verification v = {.tokens = malloc(most * sizeof *v.tokens), .trained = malloc(most)};
     td_status status = TD_OK;
     if (!v.tokens || !v.trained)
         status = td_fail(TD_ERR_MEMORY, "%s: no memory to verify it", store->path);

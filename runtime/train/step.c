@@ -235,6 +235,11 @@ static int odd_replica(const int64_t *checks, int size, int *out_most) {
     return -1;
 }
 
+int td_step_replicas_agree(const td_step *step) {
+    int most;
+    return odd_replica(step->slots + slots_of(step).replicas, td_comm_size(step->comm), &most) < 0;
+}
+
 static td_status check_memory(const td_step *step, int64_t index) {
     const td_page_map *map = &step->parameters->map;
     step_slots slots = slots_of(step);

@@ -46,5 +46,8 @@ void td_step_fini(td_step *step);
 // range, or, with several ranks and exact sums, when a sum that arrived is not the sum of what was
 // sent, or a rank's parameters are not those of the others.
 td_status td_step_run(td_step *step, int64_t index, td_step_result *out);
+// After td_step_run() has failed with TD_ERR_NUMERIC, the same on every rank: the ranks began the
+// step with the same parameters, so that what was saved of them before is right.
+int td_step_replicas_agree(const td_step *step);
 
 #endif

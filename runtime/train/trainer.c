@@ -253,8 +253,14 @@ static td_status train(td_trainer *trainer, td_train_summary *out) {
     return finish(trainer, stopped);
 }
 
-// The save under way, if there is one, is of a step that was right: it is committed, so that the
-// run goes on from there. Collective: the failure is known to all ranks.
+// Of a step that was right. One whose parameters then differed between ranks was perhaps not.
+static int is_save_good(const td_trainer *trainer, td_status failure) {
+    return td_checkpoint_stage(trainer->checkpoints) > 0 &&
+           (failure != TD_ERR_NUMERIC || td_step_replicas_agree(&trainer->run.step));
+}
+
+// The save under way is committed, so that the run can go on from there. Collective: the failure is
+// known to all ranks.
 static td_status keep_save(td_trainer *trainer, td_status failure) {
     char message[MESSAGE_BYTES];
     snprintf(message, sizeof message, "%s", td_error_message());
@@ -270,8 +276,7 @@ static td_status keep_save(td_trainer *trainer, td_status failure) {
 
 static td_status train_and_keep(td_trainer *trainer, td_train_summary *out) {
     td_status status = train(trainer, out);
-    int is_saving = td_checkpoint_stage(trainer->checkpoints) > 0;
-    if (status == TD_OK || !is_saving || !td_comm_is_agreed(trainer->comm))
+    if (status == TD_OK || !td_comm_is_agreed(trainer->comm) || !is_save_good(trainer, status))
         return status;
     return keep_save(trainer, status);
 }

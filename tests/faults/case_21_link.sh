@@ -6,7 +6,7 @@
 begin 21 "link flap and link loss between two hosts" "$1"
 make_hosts # steps are slowed down below, so that the link goes down between two of them
 step=$(random 2 8)
-TANDEM_FAULT="step:nth=0:delay=100" start_on_hosts run 1 "$(random 1 2)" --set collective_deadline_seconds=10
+TANDEM_FAULT="step:nth=0:delay=200" start_on_hosts run 1 "$(random 1 2)" --set collective_deadline_seconds=10
 await_step run "$step"
 cut_link
 sleep 3
@@ -15,7 +15,7 @@ finish
 expect_code 0
 expect_same_bits run
 flapped=$step
-TANDEM_FAULT="step:nth=0:delay=100" start_on_hosts lost 1 1 --set collective_deadline_seconds=30
+TANDEM_FAULT="step:nth=0:delay=200" start_on_hosts lost 1 1 --set collective_deadline_seconds=30
 await_step lost "$step"
 cut_link
 break_now

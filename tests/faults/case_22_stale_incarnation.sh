@@ -16,7 +16,9 @@ signal_old() {
     kill "-$1" "${old_pids[@]}" 2>/dev/null
 }
 
-TANDEM_FAULT=${moment:+$moment:rank=0:nth=$nth:stop} start run "$ranks" "${evaluated[@]}"
+held=step:nth=0:delay=150 # or the run could be over before it is stopped
+[ -z "$moment" ] || held=$moment:rank=0:nth=$nth:stop
+TANDEM_FAULT=$held start run "$ranks" "${evaluated[@]}"
 if [ -n "$moment" ]; then
     await run '^fault:'
 else

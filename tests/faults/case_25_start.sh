@@ -33,5 +33,6 @@ case $((seed % 5)) in
 esac
 case $((seed % 5)) in 1 | 2 | 4) expect_one_error run ;; esac
 [ ! -e "$runs/run/adapter" ] || fail "an adapter of a run that did not start"
+unset TANDEM_START_DEADLINE_SECONDS
 expect_recovery run 2
 pass "$what, of $ranks ranks"

@@ -21,7 +21,7 @@ foreach(case ${cases})
   get_filename_component(name ${case} NAME_WE)
   add_test(NAME faults_${name} COMMAND bash ${case} 1)
   set_tests_properties(faults_${name} PROPERTIES TIMEOUT 180 SKIP_RETURN_CODE 77 LABELS "faults;slow"
-    ENVIRONMENT "FAULTS_PROGRAM=$<TARGET_FILE:tandem_faulty>;FAULTS_CHATS=$<TARGET_FILE:quickstart_chats>;FAULTS_SOURCE=${CMAKE_SOURCE_DIR};FAULTS_CACHE=${CMAKE_CURRENT_BINARY_DIR}/faults_cache;FAULTS_GPU_MODULE=$<TARGET_FILE:cuda_host_module>")
+    ENVIRONMENT "FAULTS_PATIENCE=3;FAULTS_PROGRAM=$<TARGET_FILE:tandem_faulty>;FAULTS_CHATS=$<TARGET_FILE:quickstart_chats>;FAULTS_SOURCE=${CMAKE_SOURCE_DIR};FAULTS_CACHE=${CMAKE_CURRENT_BINARY_DIR}/faults_cache;FAULTS_GPU_MODULE=$<TARGET_FILE:cuda_host_module>")
 endforeach()
 
 # Links, pipes, names and damage in folders that others have filled, and the modes of what is made.
