@@ -3,7 +3,8 @@
 # the system's C library, for clusters without root. It runs wherever the C library is the same or newer.
 # usage: launch/bundle.sh [--build FOLDER] [--with-tests] [--with-cuda-libraries]
 #   --build FOLDER          packs what is built in FOLDER; default: builds the preset "bundle" first
-#   --with-tests            also makes a second tar, to be unpacked over the first: tests/gpu_check.sh and what it runs
+#   --with-tests            also makes a second tar, to be unpacked over the first: tests/gpu_check.sh, benchmarks/gpu_bench.sh, and
+#                           what they run
 #   --with-cuda-libraries   adds cuBLASLt (hundreds of MiB) and NCCL; without it they must be on the loader's path
 # The tars are written to FOLDER, what is in them to FOLDER/package.
 set -euo pipefail
@@ -17,7 +18,7 @@ while [ $# -gt 0 ]; do
     --build) build=${2:?--build needs a folder} && shift ;;
     --with-tests) with_tests=yes ;;
     --with-cuda-libraries) with_cuda_libraries=yes ;;
-    *) sed -n '2,8s/^# //p' "$0" >&2 && exit 2 ;;
+    *) sed -n '2,9s/^# //p' "$0" >&2 && exit 2 ;;
     esac
     shift
 done
@@ -244,6 +245,10 @@ if [ -n "$with_tests" ]; then
     cp tests/gpu_check.sh "$root/tests/"
     cp tests/gpu/*.sh "$root/tests/gpu/"
     cp -R tests/fixtures/train100 tests/fixtures/families tests/fixtures/ops "$root/tests/fixtures/"
+    mkdir -p "$root/benchmarks/peers" # benchmarks/gpu_bench.sh and what it runs
+    cp benchmarks/gpu_bench.sh "$root/benchmarks/"
+    cp benchmarks/peers/gpu_step.sh benchmarks/peers/gpu_step.py "$root/benchmarks/peers/"
+    cp -R configs/shapes "$root/configs/shapes"
     for program in "$build"/tests/test_*_gpu; do
         [ -x "$program" ] || die "$build/tests has no programs for GPUs; build the target gpu_tests first"
         install_program "$program" "$(basename "$program")"
