@@ -208,6 +208,14 @@ static td_status take_memory(td_base *base, const td_device *device, size_t byte
                            : td_arena_init(&base->arena, device, bytes, "base model");
 }
 
+static td_status take_host_memory(td_base *base, const td_device *device, size_t bytes) {
+    void *memory = NULL;
+    TD_TRY(device->table->alloc_pinned(device, bytes, "embeddings", &memory));
+    base->host_arena =
+        (td_arena){.device = device, .base = memory, .capacity_bytes = bytes, .name = "embeddings"};
+    return TD_OK;
+}
+
 td_status td_base_create(const td_model_config *config, const td_base_options *options,
                          td_dtype matrix_dtype, const td_op_context *context, td_base **out) {
     td_base_sizes sizes;
@@ -222,6 +230,8 @@ td_status td_base_create(const td_model_config *config, const td_base_options *o
     td_base_plan(config, options, matrix_dtype, &sizes);
     if (status == TD_OK)
         status = take_memory(base, context->device, sizes.arena_bytes);
+    if (status == TD_OK && sizes.host_bytes > 0)
+        status = take_host_memory(base, context->device, sizes.host_bytes);
     if (status != TD_OK) {
         td_base_destroy(base);
         return status;
@@ -238,6 +248,8 @@ void td_base_destroy(td_base *base) {
         munmap(base->mapped, base->mapped_bytes);
     else
         td_arena_fini(&base->arena);
+    if (base->host_arena.base)
+        base->host_arena.device->table->free_pinned(base->host_arena.device, base->host_arena.base);
     free(base->layers);
     free(base);
 }
@@ -286,10 +298,34 @@ static td_status find_image(const base_loading *loading, td_base_image *out) {
                               &loading->effective, loading->prologue.matrix_dtype, out);
 }
 
+// An image is the base in one piece.
 static td_status open_image(base_loading *loading, int verify, int says_why, td_base **out) {
+    if (loading->effective.host_embedding)
+        return TD_OK;
     return td_base_image_open(&loading->offer.image, &loading->prologue.config, &loading->effective,
                               loading->prologue.matrix_dtype, loading->context, verify, says_why,
                               out);
+}
+
+int td_base_will_map(const char *folder, const td_base_options *options,
+                     const td_op_context *context) {
+    base_reader reader = {0};
+    base_loading loading = {
+        .folder = folder, .options = options, .context = context, .reader = &reader};
+    td_base *base = NULL;
+    if (!options->image_folder || !context->device->unified)
+        return 0;
+    td_status status = open_reader(folder, &reader, &loading.prologue);
+    loading.effective = td_base_options_for(&loading.prologue.config, options);
+    if (status == TD_OK && loading.effective.quantize)
+        status = find_image(&loading, &loading.offer.image);
+    if (status == TD_OK && loading.effective.quantize)
+        status = open_image(&loading, 0, 0, &base);
+    int will_map = status == TD_OK && base;
+    td_base_destroy(base);
+    close_reader(&reader);
+    td_error_clear();
+    return will_map;
 }
 
 // The reader compares every checksum. The others then map the same bytes, or copy and compare them
@@ -322,7 +358,8 @@ static td_status load_image(base_loading *loading, td_base **out) {
 static void write_image(const base_loading *loading, td_base *base) {
     td_base_image now;
     double start = omp_get_wtime();
-    if (!td_base_is_reader(loading->share) || loading->offer.is_there)
+    if (!td_base_is_reader(loading->share) || loading->offer.is_there ||
+        loading->effective.host_embedding)
         return;
     td_status status = find_image(loading, &now);
     if (status == TD_OK && !td_hash_equal(now.key, loading->offer.image.key))

@@ -41,7 +41,8 @@ typedef struct td_base {
     const float *nested_map; // (256) of nested NF4 codes, or NULL
     td_hash
         fingerprint; // over config.json's values that matter and the tensors read from the files
-    td_arena arena;  // owns all of the above
+    td_arena host_arena; // table of embeddings in pinned host memory
+    td_arena arena;      // owns all of the above
     // The arena's memory where it is mapped rather than the device's: pages of their own, or those
     // of an image, which are read-only and shared by all who map it. NULL otherwise.
     void *mapped;
@@ -75,10 +76,14 @@ typedef struct td_base_options {
     // Folder for images of quantized bases (base_image.h), from which a later start loads; made
     // when missing. NULL: none. What cannot be written there is a warning.
     const char *image_folder;
+    // The table of embeddings in pinned host memory, of which kernels read a row per token. Ignored
+    // where the LM head is the same table, and on a device that shares the host's memory.
+    int host_embedding;
 } td_base_options;
 
 typedef struct td_base_sizes {
     size_t arena_bytes; // device
+    size_t host_bytes;  // pinned, beside it
     // Buffers that live during loading only.
     size_t slice_bytes;  // of a tensor in fp32: on the host, and once more on a device with memory
                          // of its own
@@ -106,6 +111,10 @@ void td_base_plan(const td_model_config *config, const td_base_options *options,
 // fp32 activations, what is not quantized stays BF16 only when all of it is BF16, so that nothing
 // is ever rounded.
 td_status td_base_peek_dtype(const char *folder, td_dtype *out);
+
+// 1 when loading will map an image, by its header: found damaged later, it is not. Local.
+int td_base_will_map(const char *folder, const td_base_options *options,
+                     const td_op_context *context);
 
 // Collective among the ranks of a node when share->broadcast is set. On failure nothing is owed.
 td_status td_base_load(const char *folder, const td_base_options *options,

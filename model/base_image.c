@@ -22,7 +22,7 @@ enum {
     NAME_CHARS = 48,       // of the model folder's name in the image's
 };
 static const char magic[8] = "tdimage";
-static const size_t step_bytes = (size_t)16 << 20;
+static const size_t step_bytes = (size_t)8 << 20; // two of which are in the plan as a slice
 
 // Behind it: the nested offsets (n_offsets) fp32, the checksums of the chunks (n_chunks), zeros up
 // to a page, and the arena's bytes to the end of the file.

@@ -84,17 +84,21 @@ static size_t communication_bytes(const td_session *session, const td_plan_needs
 }
 
 // What is there when the base is loaded, and what loading takes beside it.
-static void add_base_lines(const td_session *session, td_dtype embedding_dtype,
+static void add_base_lines(const td_session *session, const td_plan_needs *needs,
                            td_memory_plan *plan, size_t out_loading_bytes[TD_N_POOLS]) {
     td_base_options options = td_session_base_options(session);
     td_base_sizes sizes = {0};
     size_t workspace = 0;
+    options.host_embedding = plan->host_embedding;
     if (!session->base) {
-        td_base_plan(&session->model, &options, embedding_dtype, &sizes);
+        td_base_plan(&session->model, &options, needs->embedding_dtype, &sizes);
         workspace = td_base_workspace_bytes(session->context.ops);
     }
     add_line(plan, "program and libraries", TD_POOL_HOST, td_memory_resident_bytes());
-    add_line(plan, "base model", TD_POOL_DEVICE, sizes.arena_bytes);
+    size_t sharers = needs->base_is_mapped ? (size_t)td_comm_local_size(session->comm) : 1;
+    add_line(plan, sharers > 1 ? "base model, one copy on the node" : "base model", TD_POOL_DEVICE,
+             sizes.arena_bytes / sharers);
+    add_line(plan, "embeddings (pinned host)", TD_POOL_HOST, sizes.host_bytes);
     out_loading_bytes[TD_POOL_DEVICE] = sizes.slice_bytes + sizes.absmax_bytes + workspace;
     out_loading_bytes[TD_POOL_HOST] = plan->is_unified ? 0 : sizes.slice_bytes;
 }
@@ -136,6 +140,7 @@ static td_status plan_with(const td_session *session, const td_plan_needs *needs
                            td_recompute policy, int64_t max_tokens, td_memory_plan *out) {
     td_memory_plan plan = {.recompute = policy,
                            .is_unified = session->context.device->unified,
+                           .host_embedding = out->host_embedding,
                            .optimizer_cache_bytes = out->optimizer_cache_bytes,
                            .copies = out->copies};
     memcpy(plan.limit_bytes, out->limit_bytes, sizeof plan.limit_bytes);
@@ -154,7 +159,7 @@ static td_status plan_with(const td_session *session, const td_plan_needs *needs
     size_t loading_bytes[TD_N_POOLS];
     TD_TRY(td_transformer_measure(&session->model, &session->lora, &plan.transformer,
                                   session->context.ops, &sizes));
-    add_base_lines(session, needs->embedding_dtype, &plan, loading_bytes);
+    add_base_lines(session, needs, &plan, loading_bytes);
     for (int pool = 0; pool < TD_N_POOLS; pool++)
         loading_bytes[pool] = add_saturating(loading_bytes[pool], plan.total_bytes[pool]);
     add_trainable_lines(session, needs, &plan);
@@ -273,6 +278,23 @@ static td_status add_copies(const td_session *session, const td_plan_needs *need
     return plan_with(session, needs, plan->recompute, needs->max_tokens, plan);
 }
 
+// A row per token over PCIe takes far less time than computing anything again: the table of
+// embeddings leaves a GPU before the next policy is tried.
+static int may_move_embedding(const td_session *session) {
+    return !session->context.device->unified && !session->base &&
+           !session->model.tie_word_embeddings;
+}
+
+static td_status plan_policy(const td_session *session, const td_plan_needs *needs,
+                             td_recompute policy, td_memory_plan *plan) {
+    plan->host_embedding = 0;
+    TD_TRY(plan_with(session, needs, policy, needs->max_tokens, plan));
+    if (fits(plan) || !may_move_embedding(session))
+        return TD_OK;
+    plan->host_embedding = 1;
+    return plan_with(session, needs, policy, needs->max_tokens, plan);
+}
+
 td_status td_memory_plan_make(const td_session *session, const td_plan_needs *needs,
                               td_memory_plan *out) {
     td_memory_plan plan = {.optimizer_cache_bytes = needs->pager.device_cache_bytes};
@@ -281,7 +303,7 @@ td_status td_memory_plan_make(const td_session *session, const td_plan_needs *ne
     td_recompute last = wanted == TD_RECOMPUTE_AUTO ? TD_RECOMPUTE_BLOCK : wanted;
     TD_TRY(find_limits(session, needs, plan.limit_bytes));
     for (td_recompute policy = first; policy <= last; policy++) {
-        TD_TRY(plan_with(session, needs, policy, needs->max_tokens, &plan));
+        TD_TRY(plan_policy(session, needs, policy, &plan));
         if (fits(&plan)) {
             TD_TRY(enlarge_cache(session, needs, &plan));
             TD_TRY(add_copies(session, needs, &plan));

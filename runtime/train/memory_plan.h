@@ -30,6 +30,7 @@ typedef struct td_memory_plan {
     size_t total_bytes[TD_N_POOLS]; // per rank
     size_t limit_bytes[TD_N_POOLS]; // per rank
     td_recompute recompute;         // chosen
+    int host_embedding;             // the table of embeddings stays in host memory
     size_t optimizer_cache_bytes;   // for the pager
     td_weight_copies_plan copies;   // of dequantized layers
     td_transformer_options transformer;
@@ -44,6 +45,7 @@ typedef struct td_plan_needs {
     size_t travel_host_bytes, travel_device_bytes; // of the device communicator
     int n_loaders;                                 // of training and evaluation data
     td_dtype embedding_dtype;
+    int base_is_mapped; // from an image, of which the ranks of a node share one copy
     // Of a machine other than this one; 0: what is there.
     int n_ranks;
     size_t limit_bytes[TD_N_POOLS]; // per rank

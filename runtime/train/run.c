@@ -82,8 +82,12 @@ static td_status make_plan(td_run *run, td_store *store, const td_evaluation *ev
     td_device_comm_options travel = td_run_device_comm_options(session, map);
     needs.pager = td_run_pager_options(session, map);
     session->choice.transport->plan(&travel, &needs.travel_host_bytes, &needs.travel_device_bytes);
-    if (!session->base && !session->has_random_base)
+    if (!session->base && !session->has_random_base) {
+        td_base_options base = td_session_base_options(session);
         TD_TRY(td_base_peek_dtype(config->model_name_or_path, &needs.embedding_dtype));
+        needs.base_is_mapped =
+            td_base_will_map(config->model_name_or_path, &base, &session->context);
+    }
     return td_memory_plan_make(session, &needs, &run->plan);
 }
 
@@ -99,6 +103,7 @@ td_status td_run_plan(td_run *run, td_session *session, td_store *store,
     run->session = session;
     td_status status = plan_local(run, store, evaluation, checkpoint_bytes);
     TD_TRY(td_comm_agree(session->comm, status, "memory plan"));
+    session->host_embedding = run->plan.host_embedding;
     td_memory_plan_print(&run->plan);
     return TD_OK;
 }
