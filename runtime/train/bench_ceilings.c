@@ -13,8 +13,13 @@
 // Products grow until one takes a moment: a GPU needs larger matrices to be busy. Short ones are
 // timed in a row.
 enum { FIRST_EXTENT = 1024, LAST_EXTENT = 8192, ROUNDS = 10, IN_A_ROW = 20 };
-enum { CPU_COPY_BYTES = 128 << 20, GPU_COPY_BYTES = 512 << 20 };
-static const double moment_seconds = 0.02;
+// Copies grow likewise, from more than caches hold.
+enum {
+    CPU_COPY_BYTES = 128 << 20,
+    FIRST_GPU_COPY_BYTES = 64 << 20,
+    LAST_GPU_COPY_BYTES = 512 << 20
+};
+static const double moment_seconds = 0.02, short_copy_seconds = 1e-3, patience_seconds = 2;
 
 // Square matrices of the activation type: y = x w^T.
 typedef struct product {
@@ -94,7 +99,8 @@ static td_status best_of_rounds(const product *p, double *out) {
     double seconds, best;
     TD_TRY(time_products(p, 1, &best));
     int count = best < moment_seconds ? IN_A_ROW : 1;
-    for (int round = 0; round < ROUNDS; round++) {
+    double end = td_seconds_now() + patience_seconds;
+    for (int round = 0; round < ROUNDS && (round == 0 || td_seconds_now() < end); round++) {
         TD_TRY(time_products(p, count, &seconds));
         best = seconds < best ? seconds : best;
     }
@@ -146,21 +152,32 @@ static td_status copy_once(const td_op_context *context, void *to, const void *f
     return TD_OK;
 }
 
-static td_status measure_copy(const td_op_context *context, td_bench_ceilings *out) {
-    size_t bytes = context->device->unified ? CPU_COPY_BYTES : GPU_COPY_BYTES;
+static td_status measure_copies_of(const td_op_context *context, size_t bytes, double *out) {
     td_arena arena;
     TD_TRY(td_arena_init(&arena, context->device, 2 * bytes + 2 * TD_ARENA_ALIGN, "copy peak"));
     void *to = td_arena_take(&arena, bytes, 1), *from = td_arena_take(&arena, bytes, 1);
     td_status status = TD_OK;
-    double best = INFINITY, seconds;
+    double seconds;
+    *out = INFINITY;
     for (int round = 0; status == TD_OK && round <= ROUNDS; round++) {
         status = copy_once(context, to, from, bytes, &seconds);
-        best = status == TD_OK ? fmin(best, seconds) : best;
+        *out = status == TD_OK ? fmin(*out, seconds) : *out;
     }
     td_arena_fini(&arena);
-    out->copy_bytes = bytes;
-    out->bytes_per_second = 2 * (double)bytes / best;
     return status;
+}
+
+static td_status measure_copy(const td_op_context *context, td_bench_ceilings *out) {
+    int is_cpu = context->device->unified;
+    size_t bytes = is_cpu ? CPU_COPY_BYTES : FIRST_GPU_COPY_BYTES;
+    size_t most = is_cpu ? CPU_COPY_BYTES : LAST_GPU_COPY_BYTES;
+    double seconds = 0;
+    for (; bytes <= most && seconds < short_copy_seconds; bytes *= 2) {
+        TD_TRY(measure_copies_of(context, bytes, &seconds));
+        out->copy_bytes = bytes;
+        out->bytes_per_second = 2 * (double)bytes / seconds;
+    }
+    return TD_OK;
 }
 
 td_status td_bench_ceilings_measure(const td_op_context *context, td_bench_ceilings *out) {

@@ -100,6 +100,46 @@ has "the model finds alpha and beta" '^reduce_i64 +10\.00 +2\.00 +0% \(0%\) +0% 
 has "and says what was not measured" '^PREDICTED, nothing of this was measured' "$folder/out"
 has "with the sampler's imbalance" '^ +8 .* 1\.250 +80\.0%$' "$folder/out"
 
+# Every part of a step has calls and time, and together they are not more than the step.
+bench 1 step --shape "$shape" --seq 16 --steps 2 --accumulation 2 --breakdown --record "$folder/step.json" \
+    --set gradient_checkpointing=block --set logits_chunk_tokens=8
+has "parts of a step, in words" '^linear layers, recompute ' "$folder/out"
+has "model flops" '^MFU: +[0-9.]+ % = model / step / GEMM ceiling' "$folder/out"
+awk '{
+        record = $0
+        match(record, /"step_seconds":[0-9.e+-]+,"parts"/)
+        step = substr(record, RSTART + 15) + 0
+        sub(/.*"parts":\[/, "", record)
+        n = split(record, parts, /\},?/)
+        for (i = 1; i <= n; i++) {
+            if (parts[i] !~ /"part"/) continue
+            name = seconds = calls = parts[i]
+            gsub(/.*"part":"|".*/, "", name); sub(/.*"seconds":/, "", seconds); sub(/.*"calls":/, "", calls)
+            if (name !~ /^-/) sum += seconds
+            if (calls + 0 > 0 && seconds + 0 > 0) found[name] = calls + 0
+        }
+        m = split("linear layers, forward|linear layers, recompute|linear layers, backward|attention, forward|attention, backward|" \
+            "norms, forward|rope, forward|glu, backward|embedding|head product, forward|head product, backward|loss|" \
+            "gradient accumulation|gradient norm|update", wanted, "|")
+        for (i = 1; i <= m; i++) if (!(wanted[i] in found)) { print "no time for " wanted[i]; bad = 1 }
+        # 2 layers and 2 micro-batches; block recomputes all projections but the last of a layer.
+        if (found["linear layers, forward"] != 28 || found["linear layers, recompute"] != 24) { print "calls are miscounted"; bad = 1 }
+        if (sum > step * 1.0001) { print "parts take " sum " of " step; bad = 1 }
+    } END { exit bad || NR != 1 }' "$folder/step.json" >"$folder/out" 2>"$folder/err"
+report $? "parts of a step add up"
+! grep -qE ':(nan|-?inf|,|\})|,,' "$folder/step.json"
+report $? "numbers of the record are JSON's"
+bench 2 step --shape "$shape" --seq 16 --steps 1 --breakdown --json
+has "parts on 2 ranks" '"part":"communication exposed"' "$folder/out"
+
+bench 1 ops --shape "$shape" --seq 12 --tokens 20 --set page_elements=500 --record "$folder/ops.json"
+has "operations are verified" '^verified: ' "$folder/out"
+for op in linear_forward linear_backward attention_backward cross_entropy adamw_8bit; do
+    has "operation $op in the record" "\"op\":\"$op\",\"name\":\"[^\"]+\",\"formula\":\"[^\"]+\",\"flops\":[0-9.e+]+,\"bytes\":[0-9.e+]+,\"of_ceiling\"" "$folder/ops.json"
+done
+"$source/benchmarks/plot.sh" "$folder/step.json" >"$folder/out" 2>"$folder/err" && grep -q '^</svg>$' "$folder/out"
+report $? "a record can be drawn"
+
 refuses "no benchmark" 'name what to time first'
 refuses "another benchmark" 'name what to time first' disk
 refuses "neither shape nor parameters" 'either --shape' checkpoint
@@ -108,9 +148,11 @@ refuses "steps of no shape" '--steps' checkpoint --parameters 5 --steps 2
 refuses "no saves" '--saves in' checkpoint --parameters 5 --saves 0
 refuses "too small" 'max-bytes is in' comm --max-bytes 5
 refuses "no rounds" '--rounds in' comm --rounds 0
+refuses "sequences longer than micro-batches" '--tokens in' ops --shape "$shape" --seq 50 --tokens 20
+refuses "no shape of operations" '--shape FOLDER is missing' ops
 refuses "no shape" '--shape FOLDER is missing' load
 refuses "near option" 'did you mean --saves' checkpoint --save 3
-for name in step checkpoint comm load; do
+for name in step ops checkpoint comm load; do
     timeout 30 "$tandem" bench "$name" --help >"$folder/out" 2>"$folder/err"
     has "help of $name" "^usage: tandem bench $name " "$folder/out"
 done

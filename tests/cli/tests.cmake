@@ -25,7 +25,7 @@ tandem_script(cli_prepare 300 cli ${cli}/prepare.sh $<TARGET_FILE:tandem> $<TARG
 tandem_script(cli_answers 120 cli ${cli}/answers.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
 tandem_script(cli_base_cache 300 cli ${cli}/base_cache.sh $<TARGET_FILE:tandem>
               $<TARGET_FILE:quickstart_chats> ${CMAKE_SOURCE_DIR})
-tandem_script(cli_bench 120 cli ${cli}/bench.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
+tandem_script(cli_bench 240 cli ${cli}/bench.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
 tandem_script(cli_plan 300 cli ${cli}/plan.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
 tandem_script(cli_merge 300 cli ${cli}/merge.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
 tandem_script(cli_compare 300 cli ${cli}/compare.sh $<TARGET_FILE:tandem> ${CMAKE_SOURCE_DIR})
