@@ -10,8 +10,8 @@ total=${CPU_ALL_SECONDS:-1200}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 
-# SHAPE SEQ STEPS WEIGHT; the weights are those of the seconds that a round takes, beside the start
-runs=("smollm2-135m 512 3 9" "smollm2-135m 2048 1 18" "qwen3-0.6b 512 1 20" "qwen3-0.6b 2048 1 73")
+# SHAPE SEQ STEPS WEIGHT; the weights are those of the seconds that three rounds take with the start (2 cores of a Zen 4)
+runs=("smollm2-135m 512 2 10" "smollm2-135m 2048 1 18" "qwen3-0.6b 512 1 24" "qwen3-0.6b 2048 1 70")
 left=0
 for run in "${runs[@]}"; do
     read -r _ _ _ weight <<<"$run"

@@ -2,7 +2,7 @@
 # The training step on a CPU beside its peers, alternating in one run: tandem, PEFT + bitsandbytes NF4 and PyTorch fp32 LoRA, all
 # computing in fp32; and once, for information, PEFT + bitsandbytes NF4 computing in bf16. Same shape, tokens, LoRA rank and threads.
 # The peers stay in memory between rounds, idle, so that a round is made of steps and not of building models; every one of them has
-# done a whole step before. Prints each measurement as a JSON line to the record, then medians, spreads and ratios.
+# done a step of up to 512 tokens before. Prints each measurement as a JSON line to the record, then medians, spreads and ratios.
 # usage: benchmarks/peers/cpu_step.sh PYTHON SHAPE SEQ THREADS ROUNDS RECORD [STEPS [SECONDS]]
 #   PYTHON    has torch, transformers, peft, bitsandbytes (tests/reference/requirements.txt)
 #   SHAPE     a folder of configs/shapes
@@ -104,7 +104,7 @@ while [ "$done" -lt "$rounds" ]; do
     peer nf4
     peer fp32
     done=$((done + 1))
-    if [ -n "$limit" ] && [ "$done" -lt "$rounds" ] && [ $((SECONDS + 2 * (SECONDS - began))) -gt "$limit" ]; then
+    if [ -n "$limit" ] && [ "$done" -lt "$rounds" ] && [ $((SECONDS + 14 * (SECONDS - began) / 10)) -gt "$limit" ]; then
         echo "cpu_step: $done of $rounds rounds: another one would end later than $limit s" >&2
         break
     fi

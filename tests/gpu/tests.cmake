@@ -19,3 +19,6 @@ add_test(NAME cuda_host_gpu_bench
          COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/gpu_bench_test.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 set_tests_properties(cuda_host_gpu_bench PROPERTIES TIMEOUT 300 LABELS "cuda_host"
   ENVIRONMENT "${nccl_host_environment};ASAN_OPTIONS=detect_leaks=0")
+
+add_test(NAME roofline COMMAND bash ${CMAKE_CURRENT_LIST_DIR}/roofline_test.sh ${CMAKE_SOURCE_DIR})
+set_tests_properties(roofline PROPERTIES TIMEOUT 60 LABELS "unit")
