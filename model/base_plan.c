@@ -49,7 +49,8 @@ static void take_nf4(const base_layout *layout, int64_t n_elements, td_matrix *o
 }
 
 static td_matrix take_matrix(const base_layout *layout, const td_base_item *item) {
-    td_arena *arena = &layout->base->arena;
+    int on_host = item->kind == TD_BASE_EMBEDDING && layout->options->host_embedding;
+    td_arena *arena = on_host ? &layout->base->host_arena : &layout->base->arena;
     td_matrix matrix = {.format = td_base_format(&layout->base->config, layout->options,
                                                  layout->matrix_dtype, item),
                         .rows = item->shape[0],
@@ -122,6 +123,7 @@ td_base_options td_base_options_for(const td_model_config *config, const td_base
         result.quantize = 1;
         result.double_quantize = config->stored == TD_STORED_NF4_NESTED;
     }
+    result.host_embedding = options->host_embedding && !config->tie_word_embeddings;
     return result;
 }
 
@@ -130,9 +132,11 @@ void td_base_plan(const td_model_config *config, const td_base_options *options,
     td_base base = {.config = *config};
     td_base_options effective = td_base_options_for(config, options);
     td_arena_init_measure(&base.arena, "base model");
+    td_arena_init_measure(&base.host_arena, "embeddings");
     td_base_lay_out(&base, &effective, embedding_dtype);
     td_base_staging staging = td_base_staging_plan(config, &effective);
     *out = (td_base_sizes){.arena_bytes = base.arena.used_bytes,
+                           .host_bytes = base.host_arena.used_bytes,
                            .slice_bytes = staging.slice_bytes,
                            .absmax_bytes = staging.absmax_bytes};
 }

@@ -175,6 +175,7 @@ td_base_options td_session_base_options(const td_session *session) {
         .stored = TD_BF16,
         .compute = session->context.ops->activation,
         .image_folder = session->config->base_cache,
+        .host_embedding = session->host_embedding,
     };
 }
 

@@ -23,6 +23,7 @@ typedef struct td_session {
     td_lora lora;
     int has_lora;
     int has_random_base; // the base is made, not read: benchmarks
+    int host_embedding;  // the plan wants the table of embeddings in host memory
     td_base *base;
 } td_session;
 
