@@ -100,8 +100,9 @@ static void print_result(const bench_options *wanted, const td_bench_step_result
                          int size) {
     printf("device:         %s, %s, %d thread%s\n", result->device,
            result->is_bf16 ? "bf16" : "fp32", result->n_threads, result->n_threads == 1 ? "" : "s");
-    printf("parameters:     %lld trainable of %lld\n", (long long)result->trainable,
-           (long long)(result->total_parameters + result->trainable));
+    printf("parameters:     %lld trainable of %lld, random weights made in %.1f s\n",
+           (long long)result->trainable, (long long)(result->total_parameters + result->trainable),
+           result->weights_seconds);
     printf("verified:       loss %.4f, gradient norm %.4f\n", result->loss, result->grad_norm);
     printf("step:           %.3f s median of %lld (%.3f to %.3f), recompute %s\n", result->seconds,
            (long long)wanted->step.steps, result->fastest, result->slowest,
@@ -161,6 +162,7 @@ static void record_result(const bench_options *wanted, const td_bench_step_resul
         {"seconds_p10", result->p10},
         {"seconds_p90", result->p90},
         {"wait_seconds", result->wait_seconds},
+        {"weights_seconds", result->weights_seconds},
         {"tokens_per_second", result->tokens_per_second},
         {"loss", result->loss},
         {"grad_norm", result->grad_norm},
@@ -218,7 +220,8 @@ const td_command td_bench_command_step = {
         "Verifies that the first step learns something, then reports the median step, tokens/s, "
         "MFU against the\n"
         "GEMM ceiling measured in the same run, and peak memory beside the plan. --breakdown tells "
-        "where the time goes.\n\n"
+        "where the time goes;\noperations are then queued one by one on a GPU, without CUDA "
+        "graphs.\n\n"
         "example: tandem bench step --shape configs/shapes/smollm2-135m --seq 512 --set lora_r=16",
     .run = run,
 };

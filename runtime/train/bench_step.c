@@ -135,10 +135,12 @@ static td_status bench(td_run *run, td_session *session, td_store *store, td_ops
     size_t free_before, resident_before = td_memory_resident_bytes();
     TD_TRY(free_device_bytes(session, &free_before));
     TD_TRY(td_run_plan(run, session, store, NULL, 0));
+    double start = td_seconds_now();
     TD_TRY(td_comm_agree(
         session->comm,
         td_base_create_random(&session->model, &base, 1, &session->context, &session->base),
         "random weights"));
+    out->weights_seconds = td_seconds_now() - start;
     TD_TRY(td_run_allocate(run, store, NULL));
     TD_TRY(time_steps(run, options, out));
     TD_TRY(note_memory(run, free_before, resident_before, out));

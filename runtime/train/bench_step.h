@@ -36,6 +36,7 @@ typedef struct td_bench_step_result {
     size_t plan_bytes, peak_bytes;
     size_t host_plan_bytes, host_peak_bytes; // 0 on the CPU
     int64_t trainable, total_parameters;
+    double weights_seconds; // making the random base
     int n_threads;
     td_recompute recompute;
     char device[64];     // "CPU", "NVIDIA H200"

@@ -138,6 +138,8 @@ tandem_test(cuda_host_gemm ${cuda_host}/gemm.cu LIBS cuda_host_backend LABELS cu
 tandem_script(cuda_host_quickstart 600 "cuda_host;slow" ${cuda_host}/quickstart.sh $<TARGET_FILE:tandem>
               $<TARGET_FILE:quickstart_chats> $<TARGET_FILE:cuda_host_module> $<TARGET_FILE:nccl_host>
               ${CMAKE_SOURCE_DIR})
+tandem_script(cuda_host_bench 400 cuda_host ${cuda_host}/bench.sh $<TARGET_FILE:tandem>
+              $<TARGET_FILE:cuda_host_module> ${CMAKE_SOURCE_DIR})
 tandem_script(cuda_host_bad_gpu 600 cuda_host ${cuda_host}/bad_gpu.sh $<TARGET_FILE:tandem>
               $<TARGET_FILE:cuda_host_module> $<TARGET_FILE:nccl_host> $<TARGET_FILE:fake_gpu_module>
               ${CMAKE_SOURCE_DIR})
