@@ -63,11 +63,12 @@ static void make_parameters(model *self) {
     free(values);
 }
 
-static void open_model(model *self, const td_ops *ops, td_graphs_use graphs) {
+static void open_model(model *self, const td_ops *ops, td_graphs_use graphs, int host_embedding) {
     char target[] = "all-linear", *items[] = {target};
     const td_string_list targets = {.items = items, .count = 1};
     td_base_options options = {
         .quantize = 1, .double_quantize = 1, .stored = ops->activation, .compute = ops->activation};
+    options.host_embedding = host_embedding;
     td_base_share share = {.is_reader = 1};
     td_lora_options lora = {
         .rank = 4, .alpha = 8, .target_modules = &targets, .target_modules_is_pattern = 1};
@@ -158,6 +159,7 @@ typedef struct outcome {
     int64_t n_parameters, n_layers;
     int layers_done;
     td_graph_counts counts;
+    size_t base_bytes; // on the device
 } outcome;
 
 // How the calls of one run go.
@@ -165,11 +167,12 @@ typedef struct way {
     td_graphs_use graphs;
     int synchronizes;
     int quantum_changes; // against what module_done() promises
+    int host_embedding;
 } way;
 
 static outcome run_calls(const td_ops *ops, const call *calls, int n, way how) {
     model self;
-    open_model(&self, ops, how.graphs);
+    open_model(&self, ops, how.graphs, how.host_embedding);
     const td_device_table *device = self.context.device->table;
     size_t count = (size_t)self.lora.n_parameters, bytes = count * sizeof(int64_t);
     outcome out = {.n_parameters = (int64_t)count, .n_layers = self.base->config.n_layers};
@@ -183,6 +186,7 @@ static outcome run_calls(const td_ops *ops, const call *calls, int n, way how) {
         REQUIRE(device->stream_synchronize(self.context.stream) == TD_OK);
     }
     out.layers_done = self.layers_done;
+    out.base_bytes = self.base->arena.used_bytes;
     out.counts = td_transformer_graph_counts(self.transformer);
     close_model(&self);
     return out;
@@ -263,6 +267,18 @@ static void what_cannot_be_recorded_is_queued(void) {
     free(tried.sums);
 }
 
+// Rows of a table that stays in pinned memory are those of one on the device.
+static void embeddings_may_stay_on_the_host(void) {
+    call calls[MAX_CALLS];
+    int n = few_shapes(calls);
+    outcome there = run_calls(tested, calls, n, (way){.graphs = TD_GRAPHS_OFF});
+    outcome here = run_calls(tested, calls, n, (way){.graphs = TD_GRAPHS_ON, .host_embedding = 1});
+    CHECK(same(&there, &here, n));
+    CHECK(here.base_bytes < there.base_bytes);
+    free(there.sums);
+    free(here.sums);
+}
+
 // Recordings of four shapes are kept; a fifth takes the place of one that has not come for long.
 static void recordings_make_room_for_others(void) {
     call calls[MAX_CALLS];
@@ -294,6 +310,7 @@ int main(void) {
     TEST(what_cannot_be_recorded_is_queued);
     tested = module->ops_bf16;
     TEST(repeated_work_has_the_bits_of_queued_work);
+    TEST(embeddings_may_stay_on_the_host);
     TEST(what_a_recording_holds_by_value_stays);
     TEST(recordings_make_room_for_others);
     return test_report();

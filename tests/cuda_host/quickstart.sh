@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The quickstart, shortened, on the emulated GPU: the same adapter whatever the number of ranks, the transport and the
-# emulation's seed, which orders threads, blocks and streams; close to the CPU's losses; resumed on another number of ranks;
+# emulation's seed, which orders threads, blocks and streams, and with graphs or without; close to the CPU's losses; resumed on another number of ranks;
 # evaluated and asked. usage: quickstart.sh TANDEM CHATS MODULE NCCL SOURCE
 set -euo pipefail
 tandem=$1 chats=$2 module=$3 nccl=$4 source=$5
@@ -51,6 +51,8 @@ expect_close() {
 run 0 cpu 1 '^CPU, 1 thread$' --set device=cpu
 CUDA_HOST_SEED=1 run 0 alone 1 '^NVIDIA .*, bf16$' --set device=cuda
 expect_close alone 1e-2
+CUDA_HOST_SEED=8 run 0 queued 1 '^NVIDIA .*, bf16$' --set device=cuda --set cuda_graphs=off
+expect_same queued
 CUDA_HOST_SEED=2 run 0 shared 2 'bf16, 2 ranks, gradients by MPI \(ranks 0 and 1 share a GPU\)' \
     --set device=cuda --set share_gpus=true
 expect_same shared

@@ -50,6 +50,7 @@ static td_memory_plan plan_with(small_run *self, int64_t limit_bytes) {
 static void policy_follows_the_gpu(void) {
     small_run self;
     small_open(&self, large);
+    self.session.model.tie_word_embeddings = 1; // they have to stay
     self.config.optimizer_cache_bytes = 1;
     self.config.dequantized_cache_bytes = -1;
     td_memory_plan plenty = plan_with(&self, (int64_t)1 << 40);
@@ -70,6 +71,30 @@ static size_t line_bytes(const td_memory_plan *plan, const char *name, td_memory
         if (plan->lines[i].pool == pool && strcmp(plan->lines[i].name, name) == 0)
             return plan->lines[i].bytes;
     return 0;
+}
+
+// The table of embeddings leaves the GPU before anything is computed again, unless the LM head is
+// the same table.
+static void embeddings_move_to_the_host_first(void) {
+    static const char name[] = "embeddings (pinned host)";
+    small_run self;
+    small_open(&self, large);
+    self.config.optimizer_cache_bytes = 1;
+    self.config.dequantized_cache_bytes = -1;
+    self.session.model.tie_word_embeddings = 0;
+    td_memory_plan plenty = plan_with(&self, (int64_t)1 << 40);
+    int64_t needed = (int64_t)plenty.total_bytes[TD_POOL_DEVICE];
+    CHECK(!plenty.host_embedding && line_bytes(&plenty, name, TD_POOL_HOST) == 0);
+    td_memory_plan moved = plan_with(&self, needed - 1);
+    int64_t table = self.session.model.vocabulary * self.session.model.hidden * 2;
+    CHECK(moved.host_embedding && self.session.host_embedding);
+    CHECK_INT(moved.recompute, TD_RECOMPUTE_NONE);
+    CHECK_INT(line_bytes(&moved, name, TD_POOL_HOST), table);
+    CHECK_INT(moved.total_bytes[TD_POOL_DEVICE] + (size_t)table, (size_t)needed);
+    CHECK(plan_with(&self, needed - table - 1).recompute > TD_RECOMPUTE_NONE);
+    self.session.model.tie_word_embeddings = 1;
+    CHECK(!plan_with(&self, needed - table - 1).host_embedding);
+    small_close(&self);
 }
 
 // Ranks that share a GPU share what is free of it.
@@ -169,6 +194,7 @@ int main(void) {
     small_begin();
     TEST(what_is_planned_is_taken);
     TEST(policy_follows_the_gpu);
+    TEST(embeddings_move_to_the_host_first);
     TEST(limit_is_this_ranks_part);
     TEST(the_hosts_part_is_planned);
     TEST(hosts_limit_counts);
