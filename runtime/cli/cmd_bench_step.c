@@ -220,8 +220,9 @@ const td_command td_bench_command_step = {
         "Verifies that the first step learns something, then reports the median step, tokens/s, "
         "MFU against the\n"
         "GEMM ceiling measured in the same run, and peak memory beside the plan. --breakdown tells "
-        "where the time goes;\noperations are then queued one by one on a GPU, without CUDA "
-        "graphs.\n\n"
+        "where the time goes,\nin steps of their own: what is watched on a GPU is queued one by "
+        "one, "
+        "without CUDA graphs.\n\n"
         "example: tandem bench step --shape configs/shapes/smollm2-135m --seq 512 --set lora_r=16",
     .run = run,
 };

@@ -129,31 +129,65 @@ static td_status note_memory(const td_run *run, size_t free_before, size_t resid
     return TD_OK;
 }
 
-static td_status bench(td_run *run, td_session *session, td_store *store, td_ops_timed *timed,
-                       const td_bench_step_options *options, td_bench_step_result *out) {
+static td_status make_weights(td_session *session, td_bench_step_result *out) {
     td_base_options base = td_session_base_options(session);
+    double start = td_seconds_now();
+    td_status status =
+        td_base_create_random(&session->model, &base, 1, &session->context, &session->base);
+    out->weights_seconds = td_seconds_now() - start;
+    return td_comm_agree(session->comm, status, "random weights");
+}
+
+static td_status bench(td_run *run, td_session *session, td_store *store,
+                       const td_bench_step_options *options, td_bench_step_result *out) {
     size_t free_before, resident_before = td_memory_resident_bytes();
     TD_TRY(free_device_bytes(session, &free_before));
     TD_TRY(td_run_plan(run, session, store, NULL, 0));
-    double start = td_seconds_now();
-    TD_TRY(td_comm_agree(
-        session->comm,
-        td_base_create_random(&session->model, &base, 1, &session->context, &session->base),
-        "random weights"));
-    out->weights_seconds = td_seconds_now() - start;
+    TD_TRY(make_weights(session, out));
     TD_TRY(td_run_allocate(run, store, NULL));
     TD_TRY(time_steps(run, options, out));
     TD_TRY(note_memory(run, free_before, resident_before, out));
     out->recompute = run->plan.recompute;
-    if (options->with_run)
-        TD_TRY(options->with_run(options->with_run_context, run));
-    return timed ? td_bench_breakdown_run(run, timed, options->steps + 1, options->steps,
-                                          &out->breakdown)
-                 : TD_OK;
+    return options->with_run ? options->with_run(options->with_run_context, run) : TD_OK;
 }
 
-static td_status with_store(td_session *session, td_ops_timed *timed,
+static td_status watch(td_run *run, td_session *session, td_store *store, td_ops_timed *timed,
+                       const td_bench_step_options *options, td_bench_step_result *out) {
+    td_step_result first;
+    TD_TRY(td_run_plan(run, session, store, NULL, 0));
+    TD_TRY(td_run_allocate(run, store, NULL));
+    TD_TRY(td_bench_whole_step(run, 0, &first));
+    return td_bench_breakdown_run(run, timed, 1, options->steps, &out->breakdown);
+}
+
+// Another run on the same weights, behind the table that times operations: the steps that were
+// timed as a whole were not touched by it, and ran as graphs where there are some. What is watched
+// must be queued one by one.
+static td_status break_down(td_session *session, td_store *store, size_t limit_bytes,
                             const td_bench_step_options *options, td_bench_step_result *out) {
+    td_ops_timed *timed = NULL;
+    td_run run = {0};
+    const td_ops *plain = session->context.ops;
+    const td_config *given = session->config;
+    td_config config = *given;
+    config.cuda_graphs = TD_GRAPHS_OFF;
+    config.gradient_checkpointing = out->recompute;
+    config.memory_limit_bytes = (int64_t)limit_bytes;
+    TD_TRY(td_comm_agree(session->comm, td_ops_timed_create(&session->context, &timed),
+                         "timed operations"));
+    session->context.ops = td_ops_timed_table(timed);
+    session->config = &config;
+    td_status status = watch(&run, session, store, timed, options, out);
+    td_run_end_if_alone(session->comm, status);
+    td_run_destroy(&run);
+    session->context.ops = plain;
+    session->config = given;
+    td_ops_timed_destroy(timed);
+    return status;
+}
+
+static td_status with_store(td_session *session, const td_bench_step_options *options,
+                            td_bench_step_result *out) {
     char path[TD_PATH_MAX];
     td_store *store = NULL;
     td_run run = {0};
@@ -163,31 +197,13 @@ static td_status with_store(td_session *session, td_ops_timed *timed,
     TD_TRY(td_comm_agree(session->comm, status, "random tokens"));
     status = td_comm_agree(session->comm, td_store_open(path, &store), "random tokens");
     if (status == TD_OK)
-        status = bench(&run, session, store, timed, options, out);
+        status = bench(&run, session, store, options, out);
     td_run_end_if_alone(session->comm, status);
+    size_t limit_bytes = run.plan.limit_bytes[TD_POOL_DEVICE];
     td_run_destroy(&run);
+    if (status == TD_OK && options->breakdown)
+        status = break_down(session, store, limit_bytes, options, out);
     td_store_close(store);
-    return status;
-}
-
-// The table that times operations stands before the session's for as long as the run lives.
-static td_status with_timed(td_session *session, const td_bench_step_options *options,
-                            td_bench_step_result *out) {
-    td_ops_timed *timed = NULL;
-    const td_ops *plain = session->context.ops;
-    const td_config *given = session->config;
-    td_config config = *given;
-    td_status status = options->breakdown ? td_ops_timed_create(&session->context, &timed) : TD_OK;
-    TD_TRY(td_comm_agree(session->comm, status, "timed operations"));
-    if (timed) {
-        session->context.ops = td_ops_timed_table(timed);
-        config.cuda_graphs = TD_GRAPHS_OFF; // what is timed must be queued
-        session->config = &config;
-    }
-    status = with_store(session, timed, options, out);
-    session->context.ops = plain;
-    session->config = given;
-    td_ops_timed_destroy(timed);
     return status;
 }
 
@@ -216,7 +232,7 @@ td_status td_bench_step(const td_config *config, td_comm *comm,
     session.has_random_base = 1;
     *out = (td_bench_step_result){0};
     if (status == TD_OK)
-        status = with_timed(&session, options, out);
+        status = with_store(&session, options, out);
     if (status == TD_OK && options->measure_ceilings)
         status = td_comm_agree(comm, td_bench_ceilings_measure(&session.context, &out->ceilings),
                                "ceilings");

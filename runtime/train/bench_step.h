@@ -14,7 +14,7 @@ typedef struct td_bench_step_options {
     int64_t steps;         // timed, after one that is not
     const char *scratch;   // folder for the token store
     int measure_ceilings;  // afterwards
-    int breakdown;         // also watch as many steps again, part by part
+    int breakdown;         // also as many steps of another run, part by part
     const char *command;   // for the record; NULL: none is wanted
     // Called after the timed steps, with all that they used; may be NULL. Collective.
     td_status (*with_run)(void *context, td_run *run);
