@@ -57,15 +57,16 @@ static void print_answer_seconds(td_report_text *out, const td_comparison *it, i
 static const struct {
     const char *name;
     print_cell print;
+    int is_of_answers; // left out where no row asks anything
 } rows[] = {
-    {"loss per token", print_loss},
-    {"perplexity", print_perplexity},
-    {"exact match", print_matches},
-    {"its 95 % interval (Wilson)", print_interval},
-    {"mean length of answers, tokens", print_length},
-    {"answers cut off", print_unfinished},
-    {"time for the loss", print_loss_seconds},
-    {"time for the answers", print_answer_seconds},
+    {"loss per token", print_loss, 0},
+    {"perplexity", print_perplexity, 0},
+    {"exact match", print_matches, 1},
+    {"its 95 % interval (Wilson)", print_interval, 1},
+    {"mean length of answers, tokens", print_length, 1},
+    {"answers cut off", print_unfinished, 1},
+    {"time for the loss", print_loss_seconds, 0},
+    {"time for the answers", print_answer_seconds, 1},
 };
 
 static void print_examples(td_report_text *out, const td_comparison *it) {
@@ -84,6 +85,19 @@ static void print_examples(td_report_text *out, const td_comparison *it) {
         td_report_print(out, "All fit before every row.\n");
 }
 
+static void print_counts(td_report_text *out, const td_comparison *it) {
+    td_report_print(out, "\n\nThe loss is the mean over %lld trained tokens of %lld rows. ",
+                    (long long)it->n_loss_tokens, (long long)it->n_loss_rows);
+    if (it->answers.n_rows == 0)
+        td_report_print(out, "No row asks a question, so that there are no answers.\n");
+    else
+        td_report_print(out,
+                        "%lld questions were answered greedily, %lld rows skipped. Tuned right and "
+                        "base wrong: %lld; base right and tuned wrong: %lld.\n",
+                        (long long)it->answers.n_rows, (long long)it->answers.n_skipped,
+                        (long long)it->answers.n_gained, (long long)it->answers.n_lost);
+}
+
 static void print_results(td_report_text *out, const td_comparison *it) {
     td_report_print(out, "|  |");
     for (int i = 0; i < it->n_columns; i++)
@@ -92,6 +106,8 @@ static void print_results(td_report_text *out, const td_comparison *it) {
     for (int i = 0; i < it->n_columns; i++)
         td_report_print(out, "--:|");
     for (size_t row = 0; row < sizeof rows / sizeof *rows; row++) {
+        if (rows[row].is_of_answers && it->answers.n_rows == 0)
+            continue;
         td_report_print(out, "\n| %s |", rows[row].name);
         for (int i = 0; i < it->n_columns; i++) {
             td_report_print(out, " ");
@@ -99,14 +115,7 @@ static void print_results(td_report_text *out, const td_comparison *it) {
             td_report_print(out, " |");
         }
     }
-    td_report_print(
-        out,
-        "\n\nThe loss is the mean over %lld trained tokens of %lld rows. %lld questions "
-        "were answered greedily, %lld rows skipped. Tuned right and base wrong: %lld; "
-        "base right and tuned wrong: %lld.\n",
-        (long long)it->n_loss_tokens, (long long)it->n_loss_rows, (long long)it->answers.n_rows,
-        (long long)it->answers.n_skipped, (long long)it->answers.n_gained,
-        (long long)it->answers.n_lost);
+    print_counts(out, it);
     if (it->n_columns > TD_COLUMN_FEW_SHOT)
         print_examples(out, it);
 }

@@ -261,12 +261,43 @@ fi
 rm -rf "$folder/out"
 
 mkdir "$folder/small"
-if mount -t tmpfs -o size=256k tmpfs "$folder/small" 2>/dev/null; then
+if mount -t tmpfs -o size=4k tmpfs "$folder/small" 2>/dev/null; then
     mounted=$folder/small
     check "no disk space" 5 'disk full' train --set output_dir="$folder/small/out" --set lora_r=64
 else
     echo "skipped no disk space: mounting a small file system needs root"
 fi
+
+# note NAME: by the exit code of the command before.
+note() {
+    if [ $? -eq 0 ]; then
+        echo "ok     $1" && passed=$((passed + 1))
+    else
+        echo "FAILED $1" && cat "$folder/log" && failed=$((failed + 1))
+    fi
+}
+
+# What a start that failed has made is gone, what was there before is not.
+echo '{}' >"$folder/bad.jsonl"
+mkdir "$folder/mine"
+for output in new mine; do
+    check "bad rows, folder \"$output\"" 3 'unknown row format' train --set train_files="$folder/bad.jsonl" --set output_dir="$folder/$output"
+    check "bad rows, prepare, folder \"$output\"" 3 'unknown row format' "$tandem" prepare --set model_name_or_path="$model" \
+        --set train_files="$folder/bad.jsonl" --set output_dir="$folder/$output"
+done
+[ ! -e "$folder/new" ] && [ -d "$folder/mine" ] && [ -z "$(ls -A "$folder/mine")" ]
+note "no empty folders are left"
+
+# mpirun's own words would bury ours.
+train --set train_files="$folder/bad.jsonl" >"$folder/log" 2>&1
+[ "$(tail -n 1 "$folder/log" | cut -c1-7)" = "error: " ]
+note "the error is the last line"
+
+# What killed processes have left beside the run's own files.
+mkdir "$folder/out"
+touch "$folder/out/config.json.tmp-4242-7" "$folder/out/.tmp-notes" "$folder/out/a.tmp-1-x"
+train >"$folder/log" 2>&1 && [ ! -e "$folder/out/config.json.tmp-4242-7" ] && [ -e "$folder/out/.tmp-notes" ] && [ -e "$folder/out/a.tmp-1-x" ]
+note "temporaries of killed processes are gone after a start, other files are not"
 
 echo "$passed ok, $failed failed"
 [ "$failed" -eq 0 ]

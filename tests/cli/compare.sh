@@ -89,6 +89,13 @@ expect "no examples" 0 'tuned \|$' "$tandem" "${compare[@]}"
 expect "the config's run" 0 'base with examples' "$tandem" evaluate "$folder/run/config.json" --compare \
     --data "$folder/held.jsonl" --max-new-tokens 2 --limit 1
 
+
+for i in 1 2 3; do printf '{"text": "Line %s of a text that asks nothing."}\n' "$i"; done >"$folder/texts.jsonl"
+texts=(evaluate --model "$base" --adapter "$adapter" --data "$folder/texts.jsonl" --compare)
+expect "texts alone: losses only" 0 'No row asks a question' "$ranks" 2 "$tandem" "${texts[@]}"
+grep -qE '^\| loss per token \| [0-9.]+ \| [0-9.]+ \|' "$folder/out" && ! grep -q 'exact match |' "$folder/out"
+report $? "a table of losses only"
+expect "texts alone, as JSON" 0 '"loss_rows": 3, "rows": 0,' "$tandem" "${texts[@]}" --json
 expect "nothing to compare with" 2 'give --adapter' "$tandem" evaluate --model "$base" --data "$folder/held.jsonl" --compare
 expect "few-shot without rows" 2 'give --examples' "$tandem" "${compare[@]}" --few-shot 3
 expect "few-shot without compare" 2 'go with --compare' "$tandem" "${plain[@]}" --few-shot 3

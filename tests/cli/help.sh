@@ -29,6 +29,11 @@ done
 [ "$("$tandem" help)" = "$overview" ] || { echo "FAILED help: not the overview"; failed=1; }
 [ "$("$tandem" help train)" = "$("$tandem" train --help)" ] || { echo "FAILED help train: not train --help"; failed=1; }
 expect "help of a misspelled command" 'did you mean train' "$("$tandem" help trian 2>&1)"
+version=$("$tandem" --version) || failed=1
+expect "the version and its commit" '^tandem [0-9]+\.[0-9]+\.[0-9]+ \(commit [^)]+\), compiler ' "$version"
+for part in 'MPI:    .*v?[0-9]+\.[0-9]+' 'HDF5:   [0-9]+\.[0-9]+\.[0-9]+' 'CPU:    (scalar|AVX2|AVX-512), [0-9]+ threads' 'GPU.*:  '; do
+    expect "the version says: ${part%% *}" "^$part" "$version"
+done
 table=$("$tandem" config)
 for key in learning_rate lora_alpha target_modules bnb_4bit_use_double_quant resume_from_checkpoint; do
     expect "the table explains $key" "^ *$key " "$table"
