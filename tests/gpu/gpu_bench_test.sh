@@ -45,6 +45,7 @@ for part in device step_8b step_8b_full step_1.7b step_1.7b_full memory_8b check
     says done "$part" '[0-9]'
     grep -q '"device": *"[^"]*[^"CPU]' "$folder/records/$part.json" || failed "the record of $part names no GPU"
 done
+says done load_8b 'from an NF4 image [0-9]'
 grep -q '"recompute": *"block"' "$folder/records/step_8b_full.json" || failed "nothing was computed again"
 grep -q '"recompute": *"none"' "$folder/records/step_8b.json" || failed "something was computed again"
 says done peer_8b 'tandem / bf16 = [0-9].*nf4: skipped: no bitsandbytes in this Python'
