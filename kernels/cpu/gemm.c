@@ -4,7 +4,8 @@
 
 enum {
     DEPTH_STEP = TD_NF4_BLOCK,
-    TILE_ROWS = 8,     // of the largest tile
+    TILE_ROWS = 8, // of the largest tile
+    IN_PLACE_ROWS = 24,
     PACKING_ROWS = 8,  // packing takes about as long as so many rows of the product
     STRIP_PADDING = 16 // floats, so that equal rows of strips do not share a cache set
 };
@@ -34,32 +35,58 @@ int64_t td_gemm_scratch(int64_t thin) {
     return TD_GEMM_COLUMNS / TD_GEMM_STRIP * strip_floats(TD_GEMM_DEPTH, thin);
 }
 
+// Where a few rows of a meet a matrix that is in fp32 as it is, packing would take longer than what
+// it saves.
+static int reads_in_place(const td_gemm_product *product, td_cpu_range rows, td_cpu_range columns) {
+    const td_gemm_right *right = &product->right[0];
+    return right->matrix->format == TD_MATRIX_F32 && !right->transposed && right->scale == 1.0f &&
+           product->left[1].k == 0 && rows.end - rows.begin <= IN_PLACE_ROWS &&
+           (columns.end - columns.begin) % TD_GEMM_STRIP == 0;
+}
+
+static void take_in_place(const td_gemm_product *product, td_cpu_range columns, td_cpu_range k,
+                          td_gemm_block *block) {
+    const td_matrix *matrix = product->right[0].matrix;
+    block->right = (const float *)matrix->data + k.begin * matrix->cols + columns.begin;
+    block->strip = TD_GEMM_STRIP;
+    block->step = matrix->cols;
+}
+
+static void pack(const td_gemm_product *product, td_cpu_range columns, td_cpu_range k,
+                 float *scratch, td_gemm_block *block) {
+    int64_t thin = block->left[1].k, depth = k.end - k.begin;
+    block->right = scratch;
+    block->strip = strip_floats(depth, thin);
+    block->step = TD_GEMM_STRIP;
+    td_gemm_pack(&product->right[0], k, columns, scratch, block->strip);
+    if (thin > 0)
+        td_gemm_pack(&product->right[1], (td_cpu_range){0, thin}, columns,
+                     scratch + depth * TD_GEMM_STRIP, block->strip);
+}
+
 // The block of b in rows k (and those of the second operand after the last) and `columns`, times
 // all `rows` of a.
 static void multiply_block(const td_gemm_product *product, td_cpu_range rows, td_cpu_range columns,
                            td_cpu_range k, float *scratch) {
-    const td_gemm_left *left = product->left;
-    int64_t thin = k.end == left[0].k ? left[1].k : 0, depth = k.end - k.begin;
-    int64_t strip = strip_floats(depth, thin);
-    td_gemm_pack(&product->right[0], k, columns, scratch, strip);
-    if (thin > 0)
-        td_gemm_pack(&product->right[1], (td_cpu_range){0, thin}, columns,
-                     scratch + depth * TD_GEMM_STRIP, strip);
     td_gemm_block block = {.m = rows.end - rows.begin,
                            .n = columns.end - columns.begin,
-                           .left = {left[0], left[1]},
-                           .right = scratch,
-                           .strip = strip,
+                           .left = {product->left[0]},
                            .c = product->c + rows.begin * product->ldc + columns.begin,
                            .ldc = product->ldc,
-                           .bias =
-                               product->bias && k.begin == 0 ? product->bias + columns.begin : NULL,
                            .accumulate = product->accumulate || k.begin > 0};
-    block.left[0].data += rows.begin * left[0].row + k.begin * left[0].step;
-    block.left[0].k = depth;
-    block.left[1].k = thin;
-    if (thin > 0)
-        block.left[1].data += rows.begin * left[1].row;
+    td_gemm_left *left = block.left;
+    left[0].data += rows.begin * left[0].row + k.begin * left[0].step;
+    left[0].k = k.end - k.begin;
+    if (k.end == product->left[0].k && product->left[1].k > 0) {
+        left[1] = product->left[1];
+        left[1].data += rows.begin * left[1].row;
+    }
+    if (product->bias && k.begin == 0)
+        block.bias = product->bias + columns.begin;
+    if (reads_in_place(product, rows, columns))
+        take_in_place(product, columns, k, &block);
+    else
+        pack(product, columns, k, scratch, &block);
     td_gemm_kernel_find()(&block);
 }
 

@@ -57,13 +57,13 @@ typedef struct td_gemm_part {
 } td_gemm_part;
 td_gemm_part td_gemm_split(int64_t m, int64_t n, int parts, int index);
 
-// A block whose right side is packed: row k of columns [16 s, 16 s + 16) at right[s * strip + 16
-// k].
+// A block of b that is packed, or whole strips of an fp32 matrix: columns [16 s, 16 s + 16) of row
+// k are at right[s * strip + k * step].
 typedef struct td_gemm_block {
     int64_t m, n;
     td_gemm_left left[2];
     const float *right; // the rows of both operands, one after the other
-    int64_t strip;
+    int64_t strip, step;
     float *c;
     int64_t ldc;
     const float *bias;

@@ -6,19 +6,89 @@
 #include "kernels/cpu/gemm_internal.h"
 #include "kernels/cpu/lanes.h"
 
-#define TD_LANES_LEVEL scalar
-#define TILE_ROWS      2
-#define TILE_LANES     1
+enum { MOST_ROWS = 8, MOST_LANES = 3 };
+
+typedef struct td_gemm_tile {
+    td_gemm_left left[2];
+    const float *b, *from;
+    float *c;
+    int64_t strip, step;     // of b
+    int64_t from_row, c_row; // from row to row
+} td_gemm_tile;
+
+typedef void td_gemm_tile_function(const td_gemm_tile *tile);
+
+static td_gemm_tile tile_of(const td_gemm_block *block, int64_t row, int64_t col) {
+    td_gemm_tile tile = {.left = {block->left[0], block->left[1]},
+                         .b = block->right + col / TD_LANES * block->strip,
+                         .c = block->c + row * block->ldc + col,
+                         .strip = block->strip,
+                         .step = block->step,
+                         .c_row = block->ldc};
+    tile.left[0].data += row * tile.left[0].row;
+    if (tile.left[1].k > 0)
+        tile.left[1].data += row * tile.left[1].row;
+    tile.from = block->bias ? block->bias + col : block->accumulate ? tile.c : NULL;
+    tile.from_row = block->bias ? 0 : block->ldc;
+    return tile;
+}
+
+// A tile beyond whose n columns there is no memory of c's: through a copy.
+static void at_the_edge(td_gemm_tile tile, int64_t rows, int64_t n, td_gemm_tile_function *run) {
+    enum { WIDTH = MOST_LANES * TD_LANES };
+    float from[MOST_ROWS * WIDTH] = {0}, sum[MOST_ROWS * WIDTH], *c = tile.c;
+    for (int64_t i = 0; tile.from && i < rows; i++)
+        memcpy(from + i * WIDTH, tile.from + i * tile.from_row, (size_t)n * sizeof *c);
+    tile.from = tile.from ? from : NULL;
+    tile.from_row = WIDTH;
+    tile.c = sum;
+    int64_t c_row = tile.c_row;
+    tile.c_row = WIDTH;
+    run(&tile);
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(c + i * c_row, sum + i * WIDTH, (size_t)n * sizeof *c);
+}
+
+// Row after row of tiles, so that rows of a stay in the first-level cache while b comes from the
+// second. The last four strips are two and two rather than three and one, which is too few sums to
+// keep the processor busy. tiles: by rows - 1 and lanes - 1.
+static void multiply(const td_gemm_block *block, int64_t most_rows, int64_t most_lanes,
+                     td_gemm_tile_function *const *tiles) {
+    for (int64_t row = 0, rows; row < block->m; row += rows) {
+        rows = block->m - row < most_rows ? block->m - row : most_rows;
+        for (int64_t col = 0, lanes; col < block->n; col += lanes * TD_LANES) {
+            int64_t n = block->n - col, left = (n + TD_LANES - 1) / TD_LANES;
+            lanes = left == most_lanes + 1 ? (left + 1) / 2 : left;
+            lanes = lanes < most_lanes ? lanes : most_lanes;
+            td_gemm_tile_function *run = tiles[(rows - 1) * most_lanes + lanes - 1];
+            td_gemm_tile tile = tile_of(block, row, col);
+            if (n < lanes * TD_LANES)
+                at_the_edge(tile, rows, n, run);
+            else
+                run(&tile);
+        }
+    }
+}
+
+#define TD_LANES_LEVEL  scalar
+#define TILE_ROWS       2
+#define TILE_LANES      1
+#define EACH_TILE(tile) tile(1, 1) tile(2, 1)
 #include "kernels/cpu/gemm_kernel_template.h"
 
-#define TD_LANES_LEVEL avx2
-#define TILE_ROWS      6
-#define TILE_LANES     1
+#define TD_LANES_LEVEL  avx2
+#define TILE_ROWS       6
+#define TILE_LANES      1
+#define EACH_TILE(tile) tile(1, 1) tile(2, 1) tile(3, 1) tile(4, 1) tile(5, 1) tile(6, 1)
 #include "kernels/cpu/gemm_kernel_template.h"
 
 #define TD_LANES_LEVEL avx512
 #define TILE_ROWS      8
 #define TILE_LANES     3
+#define EACH_ROWS(tile, lanes)                                                                     \
+    tile(1, lanes) tile(2, lanes) tile(3, lanes) tile(4, lanes) tile(5, lanes) tile(6, lanes)      \
+        tile(7, lanes) tile(8, lanes)
+#define EACH_TILE(tile) EACH_ROWS(tile, 1) EACH_ROWS(tile, 2) EACH_ROWS(tile, 3)
 #include "kernels/cpu/gemm_kernel_template.h"
 
 td_gemm_kernel *td_gemm_kernel_find(void) {

@@ -6,88 +6,58 @@
 #define LANES        TD_LANES_NAME(td_lanes_)
 #define KERNEL(name) TD_LANES_JOIN(name##_, TD_LANES_LEVEL)
 
-// Sixteen columns of a row of c, of which `live` are there.
-TD_LANES_INLINE void KERNEL(finish)(const td_gemm_block *block, LANES sum, int64_t row, int64_t col,
-                                    int64_t live) {
-    float *c = block->c + row * block->ldc + col, edge[TD_LANES] = {0};
-    const float *from = block->bias ? block->bias + col : c;
-    int adds = block->bias || block->accumulate;
-    if (live >= TD_LANES) {
-        L(store)(c, adds ? L(add)(L(load)(from), sum) : sum);
-        return;
-    }
-    if (adds)
-        memcpy(edge, from, (size_t)live * sizeof *edge);
-    L(store)(edge, adds ? L(add)(L(load)(edge), sum) : sum);
-    memcpy(c, edge, (size_t)live * sizeof *edge);
-}
-
-// One tile of c, summed in registers. rows and lanes are constants after inlining.
-TD_LANES_INLINE void KERNEL(tile)(const td_gemm_block *block, int rows, int lanes, int64_t row,
-                                  int64_t col) {
+// One tile of c = from + a b, summed in registers; from may be NULL. rows and lanes are constants
+// after inlining.
+TD_LANES_INLINE void KERNEL(tile)(const td_gemm_tile *tile, int rows, int lanes) {
     LANES sum[TILE_ROWS][TILE_LANES];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < lanes; j++)
             sum[i][j] = L(set)(0.0f);
-    int64_t strip = block->strip;
-    const float *b = block->right + col / TD_LANES * strip;
+    const float *b = tile->b;
+    int64_t strip = tile->strip, b_step = tile->step;
     for (int part = 0; part < 2; part++) {
-        int64_t k = block->left[part].k, a_row = block->left[part].row;
-        int64_t a_step = block->left[part].step;
-        const float *a = block->left[part].data + row * a_row;
-        for (int64_t step = 0; step < k; step++, a += a_step, b += TD_LANES) {
+        const float *a = tile->left[part].data;
+        int64_t a_row = tile->left[part].row, a_step = tile->left[part].step;
+        for (int64_t k = tile->left[part].k; k > 0; k--, a += a_step, b += b_step) {
             LANES right[TILE_LANES];
             for (int j = 0; j < lanes; j++)
                 right[j] = L(load)(b + j * strip);
             for (int i = 0; i < rows; i++) {
-                LANES left = L(set)(a[i * a_row]);
+                LANES value = L(set)(a[i * a_row]);
                 for (int j = 0; j < lanes; j++)
-                    sum[i][j] = L(fma)(left, right[j], sum[i][j]);
+                    sum[i][j] = L(fma)(value, right[j], sum[i][j]);
             }
         }
     }
+    for (int i = 0; tile->from && i < rows; i++)
+        for (int j = 0; j < lanes; j++)
+            sum[i][j] = L(add)(L(load)(tile->from + i * tile->from_row + j * TD_LANES), sum[i][j]);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < lanes; j++)
-            KERNEL(finish)
-            (block, sum[i][j], row + i, col + j * TD_LANES, block->n - col - j * TD_LANES);
+            L(store)(tile->c + i * tile->c_row + j * TD_LANES, sum[i][j]);
 }
 
-// Four strips are two and two rather than three and one, which is too few sums to keep busy.
-TD_LANES_INLINE void KERNEL(rows)(const td_gemm_block *block, int rows, int64_t row) {
-    int64_t col = 0, n = block->n;
-    for (; col + (TILE_LANES + 1) * TD_LANES < n; col += TILE_LANES * TD_LANES)
-        KERNEL(tile)(block, rows, TILE_LANES, row, col);
-    int64_t left = (n - col + TD_LANES - 1) / TD_LANES;
-    if (TILE_LANES > 2 && left == 3) {
-        KERNEL(tile)(block, rows, TILE_LANES < 3 ? TILE_LANES : 3, row, col);
-        col += 3 * TD_LANES;
+// A function for each shape of tile: side by side in one they would share its registers.
+#define TILE(rows, lanes)                                                                          \
+    __attribute__((noinline)) TD_LANES_TARGET static void KERNEL(tile_##rows##x##lanes)(           \
+        const td_gemm_tile *tile) {                                                                \
+        KERNEL(tile)(tile, rows, lanes);                                                           \
     }
-    for (; TILE_LANES > 1 && col + TD_LANES < n; col += 2 * TD_LANES)
-        KERNEL(tile)(block, rows, TILE_LANES < 2 ? TILE_LANES : 2, row, col);
-    for (; col < n; col += TD_LANES)
-        KERNEL(tile)(block, rows, 1, row, col);
-}
+EACH_TILE(TILE)
+#undef TILE
 
-TD_LANES_TARGET static void KERNEL(multiply)(const td_gemm_block *given) {
-    td_gemm_block block = *given;
-    int64_t row = 0;
-    for (; row + TILE_ROWS <= block.m; row += TILE_ROWS)
-        KERNEL(rows)(&block, TILE_ROWS, row);
-    if (TILE_ROWS > 4 && row + 4 <= block.m) {
-        KERNEL(rows)(&block, TILE_ROWS < 4 ? TILE_ROWS : 4, row);
-        row += 4;
-    }
-    if (TILE_ROWS > 2 && row + 2 <= block.m) {
-        KERNEL(rows)(&block, 2, row);
-        row += 2;
-    }
-    for (; row < block.m; row++)
-        KERNEL(rows)(&block, 1, row);
+#define TILE(rows, lanes) [rows - 1][lanes - 1] = KERNEL(tile_##rows##x##lanes),
+static td_gemm_tile_function *const KERNEL(tiles)[TILE_ROWS][TILE_LANES] = {EACH_TILE(TILE)};
+#undef TILE
+
+static void KERNEL(multiply)(const td_gemm_block *block) {
+    multiply(block, TILE_ROWS, TILE_LANES, KERNEL(tiles)[0]);
 }
 
 #undef L
 #undef LANES
 #undef KERNEL
+#undef EACH_TILE
 #undef TD_LANES_LEVEL
 #undef TILE_ROWS
 #undef TILE_LANES

@@ -177,31 +177,33 @@ static void pack_strip_of_rows(const td_matrix *matrix, td_cpu_range k, int64_t 
         pack_rows(matrix, k, n, live, out);
 }
 
-// Sixteen elements of one block, which begin at a whole byte.
+// Columns of the strips are columns of the matrix: `n` elements of a row in whole strips, which lie
+// in one block each. What the 16 codes stand for in a block is looked up rather than multiplied.
 
-TD_TARGET_AVX2 static inline __m256 nf4_eight_avx2(const uint8_t *codes, __m256 scale, int bf16) {
+TD_TARGET_AVX2 static inline __m256 look_up_avx2(const uint8_t *codes, __m256 low, __m256 high) {
     const __m256i shift = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
-    const __m256 low = _mm256_loadu_ps(td_nf4_code), high = _mm256_loadu_ps(td_nf4_code + 8);
     int32_t word;
     memcpy(&word, codes, sizeof word);
     __m256i index = _mm256_srlv_epi32(_mm256_set1_epi32(word), shift);
     __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
-    __m256 value = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index),
-                                    _mm256_permutevar8x32_ps(high, index), upper);
-    value = _mm256_mul_ps(value, scale);
-    return bf16 ? td_round_bf16_avx2(value) : value;
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index),
+                            _mm256_permutevar8x32_ps(high, index), upper);
 }
 
 TD_TARGET_AVX2 static void pack_nf4_row_avx2(const td_matrix *matrix, int64_t element, int64_t n,
                                              float *out, int64_t strip) {
-    int bf16 = matrix->compute == TD_BF16;
-    __m256 scale = _mm256_setzero_ps();
+    __m256 low = _mm256_setzero_ps(), high = low;
     for (int64_t i = 0; i < n; i += STRIP, out += strip) {
-        if (i == 0 || (element + i) % TD_NF4_BLOCK == 0)
-            scale = _mm256_set1_ps(td_nf4_scale(matrix, (element + i) / TD_NF4_BLOCK));
+        if (i == 0 || (element + i) % TD_NF4_BLOCK == 0) {
+            __m256 scale = _mm256_set1_ps(td_nf4_scale(matrix, (element + i) / TD_NF4_BLOCK));
+            low = _mm256_mul_ps(_mm256_loadu_ps(td_nf4_code), scale);
+            high = _mm256_mul_ps(_mm256_loadu_ps(td_nf4_code + 8), scale);
+            low = matrix->compute == TD_BF16 ? td_round_bf16_avx2(low) : low;
+            high = matrix->compute == TD_BF16 ? td_round_bf16_avx2(high) : high;
+        }
         const uint8_t *codes = (const uint8_t *)matrix->data + (element + i) / 2;
-        _mm256_storeu_ps(out, nf4_eight_avx2(codes, scale, bf16));
-        _mm256_storeu_ps(out + 8, nf4_eight_avx2(codes + 4, scale, bf16));
+        _mm256_storeu_ps(out, look_up_avx2(codes, low, high));
+        _mm256_storeu_ps(out + 8, look_up_avx2(codes + 4, low, high));
     }
 }
 
@@ -210,21 +212,21 @@ TD_TARGET_AVX512 static void pack_nf4_row_avx512(const td_matrix *matrix, int64_
     const __m512i shift =
         _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
     const __m512i half = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    const __m512 table = _mm512_loadu_ps(td_nf4_code);
-    int bf16 = matrix->compute == TD_BF16;
-    __m512 scale = _mm512_setzero_ps();
+    __m512 table = _mm512_setzero_ps();
     for (int64_t i = 0; i < n; i += STRIP, out += strip) {
-        if (i == 0 || (element + i) % TD_NF4_BLOCK == 0)
-            scale = _mm512_set1_ps(td_nf4_scale(matrix, (element + i) / TD_NF4_BLOCK));
+        if (i == 0 || (element + i) % TD_NF4_BLOCK == 0) {
+            float scale = td_nf4_scale(matrix, (element + i) / TD_NF4_BLOCK);
+            table = _mm512_mul_ps(_mm512_loadu_ps(td_nf4_code), _mm512_set1_ps(scale));
+            table = matrix->compute == TD_BF16 ? td_round_bf16_avx512(table) : table;
+        }
         const uint8_t *codes = (const uint8_t *)matrix->data + (element + i) / 2;
         __m512i words = _mm512_castsi128_si512(_mm_loadl_epi64((const __m128i *)codes));
         __m512i index = _mm512_srlv_epi32(_mm512_permutexvar_epi32(half, words), shift);
-        __m512 value = _mm512_mul_ps(_mm512_permutexvar_ps(index, table), scale);
-        _mm512_storeu_ps(out, bf16 ? td_round_bf16_avx512(value) : value);
+        _mm512_storeu_ps(out, _mm512_permutexvar_ps(index, table));
     }
 }
 
-// Columns of the strips are columns of the matrix: one row of it, through a buffer.
+// One row of any matrix, through a buffer.
 static void pack_row(const td_matrix *matrix, int64_t element, int64_t n, float *out,
                      int64_t strip) {
     float buffer[TD_GEMM_COLUMNS];
