@@ -27,8 +27,8 @@ function forward(when, with_down,    w, i, o) {
     o = outs - (with_down ? 0 : hidden)
     part("linear" when, 2 * w * T * L, (2 * w + 2 * (i + o) * T) * L, gemm)
     part("dequantize NF4" when, 0, (1 - resident) * nf4_bytes * w * L, gemm)
-    # xa = x A^T; y = s xa B^T is written, and read by the product with W that is added to it.
-    part("LoRA" when, 2 * rank * (i + o) * T * L, 2 * (i + 2 * o) * T * L, gemm)
+    # xa = x A^T; y = s xa B^T is written, and read by the product with W that is added to it, unless both are one.
+    part("LoRA" when, 2 * rank * (i + o) * T * L, 2 * (i + (fused ? 0 : 2 * o)) * T * L, gemm)
     part("attention" when, 4 * q * pairs * L, 2 * (2 * q + 2 * kv) * T * L, attention)
     # Norm: read, write; two of them, and those of the heads. Rotation: read, write.
     part("norms" when, 0, 2 * (4 * hidden + head_norms * 2 * (q + kv)) * T * L, gemm)
@@ -40,10 +40,10 @@ function forward(when, with_down,    w, i, o) {
 function backward() {
     part("linear, back", 2 * weights * T * L, (2 * weights + 2 * (ins + outs) * T) * L, gemm)
     part("dequantize NF4, back", 0, (1 - resident) * nf4_bytes * weights * L, gemm)
-    # dyb reads dy; dB reads dy; dA reads x; dx = dyb A is written, and read by the product added to it.
-    part("LoRA, back", 4 * rank * (ins + outs) * T * L, 2 * (2 * outs + 3 * ins) * T * L, gemm)
+    # dyb reads dy; dB reads dy; dA reads x; dx = dyb A is written, and read by the product added to it, unless both are one.
+    part("LoRA, back", 4 * rank * (ins + outs) * T * L, 2 * (2 * outs + (fused ? 1 : 3) * ins) * T * L, gemm)
     # Two passes, for dq and for dk and dv: scores and their gradients are computed in both, 7 products instead of 5.
-    part("attention, back", 14 * q * pairs * L, 2 * (2 * (3 * q + 2 * kv) + 2 * q + q + 2 * kv) * T * L, attention)
+    part("attention, back", (passes == 1 ? 10 : 14) * q * pairs * L, 2 * (2 * (3 * q + 2 * kv) + 2 * q + q + 2 * kv) * T * L, attention)
     part("norms, back", 0, 2 * (2 * 4 * hidden + head_norms * 3 * (q + kv)) * T * L, gemm)
     part("rotation, back", 0, 2 * 2 * (q + kv) * T * L, gemm)
     part("SwiGLU, back", 0, 2 * 5 * ffn * T * L, gemm)

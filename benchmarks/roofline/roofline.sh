@@ -4,16 +4,17 @@
 # rates (788 TFLOP/s and 4.3 TB/s, on one H200); attention's is FlashAttention-2's published one. Gaps between kernels, and products
 # that are too small for the GEMM rate, are not in it: it is a bound, not a promise.
 # usage: benchmarks/roofline/roofline.sh SHAPE [--tokens N] [--seq N] [--rank N] [--recompute none|block] [--resident SHARE]
-#                                        [--accumulation N] [--gemm FLOPS] [--copy BYTES] [--attention FLOPS] [--chunk N]
+#                                        [--fused 0|1] [--passes 2|1] [--accumulation N] [--gemm FLOPS] [--copy BYTES] [--attention FLOPS] [--chunk N]
 #        benchmarks/roofline/roofline.sh --summary    tokens/s of Llama-3.1-8B, Qwen3-1.7B and Qwen3-8B in every mode
 #        benchmarks/roofline/roofline.sh --bounds     GFLOP per token, and the bound when nothing but they took time
 #   SHAPE        folder with a config.json          --tokens   of a micro-batch (8192)       --seq   tokens of a document (2048)
 #   --resident   share of the layers whose bf16 copies stay in GPU memory, so that NF4 is not dequantized at every use (0)
+#   --fused      1: LoRA's share of y and dx is added within the product with the weight (0)   --passes   of attention's backward (2)
 #   --chunk      trained tokens whose logits exist at once (256)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 shapes=$here/../../configs/shapes
-usage() { sed -n '6,12s/^# //p' "$0" >&2; exit 2; }
+usage() { sed -n '6,13s/^# //p' "$0" >&2; exit 2; }
 
 # Numbers of a config.json as awk assignments.
 model() {
@@ -36,7 +37,7 @@ predict() {
     local shape=$1 mode=$2 values=() value
     shift 2
     [ -f "$shape/config.json" ] || { echo "roofline: there is no $shape/config.json" >&2; exit 1; }
-    for value in tokens=8192 seq=2048 rank=16 recompute=none resident=0 accumulation=4 gemm=788e12 copy=4.3e12 attention=298e12 \
+    for value in tokens=8192 seq=2048 rank=16 recompute=none resident=0 fused=0 passes=2 accumulation=4 gemm=788e12 copy=4.3e12 attention=298e12 \
         chunk=256 "$@"; do
         values+=(-v "$value")
     done
@@ -51,11 +52,12 @@ case ${1:-} in
     ;;
 --summary)
     echo "predicted tokens/s of one H200, micro-batches of 8192 tokens in documents of 2048, rank 16; not measured"
-    printf '%-14s %-10s %20s %20s\n' shape recompute "dequantized each use" "bf16 copies resident"
+    printf '%-14s %-10s %20s %20s %20s %20s\n' shape recompute "dequantized each use" "+ copies resident" "+ LoRA fused" "+ one-pass attention"
     for name in llama-3.1-8b qwen3-1.7b qwen3-8b; do
         for recompute in none block; do
-            printf '%-14s %-10s %20s %20s\n' "$name" $recompute "$(predict "$shapes/$name" rate recompute=$recompute)" \
-                "$(predict "$shapes/$name" rate recompute=$recompute resident=1)"
+            rate() { predict "$shapes/$name" rate recompute=$recompute "$@"; }
+            printf '%-14s %-10s %20s %20s %20s %20s\n' "$name" $recompute "$(rate)" "$(rate resident=1)" "$(rate resident=1 fused=1)" \
+                "$(rate resident=1 fused=1 passes=1)"
         done
     done
     ;;
@@ -65,7 +67,7 @@ case ${1:-} in
     shift
     while [ $# -gt 0 ]; do
         case $1 in
-        --tokens | --seq | --rank | --recompute | --resident | --accumulation | --gemm | --copy | --attention | --chunk)
+        --tokens | --seq | --rank | --recompute | --resident | --fused | --passes | --accumulation | --gemm | --copy | --attention | --chunk)
             [ $# -gt 1 ] || usage
             values+=("${1#--}=$2")
             ;;
