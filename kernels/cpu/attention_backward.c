@@ -90,7 +90,8 @@ size_t td_cpu_attention_workspace_bytes(const td_workspace_query *query) {
     td_attention_plan plan =
         td_attention_plan_make(query->n_heads, query->n_kv_heads, query->head_dim);
     size_t threads = (size_t)td_cpu_threads();
-    size_t forward = td_mul_bytes(threads, td_attention_forward_thread_bytes(&plan));
+    td_attention_plan wide = td_attention_plan_widen(plan);
+    size_t forward = td_mul_bytes(threads, td_attention_forward_thread_bytes(&wide));
     size_t backward = td_mul_bytes(threads, td_attention_backward_thread_bytes(&plan));
     if (__builtin_add_overflow(backward, shared_bytes(&plan, query->max_tokens), &backward))
         return SIZE_MAX;
@@ -139,12 +140,13 @@ static void queries_load(const backward_job *job, const td_attention_task *task,
                               scratch->q);
     td_attention_pack_queries(plan, dout, sequence->q_begin, task->key_head, tokens, 1.0f,
                               scratch->dout);
-    int64_t heads = plan->heads_per_key;
-    for (int64_t row = 0; row < scratch->queries.n_rows; row++) {
-        int64_t token = sequence->q_begin + tokens.begin + row / heads;
-        int64_t from = token * plan->n_heads + task->key_head * heads + row % heads;
-        scratch->lse[row] = job->args->lse[from];
-        scratch->delta[row] = job->delta[from];
+    int64_t heads = plan->heads_per_key, row = 0;
+    for (int64_t token = tokens.begin; token < tokens.end; token++) {
+        int64_t from = (sequence->q_begin + token) * plan->n_heads + task->key_head * heads;
+        for (int64_t head = 0; head < heads; head++, row++) {
+            scratch->lse[row] = job->args->lse[from + head];
+            scratch->delta[row] = job->delta[from + head];
+        }
     }
 }
 
@@ -252,58 +254,49 @@ static void turn_wait(const query_turn *turn) {
             sched_yield();
 }
 
-static float *dq_row(const backward_job *job, const backward_scratch *scratch,
-                     const td_attention_task *task, int64_t row) {
-    int64_t heads = job->plan.heads_per_key;
-    int64_t token = task->sequence.q_begin + scratch->queries.tokens.begin + row / heads;
-    return (float *)job->args->dq + td_attention_offset(&job->plan, token, job->plan.q_stride,
-                                                        task->key_head * heads + row % heads);
-}
+typedef enum dq_direction { DQ_LOAD, DQ_STORE } dq_direction;
 
-static void dq_load(const backward_job *job, const backward_scratch *scratch,
-                    const td_attention_task *task, td_cpu_range rows) {
+// Between the rows of a strip in the scratch and in dq.
+static void dq_copy(const backward_job *job, const backward_scratch *scratch,
+                    const td_attention_task *task, td_cpu_range rows, dq_direction direction,
+                    float factor) {
     const td_attention_plan *plan = &job->plan;
-    for (int64_t row = rows.begin; row < rows.end; row++) {
-        float *to = scratch->dq + (row - rows.begin) * plan->packed_stride;
-        memcpy(to, dq_row(job, scratch, task, row), (size_t)plan->head_dim * sizeof(float));
-        memset(to + plan->head_dim, 0,
-               (size_t)(plan->packed_cols - plan->head_dim) * sizeof(float));
-    }
-}
-
-static void dq_store(const backward_job *job, const backward_scratch *scratch,
-                     const td_attention_task *task, td_cpu_range rows, float factor) {
-    const td_attention_plan *plan = &job->plan;
-    for (int64_t row = rows.begin; row < rows.end; row++) {
-        const float *from = scratch->dq + (row - rows.begin) * plan->packed_stride;
-        float *to = dq_row(job, scratch, task, row);
-        for (int64_t i = 0; i < plan->head_dim; i++)
-            to[i] = from[i] * factor;
+    int64_t heads = plan->heads_per_key, n = plan->head_dim, head = rows.begin % heads;
+    int64_t token = task->sequence.q_begin + scratch->queries.tokens.begin + rows.begin / heads;
+    float *packed = scratch->dq;
+    for (int64_t row = rows.begin; row < rows.end; row++, packed += plan->packed_stride) {
+        float *dq = (float *)job->args->dq +
+                    td_attention_offset(plan, token, plan->q_stride, task->key_head * heads + head);
+        if (direction == DQ_LOAD)
+            job->kernels->copy_row(dq, n, factor, packed, plan->packed_cols);
+        else
+            job->kernels->copy_row(packed, n, factor, dq, n);
+        head = head + 1 < heads ? head + 1 : 0;
+        token += head == 0;
     }
 }
 
 static void strip_dq(const backward_job *job, const backward_scratch *scratch,
                      const key_block *block, td_cpu_range rows, const query_turn *turn) {
     const td_attention_plan *plan = &job->plan;
-    td_cpu_range columns =
-        td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys);
-    int64_t end = columns.end < block->n_keys ? columns.end : block->n_keys;
+    td_cpu_range keys =
+        td_attention_keys_seen(&scratch->queries, rows, block->first_key, block->n_keys);
     if (turn->number > 0)
-        dq_load(job, scratch, block->task, rows);
+        dq_copy(job, scratch, block->task, rows, DQ_LOAD, 1.0f);
     job->kernels->multiply(&(td_attention_product){
         .m = rows.end - rows.begin,
         .n = plan->packed_cols,
-        .k = end - columns.begin,
-        .a = scratch->dscores + rows.begin * TD_ATTENTION_SCORES + columns.begin,
+        .k = keys.end - keys.begin,
+        .a = scratch->dscores + rows.begin * TD_ATTENTION_SCORES + keys.begin,
         .a_row = TD_ATTENTION_SCORES,
         .a_step = 1,
-        .b = scratch->keys + columns.begin * plan->packed_stride,
+        .b = scratch->keys + keys.begin * plan->packed_stride,
         .ldb = plan->packed_stride,
         .c = scratch->dq,
         .ldc = plan->packed_stride,
         .accumulate = turn->number > 0,
     });
-    dq_store(job, scratch, block->task, rows, turn->last ? plan->scale : 1.0f);
+    dq_copy(job, scratch, block->task, rows, DQ_STORE, turn->last ? plan->scale : 1.0f);
 }
 
 static td_cpu_range strip_rows(const td_attention_queries *queries, int64_t begin) {

@@ -50,6 +50,15 @@ td_cpu_range td_attention_columns(const td_attention_queries *queries, td_cpu_ra
     return begin < end ? (td_cpu_range){begin, end} : (td_cpu_range){0, 0};
 }
 
+td_cpu_range td_attention_keys_seen(const td_attention_queries *queries, td_cpu_range rows,
+                                    int64_t first_key, int64_t n_keys) {
+    td_cpu_range columns = td_attention_columns(queries, rows, first_key, n_keys);
+    int64_t seen = queries->visible[rows.end - 1].end - first_key;
+    seen = seen < n_keys ? seen : n_keys;
+    columns.end = seen < columns.end ? seen : columns.end;
+    return columns;
+}
+
 // Both ends of the visible keys never decrease from one row to the next.
 td_cpu_range td_attention_rows_that_see(const td_attention_queries *queries, td_cpu_range keys) {
     td_cpu_range rows = {0, queries->n_rows};
@@ -60,58 +69,91 @@ td_cpu_range td_attention_rows_that_see(const td_attention_queries *queries, td_
     return rows;
 }
 
-static void pack_row(const float *row, int64_t n, int64_t padded, float factor, float *packed) {
-    for (int64_t i = 0; i < n; i++)
-        packed[i] = row[i] * factor;
-    for (int64_t i = n; i < padded; i++)
-        packed[i] = 0.0f;
-}
-
 void td_attention_pack_queries(const td_attention_plan *plan, td_attention_tensor tensor,
                                int64_t q_begin, int64_t key_head, td_cpu_range tokens, float factor,
                                float *packed) {
+    const td_attention_kernels *kernels = td_attention_kernels_find();
     for (int64_t token = tokens.begin; token < tokens.end; token++) {
         const float *rows = tensor.base + td_attention_offset(plan, q_begin + token, tensor.stride,
                                                               key_head * plan->heads_per_key);
         for (int64_t head = 0; head < plan->heads_per_key; head++, packed += plan->packed_stride)
-            pack_row(rows + head * plan->head_dim, plan->head_dim, plan->packed_cols, factor,
-                     packed);
+            kernels->copy_row(rows + head * plan->head_dim, plan->head_dim, factor, packed,
+                              plan->packed_cols);
     }
 }
 
 void td_attention_pack_keys(const td_attention_plan *plan, td_attention_tensor keys, int64_t n_keys,
                             float *packed) {
+    const td_attention_kernels *kernels = td_attention_kernels_find();
     for (int64_t key = 0; key < n_keys; key++)
-        pack_row(keys.base + key * keys.stride, plan->head_dim, plan->packed_cols, 1.0f,
-                 packed + key * plan->packed_stride);
+        kernels->copy_row(keys.base + key * keys.stride, plan->head_dim, 1.0f,
+                          packed + key * plan->packed_stride, plan->packed_cols);
 }
 
-// Four by four elements at a time: one element at a time would cost as much as a sixth of the
+// A transposed copy of some of a matrix: out[col * out_stride + row] = rows[row * stride + col].
+typedef struct transposition {
+    const float *rows;
+    int64_t stride;
+    float *out;
+    int64_t out_stride;
+} transposition;
+
+// Squares of elements at a time: one element at a time would cost as much as a sixth of the
 // products.
-static void transpose4(const float *rows, int64_t stride, float *out, int64_t out_stride) {
-    __m128 a = _mm_loadu_ps(rows), b = _mm_loadu_ps(rows + stride);
-    __m128 c = _mm_loadu_ps(rows + 2 * stride), d = _mm_loadu_ps(rows + 3 * stride);
+static void transpose4(const transposition *t, int64_t row, int64_t col) {
+    const float *from = t->rows + row * t->stride + col;
+    float *to = t->out + col * t->out_stride + row;
+    __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + t->stride);
+    __m128 c = _mm_loadu_ps(from + 2 * t->stride), d = _mm_loadu_ps(from + 3 * t->stride);
     _MM_TRANSPOSE4_PS(a, b, c, d);
-    _mm_storeu_ps(out, a);
-    _mm_storeu_ps(out + out_stride, b);
-    _mm_storeu_ps(out + 2 * out_stride, c);
-    _mm_storeu_ps(out + 3 * out_stride, d);
+    _mm_storeu_ps(to, a);
+    _mm_storeu_ps(to + t->out_stride, b);
+    _mm_storeu_ps(to + 2 * t->out_stride, c);
+    _mm_storeu_ps(to + 3 * t->out_stride, d);
 }
 
-static void transpose(const float *rows, int64_t n_rows, int64_t n_cols, int64_t stride, float *out,
-                      int64_t out_stride) {
-    int64_t whole_rows = n_rows / 4 * 4, whole_cols = n_cols / 4 * 4;
-    for (int64_t row = 0; row < whole_rows; row += 4)
+// Rows i and i + 4, four elements of each.
+TD_TARGET_AVX2 static inline __m256 load_pair(const float *from, int64_t stride) {
+    __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(from));
+    return _mm256_insertf128_ps(low, _mm_loadu_ps(from + 4 * stride), 1);
+}
+
+// Four columns of eight rows.
+TD_TARGET_AVX2 static inline void transpose8x4(const float *from, int64_t stride, float *to,
+                                               int64_t to_stride) {
+    __m256 a = load_pair(from, stride), b = load_pair(from + stride, stride);
+    __m256 c = load_pair(from + 2 * stride, stride), d = load_pair(from + 3 * stride, stride);
+    __m256 ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
+    __m256 cd_low = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
+    _mm256_storeu_ps(to, _mm256_shuffle_ps(ab_low, cd_low, 0x44));
+    _mm256_storeu_ps(to + to_stride, _mm256_shuffle_ps(ab_low, cd_low, 0xEE));
+    _mm256_storeu_ps(to + 2 * to_stride, _mm256_shuffle_ps(ab_high, cd_high, 0x44));
+    _mm256_storeu_ps(to + 3 * to_stride, _mm256_shuffle_ps(ab_high, cd_high, 0xEE));
+}
+
+TD_TARGET_AVX2 static void transpose8(const transposition *t, int64_t row, int64_t n_cols) {
+    for (int64_t col = 0; col < n_cols; col += 4)
+        transpose8x4(t->rows + row * t->stride + col, t->stride, t->out + col * t->out_stride + row,
+                     t->out_stride);
+}
+
+static void transpose(const transposition *t, int64_t n_rows, int64_t n_cols) {
+    int64_t whole_rows = n_rows / 4 * 4, whole_cols = n_cols / 4 * 4, row = 0;
+    if (td_cpu_simd() >= TD_CPU_AVX2)
+        for (; row + 8 <= n_rows; row += 8)
+            transpose8(t, row, whole_cols);
+    for (; row < whole_rows; row += 4)
         for (int64_t col = 0; col < whole_cols; col += 4)
-            transpose4(rows + row * stride + col, stride, out + col * out_stride + row, out_stride);
-    for (int64_t row = 0; row < n_rows; row++)
+            transpose4(t, row, col);
+    for (row = 0; row < n_rows; row++)
         for (int64_t col = row < whole_rows ? whole_cols : 0; col < n_cols; col++)
-            out[col * out_stride + row] = rows[row * stride + col];
+            t->out[col * t->out_stride + row] = t->rows[row * t->stride + col];
 }
 
 void td_attention_pack_transposed(const td_attention_plan *plan, td_attention_tensor keys,
                                   int64_t n_keys, float *packed) {
-    transpose(keys.base, n_keys, plan->head_dim, keys.stride, packed, TD_ATTENTION_SCORES);
+    transposition whole = {keys.base, keys.stride, packed, TD_ATTENTION_SCORES};
+    transpose(&whole, n_keys, plan->head_dim);
     int64_t padding = td_lanes_round_up(n_keys) - n_keys;
     for (int64_t col = 0; col < plan->head_dim && padding > 0; col++)
         memset(packed + col * TD_ATTENTION_SCORES + n_keys, 0, (size_t)padding * sizeof *packed);

@@ -110,20 +110,20 @@ static void strip_scores(const forward_job *job, const forward_scratch *scratch,
     });
 }
 
-static void strip_values(const forward_job *job, const forward_scratch *scratch, int64_t row,
-                         const td_attention_strip *strip, const key_block *block) {
-    int64_t begin = strip->columns.begin;
-    int64_t end = strip->columns.end < block->n_keys ? strip->columns.end : block->n_keys;
+static void strip_values(const forward_job *job, const forward_scratch *scratch, td_cpu_range rows,
+                         const float *probabilities, const key_block *block) {
+    td_cpu_range keys =
+        td_attention_keys_seen(&scratch->queries, rows, block->first_key, block->n_keys);
     job->kernels->multiply(&(td_attention_product){
-        .m = strip->n_rows,
+        .m = rows.end - rows.begin,
         .n = job->plan.packed_cols,
-        .k = end - begin,
-        .a = strip->scores + begin,
+        .k = keys.end - keys.begin,
+        .a = probabilities + keys.begin,
         .a_row = TD_ATTENTION_SCORES,
         .a_step = 1,
-        .b = block->values + begin * block->values_stride,
+        .b = block->values + keys.begin * block->values_stride,
         .ldb = block->values_stride,
-        .c = scratch->out + row * job->plan.packed_stride,
+        .c = scratch->out + rows.begin * job->plan.packed_stride,
         .ldc = job->plan.packed_stride,
         .accumulate = 1,
     });
@@ -150,17 +150,15 @@ static void strip_process(const forward_job *job, forward_scratch *scratch, td_c
     };
     strip_scores(job, scratch, rows.begin, &strip);
     job->kernels->softmax(&strip, &state);
-    strip_values(job, scratch, rows.begin, &strip, block);
+    strip_values(job, scratch, rows, strip.scores, block);
 }
 
 static void row_store(const forward_job *job, const forward_scratch *scratch, int64_t row,
                       int64_t token, int64_t head) {
     const td_attention_plan *plan = &job->plan;
-    const float *from = scratch->out + row * plan->packed_stride;
     float *to = (float *)job->args->out + td_attention_offset(plan, token, plan->out_stride, head);
-    float factor = 1.0f / scratch->sum[row];
-    for (int64_t i = 0; i < plan->head_dim; i++)
-        to[i] = from[i] * factor;
+    job->kernels->copy_row(scratch->out + row * plan->packed_stride, plan->head_dim,
+                           1.0f / scratch->sum[row], to, plan->head_dim);
     if (job->args->lse)
         job->args->lse[token * plan->n_heads + head] =
             scratch->largest[row] + logf(scratch->sum[row]);
@@ -168,11 +166,12 @@ static void row_store(const forward_job *job, const forward_scratch *scratch, in
 
 static void block_store(const forward_job *job, const td_attention_task *task,
                         const forward_scratch *scratch) {
-    int64_t first_token = task->sequence.q_begin + scratch->queries.tokens.begin;
-    int64_t heads = job->plan.heads_per_key;
-    for (int64_t row = 0; row < scratch->queries.n_rows; row++)
-        row_store(job, scratch, row, first_token + row / heads,
-                  task->key_head * heads + row % heads);
+    td_cpu_range tokens = scratch->queries.tokens;
+    int64_t heads = job->plan.heads_per_key, row = 0;
+    for (int64_t token = tokens.begin; token < tokens.end; token++)
+        for (int64_t head = 0; head < heads; head++, row++)
+            row_store(job, scratch, row, task->sequence.q_begin + token,
+                      task->key_head * heads + head);
 }
 
 static void block_process(const forward_job *job, const td_attention_task *task,
@@ -199,9 +198,19 @@ static void worker(forward_job *job, void *memory) {
         block_process(job, &task, &scratch);
 }
 
+// Wide blocks where each thread still gets several: what is left over at the end is small then.
+static td_attention_plan plan_for(const td_attention_shape *shape, int threads) {
+    enum { ENOUGH = 6 };
+    td_attention_plan plan = td_attention_plan_of(shape), wide = td_attention_plan_widen(plan);
+    int64_t tasks = 0;
+    for (int64_t i = 0; i < shape->n_sequences; i++)
+        tasks += td_attention_blocks(shape->cu_q[i + 1] - shape->cu_q[i], wide.block_tokens);
+    return tasks * plan.n_kv_heads >= ENOUGH * (int64_t)threads ? wide : plan;
+}
+
 td_status td_cpu_attention_forward(const td_op_context *context,
                                    const td_attention_forward_args *args) {
-    forward_job job = {.plan = td_attention_plan_of(&args->shape),
+    forward_job job = {.plan = plan_for(&args->shape, td_cpu_threads()),
                        .args = args,
                        .kernels = td_attention_kernels_find(),
                        .queue = {.shape = &args->shape}};

@@ -18,8 +18,10 @@
 
 enum {
     TD_ATTENTION_ROWS = 128, // of a query block, unless one token has more heads than that
+    TD_ATTENTION_WIDE = 2,   // times as many tokens where there is work enough for all threads
     TD_ATTENTION_KEYS = 128, // of a key block
     TD_ATTENTION_STRIP = 24, // rows that share one range of columns
+    TD_ATTENTION_STRIP_LANES = (TD_ATTENTION_STRIP + TD_LANES - 1) / TD_LANES * TD_LANES,
     TD_ATTENTION_SCORES = TD_ATTENTION_KEYS + TD_LANES, // stride of a row of scores
 };
 
@@ -52,6 +54,13 @@ typedef struct td_attention_queries {
 td_attention_plan td_attention_plan_make(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim);
 td_attention_plan td_attention_plan_of(const td_attention_shape *shape);
 
+// Query blocks of TD_ATTENTION_WIDE times as many tokens: keys are packed less often.
+static inline td_attention_plan td_attention_plan_widen(td_attention_plan plan) {
+    plan.block_tokens *= TD_ATTENTION_WIDE;
+    plan.block_rows *= TD_ATTENTION_WIDE;
+    return plan;
+}
+
 static inline td_attention_sequence td_attention_sequence_at(const td_attention_shape *shape,
                                                              int64_t index) {
     return (td_attention_sequence){shape->cu_q[index], shape->cu_q[index + 1] - shape->cu_q[index],
@@ -79,6 +88,10 @@ void td_attention_queries_fill(const td_attention_plan *plan, const td_attention
 // n_keys). Empty when begin == end.
 td_cpu_range td_attention_columns(const td_attention_queries *queries, td_cpu_range rows,
                                   int64_t first_key, int64_t n_keys);
+
+// The same without the columns behind the last row's last key, which only fill the lanes.
+td_cpu_range td_attention_keys_seen(const td_attention_queries *queries, td_cpu_range rows,
+                                    int64_t first_key, int64_t n_keys);
 
 // Rows of the queries that see any of the keys [begin, end).
 td_cpu_range td_attention_rows_that_see(const td_attention_queries *queries, td_cpu_range keys);
@@ -159,6 +172,8 @@ typedef struct td_attention_kernels {
     void (*softmax)(const td_attention_strip *strip, const td_attention_softmax *softmax);
     void (*gradient)(const td_attention_strip *strip, const td_attention_gradient *gradient);
     void (*row_dots)(int64_t n_rows, int64_t n_cols, const float *a, const float *b, float *out);
+    // to = from (n) * factor, and zeros up to n_to.
+    void (*copy_row)(const float *from, int64_t n, float factor, float *to, int64_t n_to);
 } td_attention_kernels;
 
 // For td_cpu_simd().

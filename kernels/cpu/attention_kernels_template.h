@@ -110,24 +110,51 @@ TD_LANES_INLINE void KERNEL(scale)(float *x, int64_t n, float factor) {
         L(store)(x + i, L(mul)(L(load)(x + i), by));
 }
 
+// Masks a row's scores. `largest` becomes the larger of it and theirs. Returns 0 when the row sees
+// no column at all.
+TD_LANES_INLINE int KERNEL(masked)(const td_attention_strip *strip, int64_t row, float *largest) {
+    float *scores = strip->scores + row * TD_ATTENTION_SCORES;
+    if (strip->softcap > 0.0f)
+        KERNEL(cap)(scores, strip->columns, strip->softcap);
+    if (!KERNEL(mask)(strip, row, scores))
+        return 0;
+    float here = KERNEL(largest_of)(scores, strip->columns);
+    *largest = *largest > here ? *largest : here;
+    return 1;
+}
+
+// What the sums so far shrink by as the largest scores grow, in whole lanes of rows.
+TD_LANES_INLINE void KERNEL(corrections)(const float *before, const float *after, float *factors) {
+    for (int64_t i = 0; i < TD_ATTENTION_STRIP_LANES; i += TD_LANES)
+        L(store)(factors + i, L(exp)(L(sub)(L(load)(before + i), L(load)(after + i))));
+}
+
+// The rows go side by side through each pass, so that no row waits for the sum over another's
+// lanes.
 TD_LANES_TARGET static void KERNEL(softmax)(const td_attention_strip *strip,
                                             const td_attention_softmax *state) {
+    float before[TD_ATTENTION_STRIP_LANES] = {0}, after[TD_ATTENTION_STRIP_LANES] = {0};
+    float factors[TD_ATTENTION_STRIP_LANES];
+    int seen[TD_ATTENTION_STRIP_LANES];
+    for (int64_t row = 0; row < strip->n_rows; row++) {
+        before[row] = after[row] = state->largest[row];
+        seen[row] = KERNEL(masked)(strip, row, &after[row]);
+    }
+    KERNEL(corrections)(before, after, factors);
     for (int64_t row = 0; row < strip->n_rows; row++) {
         float *scores = strip->scores + row * TD_ATTENTION_SCORES;
-        if (strip->softcap > 0.0f)
-            KERNEL(cap)(scores, strip->columns, strip->softcap);
-        if (!KERNEL(mask)(strip, row, scores)) {
+        if (!seen[row]) {
             KERNEL(clear)(scores, strip->columns);
             continue;
         }
-        float before = state->largest[row], largest = KERNEL(largest_of)(scores, strip->columns);
-        largest = before > largest ? before : largest;
-        float sum = KERNEL(exponentials)(scores, strip->columns, largest);
-        float correction = before == largest ? 1.0f : td_exp_scalar(before - largest);
-        state->largest[row] = largest;
-        state->sum[row] = state->sum[row] * correction + sum;
-        if (correction != 1.0f)
-            KERNEL(scale)(state->out + row * state->out_stride, state->out_cols, correction);
+        float sum = KERNEL(exponentials)(scores, strip->columns, after[row]);
+        state->largest[row] = after[row];
+        if (before[row] == after[row]) {
+            state->sum[row] += sum;
+            continue;
+        }
+        state->sum[row] = state->sum[row] * factors[row] + sum;
+        KERNEL(scale)(state->out + row * state->out_stride, state->out_cols, factors[row]);
     }
 }
 
@@ -173,11 +200,29 @@ TD_LANES_TARGET static void KERNEL(row_dots)(int64_t n_rows, int64_t n_cols, con
     }
 }
 
+TD_LANES_TARGET static void KERNEL(copy_row)(const float *from, int64_t n, float factor, float *to,
+                                             int64_t n_to) {
+    LANES by = L(set)(factor);
+    int64_t i = 0;
+    for (; i + TD_LANES <= n; i += TD_LANES)
+        L(store)(to + i, L(mul)(L(load)(from + i), by));
+    if (i < n) {
+        float padded[TD_LANES];
+        L(store)(padded, L(mul)(KERNEL(load_tail)(from + i, n - i), by));
+        int64_t left = n_to - i;
+        memcpy(to + i, padded, (size_t)(left < TD_LANES ? left : TD_LANES) * sizeof *to);
+        i += TD_LANES;
+    }
+    for (; i < n_to; i++)
+        to[i] = 0.0f;
+}
+
 static const td_attention_kernels KERNEL(kernels) = {
     .multiply = KERNEL(multiply),
     .softmax = KERNEL(softmax),
     .gradient = KERNEL(gradient),
     .row_dots = KERNEL(row_dots),
+    .copy_row = KERNEL(copy_row),
 };
 
 #undef L
