@@ -145,7 +145,7 @@ load() {
 }
 operations() {
     "$tandem" bench ops --help 2>&1 | grep -q 'tandem bench ops' || skip "this build has no bench ops"
-    run "$tandem" bench ops --shape "$1" $lora --seq $seq --record "$record"
+    run "$tandem" bench ops --shape "$1" $lora --seq $seq --tokens $((2 * seq)) ${quick:+--set page_elements=500} --record "$record"
     say "$(grep -c . "$out/$part_name.txt") lines in $part_name.txt"
 }
 # peer SHAPE RECOMPUTE BATCH...
@@ -177,10 +177,10 @@ part peer_8b 100 peer $big none $big_batch
 part peer_1.7b 80 peer $small none $small_batch
 part checkpoint_8b 30 checkpoint
 part load_8b 90 load
-part ops_8b 40 operations $big
+part ops_8b 60 operations $big
 part peer_8b_full 80 peer $big full $big_batch
 part peer_1.7b_full 60 peer $small full $small_batch
-part ops_1.7b 30 operations $small
+[ -n "$quick" ] || part ops_1.7b 40 operations $small
 
 [ -s "$work/order" ] || { echo "gpu_bench: there is no part called ${only[*]}" >&2; exit 1; }
 value() {

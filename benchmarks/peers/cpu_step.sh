@@ -27,7 +27,7 @@ machine() {
     local cpu
     cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
     printf '{"machine": "%s", "cores": %s, "memory_kib": %s, "memory_available_kib": %s, "load_average": %s, "commit": "%s", "date": "%s", "command": "%s"}\n' \
-        "$cpu" "$(nproc)" "$(awk '/MemTotal/ {print $2}' /proc/meminfo)" "$(awk '/MemAvailable/ {print $2}' /proc/meminfo)" \
+        "$cpu" "$(nproc --all)" "$(awk '/MemTotal/ {print $2}' /proc/meminfo)" "$(awk '/MemAvailable/ {print $2}' /proc/meminfo)" \
         "$(cut -d' ' -f1 /proc/loadavg)" "$(git rev-parse --short HEAD)" "$(date -u +%Y-%m-%d)" \
         "benchmarks/peers/cpu_step.sh PYTHON $shape $seq $threads $rounds RECORD $steps${limit:+ $limit}"
 }
