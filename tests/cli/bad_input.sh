@@ -263,7 +263,7 @@ rm -rf "$folder/out"
 mkdir "$folder/small"
 if mount -t tmpfs -o size=4k tmpfs "$folder/small" 2>/dev/null; then
     mounted=$folder/small
-    check "no disk space" 5 'disk full' train --set output_dir="$folder/small/out" --set lora_r=64
+    check "no disk space" 5 'disk full|No space left' train --set output_dir="$folder/small/out" --set lora_r=64
 else
     echo "skipped no disk space: mounting a small file system needs root"
 fi
