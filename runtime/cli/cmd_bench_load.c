@@ -48,6 +48,23 @@ static td_status parse(const td_command *command, td_comm *comm, int argc, char 
     return TD_OK;
 }
 
+static void print_phases(const td_base_times *times) {
+    printf(
+        "phases:         of all threads together in the fastest load: mapping %.3f s, fingerprint "
+        "%.3f s, quantizing and storing %.3f s; double quantization %.3f s, other ranks %.3f s\n",
+        times->fetch, times->fingerprint, times->store, times->nest, times->share);
+}
+
+static void print_image(const td_bench_load_result *result) {
+    double load = td_bench_spread_of(result->image_load, result->rounds).median;
+    double rate = result->image_bytes / load;
+    printf("image:          %s to load %.1f MiB = %s, %.1f %% of the read rate; first step %s; "
+           "written in %.2f s\n",
+           td_bench_time(result->image_load, result->rounds).text, result->image_bytes / 1048576,
+           td_bench_rate(rate).text, 100 * rate / result->read_rate,
+           td_bench_time(result->image_first, result->rounds).text, result->image_write);
+}
+
 static void print_result(const td_bench_load_result *result) {
     double load = td_bench_spread_of(result->load, result->rounds).median;
     double rate = result->file_bytes / load, params = (double)result->quantized;
@@ -64,9 +81,11 @@ static void print_result(const td_bench_load_result *result) {
     printf("parts alone:    to fp32 %s, fingerprint %s, NF4 %.0f M parameters/s\n",
            td_bench_rate(result->convert_rate).text, td_bench_rate(result->hash_rate).text,
            result->quantize_rate * 1e-6);
-    printf("one by one:     %.2f s = bytes / to fp32 + bytes / fingerprint + quantized / NF4\n",
-           result->file_bytes / result->convert_rate + result->file_bytes / result->hash_rate +
-               params / result->quantize_rate);
+    printf("one by one:     %.2f s = bytes / fingerprint + quantized / NF4\n",
+           result->file_bytes / result->hash_rate + params / result->quantize_rate);
+    print_phases(&result->times);
+    if (result->image_load)
+        print_image(result);
 }
 
 static td_status bench(const td_config *config, td_comm *comm, void *options) {
@@ -102,7 +121,7 @@ const td_command td_bench_command_load = {
     .summary = "time the way from safetensors in the page cache to the first step",
     .details =
         "Random weights are written once, read back to measure the machine, then loaded as a "
-        "run does.\n\n"
+        "run does, from the model's files and from an image of the base (base_cache).\n\n"
         "example: tandem bench load --shape configs/shapes/smollm2-135m",
     .run = run,
 };

@@ -22,11 +22,16 @@ typedef struct td_bench_load_result {
     // (rounds) seconds
     double *load;  // td_session_load_base(): reading, quantizing, sharing
     double *first; // from opening the model to the end of the first step
+    // With an image of the base (base_cache); NULL unless the base is quantized.
+    double *image_load, *image_first;
+    double image_bytes;
+    td_base_times times, image_times; // of the fastest load, this rank's
+    double image_write;               // seconds
     // Rates of the parts alone, same threads, this run
     double read_rate;     // bytes/s of the file into memory, all threads
     double convert_rate;  // bytes/s of BF16 to fp32
     double hash_rate;     // bytes/s of the fingerprint
-    double quantize_rate; // parameters/s
+    double quantize_rate; // parameters/s, of BF16
     cJSON *record;        // rank 0
 } td_bench_load_result;
 
