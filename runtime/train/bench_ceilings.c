@@ -186,6 +186,14 @@ td_status td_bench_ceilings_measure(const td_op_context *context, td_bench_ceili
     return measure_copy(context, out);
 }
 
+void td_bench_ceilings_keep_larger(const td_bench_ceilings *other, td_bench_ceilings *out) {
+    td_bench_ceilings larger = other->flops > out->flops ? *other : *out;
+    int is_faster = other->bytes_per_second > out->bytes_per_second;
+    larger.bytes_per_second = is_faster ? other->bytes_per_second : out->bytes_per_second;
+    larger.copy_bytes = is_faster ? other->copy_bytes : out->copy_bytes;
+    *out = larger;
+}
+
 void td_bench_ceilings_print(const td_bench_ceilings *ceilings) {
     printf("GEMM ceiling:   %.1f GFLOP/s, %s %lld^3 product by %s, this run\n",
            ceilings->flops * 1e-9, ceilings->is_bf16 ? "bf16" : "fp32", (long long)ceilings->extent,

@@ -17,6 +17,9 @@ typedef struct td_bench_ceilings {
 
 // Local. The context needs no workspace. On the CPU the threads of the operations take part.
 td_status td_bench_ceilings_measure(const td_op_context *context, td_bench_ceilings *out);
+// *out keeps of itself and of `other`, measured at another time, what was faster: a machine that
+// does something else meanwhile is slower than it can be.
+void td_bench_ceilings_keep_larger(const td_bench_ceilings *other, td_bench_ceilings *out);
 // Two lines for a person.
 void td_bench_ceilings_print(const td_bench_ceilings *ceilings);
 void td_bench_ceilings_record(const td_bench_ceilings *ceilings, cJSON *record);
