@@ -49,8 +49,9 @@ typedef struct td_workspace_query {
 
 // LoRA of one linear layer. y += scaling * B(A(dropout(x))).
 typedef struct td_lora_weights {
-    const float *a; // (rank, in) fp32
-    const float *b; // (out, rank) fp32
+    const float *a;            // (rank, in) fp32
+    const float *b;            // (out, rank) fp32
+    const void *a_act, *b_act; // the same in act; NULL: operations round for themselves
     int64_t rank;
     float scaling;
     td_dropout dropout; // threshold 0: none
@@ -87,9 +88,9 @@ typedef struct td_linear_backward_args {
 // bitsandbytes NF4, blocks of 64 of the flattened weight (CONTRACT.md, "NF4").
 typedef struct td_nf4_quantize_args {
     int64_t n_elements;
-    const void *weight; // (n) of weight_dtype; BF16 on the CPU may be unaligned
-    uint8_t *codes;     // (ceil(n / 2)) out; an odd last code has code 7 (zero) beside it
-    float *absmax;      // (ceil(n / 64)) fp32, out
+    const void *weight;    // (n) of weight_dtype; BF16 on the CPU may be unaligned
+    uint8_t *codes;        // (ceil(n / 2)) out; an odd last code has code 7 (zero) beside it
+    float *absmax;         // (ceil(n / 64)) fp32, out
     td_dtype weight_dtype; // TD_F32 or TD_BF16
 } td_nf4_quantize_args;
 

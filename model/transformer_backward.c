@@ -169,6 +169,7 @@ static int64_t lowest_adapted_layer(const td_lora *lora) {
 // sending gradients, is never part of a recording.
 static td_status layer_back(td_transformer *transformer, int64_t layer) {
     int64_t lowest = lowest_adapted_layer(transformer->lora);
+    TD_TRY(td_transformer_round_layer(transformer, layer));
     TD_TRY(td_transformer_recompute(transformer, layer));
     TD_TRY(mlp_half_back(transformer, layer));
     return attention_half_back(transformer, layer, layer == lowest);

@@ -29,6 +29,8 @@ int td_transformer_module(const td_transformer *transformer, int64_t layer,
     *out = (td_lora_weights){
         .a = transformer->parameters + module->a_offset,
         .b = transformer->parameters + module->b_offset,
+        .a_act = td_transformer_rounded(transformer, layer, module->a_offset),
+        .b_act = td_transformer_rounded(transformer, layer, module->b_offset),
         .rank = module->rank,
         .scaling = module->scaling,
         .dropout = module_dropout(transformer, layer, projection),
@@ -266,6 +268,7 @@ static td_status queue_blocks(td_transformer *transformer, int64_t first_layer) 
         void *x_out =
             layer + 1 < config->n_layers ? transformer->layers[layer + 1].x_in : transformer->x_out;
         td_progress_layer((uint32_t)layer);
+        TD_TRY(td_transformer_round_layer(transformer, layer));
         TD_TRY(attention_half(transformer, layer));
         TD_TRY(mlp_half(transformer, layer));
         TD_TRY(mlp_end(transformer, layer, x_out));

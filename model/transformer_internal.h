@@ -90,6 +90,10 @@ struct td_transformer {
     void *d_k, *d_v;         // (T, n_kv_heads, head_dim) act; laid out as q, k and v are
     float *d_module;         // (max_module_parameters) fp32: A then B
 
+    // A and B of the layer at hand, as they lie in the flat vector, in bf16; NULL with fp32
+    // activations.
+    void *rounded;
+
     // The running call.
     const float *parameters; // or NULL
     td_dropout_key dropout;
@@ -143,6 +147,14 @@ td_status td_transformer_rotate(td_transformer *transformer, int64_t layer, int6
 // call.
 int td_transformer_module(const td_transformer *transformer, int64_t layer,
                           td_projection projection, td_lora_weights *out);
+
+// transformer_lora.c: A and B of one layer at a time in the type of the activations.
+void td_transformer_take_rounded(td_transformer *transformer);
+// Queued before the first of the layer's modules, forward and backward.
+td_status td_transformer_round_layer(td_transformer *transformer, int64_t layer);
+// What lies at `offset` of the flat vector, of the layer at hand; NULL with fp32 activations.
+const void *td_transformer_rounded(const td_transformer *transformer, int64_t layer,
+                                   int64_t offset);
 
 // transformer_head.c: queues the loss over the targets and, when gradient_scale != 0, d_x.
 td_status td_transformer_head(td_transformer *transformer, float gradient_scale);

@@ -131,6 +131,7 @@ static void take_layers(td_layout *layout) {
         take_low_rank(layout, state, layer, &layout->shared);
     }
     transformer->x_out = choose(layout, training, running, config->hidden, act);
+    td_transformer_take_rounded(transformer);
 }
 
 static void take_tables(td_transformer *transformer) {

@@ -62,9 +62,9 @@ td_cuda_linear_parts common_parts(const layer *self, int with_weight) {
         parts.weight = self->panel_rows * self->in;
     if (has_dropout(self->lora))
         parts.masked = self->n_tokens * self->in;
-    if (self->act == TD_BF16) {
-        parts.a = rank * self->in;
-        parts.b = self->out * rank;
+    if (self->act == TD_BF16 && self->lora) {
+        parts.a = self->lora->a_act ? 0 : rank * self->in;
+        parts.b = self->lora->b_act ? 0 : self->out * rank;
     }
     return parts;
 }
@@ -85,10 +85,16 @@ td_status as_act(const layer *self, const float *values, int64_t n, size_t offse
 }
 
 td_status lora_a(const layer *self, const void **out) {
+    *out = self->lora->a_act;
+    if (*out)
+        return TD_OK;
     return as_act(self, self->lora->a, self->lora->rank * self->in, self->layout.a, out);
 }
 
 td_status lora_b(const layer *self, const void **out) {
+    *out = self->lora->b_act;
+    if (*out)
+        return TD_OK;
     return as_act(self, self->lora->b, self->out * self->lora->rank, self->layout.b, out);
 }
 

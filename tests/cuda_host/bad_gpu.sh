@@ -116,12 +116,14 @@ ends "NCCL and a shared GPU" 2 'transport "nccl" cannot be used: ranks 0 and 1 s
 runs "a shared GPU, auto, with NCCL_HOSTID" 'gradients by MPI \(ranks 0 and 1 share a GPU\)' env NCCL_HOSTID=a \
     "$source/launch/mpirun.sh" 2 "$tandem" "${settings[@]}" --set share_gpus=true
 
-# Every allocation of device or pinned memory fails once, on each number of ranks, until there is none left to fail.
+# Every allocation of device or pinned memory fails once, on each number of ranks, until there is none left to fail. Copies of
+# layers are only made where there is memory: the first of them comes next.
 for ranks in 1 2; do
     n=0 got=4 wrong=0
     while [ "$got" -ne 0 ] && [ "$wrong" -eq 0 ] && [ "$n" -lt 200 ]; do
         n=$((n + 1)) got=0
-        CUDA_HOST_FAIL_ALLOC=$n train "$ranks" --set share_gpus=true >"$folder/log" 2>&1 || got=$?
+        CUDA_HOST_FAIL_ALLOC=$n train "$ranks" --set share_gpus=true --set dequantized_cache_bytes=-1 \
+            >"$folder/log" 2>&1 || got=$?
         errors=$(grep -cE '^(\[[0-9]+\] )?error:' "$folder/log")
         lines=$(grep -cE '^error: GPU 0: cannot allocate .* MiB of (device|pinned host) memory for [a-zA-Z]' "$folder/log")
         if [ "$got" -ne 0 ]; then
@@ -131,6 +133,10 @@ for ranks in 1 2; do
     done
     [ "$wrong" -eq 0 ] && [ "$got" -eq 0 ] && [ "$n" -gt 10 ]
     report $? "each of $((n - 1)) allocations fails, $ranks ranks (the last: code $got, $errors errors, $lines match)"
+    export CUDA_HOST_FAIL_ALLOC=$n
+    runs "no memory for copies of layers, $ranks ranks" \
+        'GPU memory holds copies of 0 dequantized layers, not of [1-9]' train "$ranks" --set share_gpus=true
+    unset CUDA_HOST_FAIL_ALLOC
 done
 
 # Only rank 1 runs out of memory, while the base is loaded and while the run's vectors are allocated.

@@ -2,7 +2,8 @@
 // what products read, and where memory ends a run has fewer of them.
 #include "small_run.h"
 
-static const char *const settings[] = {"device=cuda", "share_gpus=true", "lora_dropout=0.1",
+static const char *const settings[] = {"device=cuda",        "share_gpus=true",
+                                       "lora_dropout=0.1",   "gradient_accumulation_steps=1",
                                        "learning_rate=1e-2", NULL};
 
 // What two steps leave.
