@@ -8,9 +8,9 @@
 // newest; it is for people and scripts, loading looks for itself.
 //
 // A save takes a snapshot and returns; a thread of its own writes it while training goes on. The
-// td_checkpoint_poll() that finds all ranks done lets rank 0 publish the files, in a thread too, and
-// the one that finds it done there commits; so does the next save, or td_checkpoint_finish(). All
-// three are collective and called by the training thread, so the ranks always agree on what is
+// td_checkpoint_poll() that finds all ranks done lets rank 0 publish the files, in a thread too,
+// and the one that finds it done there commits; so does the next save, or td_checkpoint_finish().
+// All three are collective and called by the training thread, so the ranks always agree on what is
 // committed.
 //
 // Every start of a run takes a new incarnation (RUN/incarnation). A process of an older one that
@@ -80,8 +80,9 @@ void td_checkpoint_destroy(td_checkpoint_writer *writer);
 td_status td_checkpoint_save(td_checkpoint_writer *writer, const td_checkpoint_meta *meta,
                              const float *params, td_pager *pager);
 // Collective. Takes the save under way one stage further when all ranks are ready for it; waits for
-// no disk. Without one, returns at once. *out_committed (may be NULL) is the step that was committed by this call, else -1. After an
-// error the old checkpoints are untouched and the writer can save again.
+// no disk. Without one, returns at once. *out_committed (may be NULL) is the step that was
+// committed by this call, else -1. After an error the old checkpoints are untouched and the writer
+// can save again.
 td_status td_checkpoint_poll(td_checkpoint_writer *writer, int64_t *out_committed);
 // Local, the same on all ranks: 0 without a save under way, 1 while ranks write, 2 while rank 0
 // publishes.

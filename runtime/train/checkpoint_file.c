@@ -34,7 +34,7 @@ static td_status fail_write(const char *path, const char *what) {
                    errno ? strerror(errno) : "HDF5 gives no reason");
 }
 
-// --- Writing. Functions named locked_* are called with the HDF5 lock held.
+// Functions named locked_* are called with the HDF5 lock held.
 
 typedef struct shard_writer {
     const char *path;
