@@ -252,6 +252,10 @@ void td_ops_timed_watch(td_ops_timed *timed, int on) {
     timed->watching = on;
 }
 
+void td_ops_timed_forget(td_ops_timed *timed) {
+    timed->n_linears = 0;
+}
+
 static void add_call(td_timed_sum *sum, const timed_call *call, double seconds) {
     sum->calls++;
     sum->seconds += seconds;

@@ -70,6 +70,9 @@ void td_ops_timed_destroy(td_ops_timed *timed);
 const td_ops *td_ops_timed_table(const td_ops_timed *timed);
 // While not watching, calls go straight through.
 void td_ops_timed_watch(td_ops_timed *timed, int on);
+// Drops what was collected of linear layers, which is kept apart. Events are made when they are
+// first needed: a step that is watched and forgotten comes before those that count.
+void td_ops_timed_forget(td_ops_timed *timed);
 // Waits for the stream and adds what was watched since the last time to *sums.
 td_status td_ops_timed_collect(td_ops_timed *timed, td_timed_sums *sums);
 

@@ -167,11 +167,22 @@ static td_status watch(td_run *run, td_ops_timed *timed, int64_t index, int64_t 
     return TD_OK;
 }
 
+static td_status warm_up(td_run *run, td_ops_timed *timed, int64_t index) {
+    td_step_result result;
+    td_timed_sums dropped = {0};
+    TD_TRY(td_bench_whole_step(run, index, &result));
+    TD_TRY(td_ops_timed_collect(timed, &dropped));
+    td_ops_timed_forget(timed);
+    return TD_OK;
+}
+
 td_status td_bench_breakdown_run(td_run *run, td_ops_timed *timed, int64_t index, int64_t steps,
                                  td_bench_breakdown *out) {
     out->steps = steps;
     td_ops_timed_watch(timed, 1);
-    td_status status = watch(run, timed, index, steps, out);
+    td_status status = warm_up(run, timed, index);
+    if (status == TD_OK)
+        status = watch(run, timed, index + 1, steps, out);
     td_ops_timed_watch(timed, 0);
     TD_TRY(td_comm_agree(run->session->comm, status, "watched steps"));
     return split(td_transformer_context(run->transformer), out);

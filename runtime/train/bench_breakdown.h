@@ -24,9 +24,9 @@ typedef struct td_bench_breakdown {
     int split_is_whole; // 0: no memory for a dense weight, dequantization stays with the base
 } td_bench_breakdown;
 
-// Collective. Runs and watches updates [index, index + steps). The run's contexts have
-// td_ops_timed_ table(timed) as their operations. What the transformer holds is overwritten: the
-// run is of no use afterwards but to be destroyed.
+// Collective. Runs updates [index, index + steps], and counts all but the first. The run's contexts
+// have td_ops_timed_table(timed) as their operations. What the transformer holds is overwritten:
+// the run is of no use afterwards but to be destroyed.
 td_status td_bench_breakdown_run(td_run *run, td_ops_timed *timed, int64_t index, int64_t steps,
                                  td_bench_breakdown *out);
 

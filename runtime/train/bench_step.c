@@ -153,11 +153,9 @@ static td_status bench(td_run *run, td_session *session, td_store *store,
 
 static td_status watch(td_run *run, td_session *session, td_store *store, td_ops_timed *timed,
                        const td_bench_step_options *options, td_bench_step_result *out) {
-    td_step_result first;
     TD_TRY(td_run_plan(run, session, store, NULL, 0));
     TD_TRY(td_run_allocate(run, store, NULL));
-    TD_TRY(td_bench_whole_step(run, 0, &first));
-    return td_bench_breakdown_run(run, timed, 1, options->steps, &out->breakdown);
+    return td_bench_breakdown_run(run, timed, 0, options->steps, &out->breakdown);
 }
 
 // Another run on the same weights, behind the table that times operations: the steps that were
