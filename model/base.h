@@ -41,8 +41,8 @@ typedef struct td_base {
     const float *nested_map; // (256) of nested NF4 codes, or NULL
     td_hash
         fingerprint; // over config.json's values that matter and the tensors read from the files
-    td_arena host_arena; // table of embeddings in pinned host memory
-    td_arena arena;      // owns all of the above
+    td_arena host_arena; // a table of embeddings in pinned host memory
+    td_arena arena;      // owns the rest of the above
     // The arena's memory where it is mapped rather than the device's: pages of their own, or those
     // of an image, which are read-only and shared by all who map it. NULL otherwise.
     void *mapped;
