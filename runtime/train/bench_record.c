@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "runtime/core/files.h"
+#include "runtime/core/gpu_module.h"
 #include "runtime/core/json.h"
 #include "runtime/core/tensor.h"
 #include "runtime/train/metrics.h"
@@ -141,6 +142,28 @@ static void add_cpu(cJSON *record) {
                            (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE));
 }
 
+static void add_version(cJSON *record, const char *name, int version) {
+    char text[32];
+    snprintf(text, sizeof text, "CUDA %d.%d", version / 1000, version % 1000 / 10);
+    td_bench_record_text(record, name, text);
+}
+
+// What a GPU's name does not say. The driver goes by the newest CUDA that it is for.
+static void add_gpu(cJSON *record, const td_device *device) {
+    const td_gpu_module *module = NULL;
+    char reason[512], text[32];
+    td_gpu_info info;
+    td_gpu_module_load(&module, reason, sizeof reason);
+    if (!module || module->device_describe(device->index, &info) != TD_OK)
+        return;
+    add_version(record, "driver", info.driver);
+    add_version(record, "cuda_runtime", info.runtime);
+    snprintf(text, sizeof text, "%d.%d", info.major, info.minor);
+    td_bench_record_text(record, "compute_capability", text);
+    td_bench_record_number(record, "multiprocessors", info.processors);
+    td_bench_record_number(record, "gpu_memory_bytes", (double)info.total_bytes);
+}
+
 // Over the last minute: what else the machine had to do.
 static void add_load(cJSON *record, const char *name) {
     double load;
@@ -165,6 +188,8 @@ cJSON *td_bench_record_create(const char *benchmark, const char *command,
     td_bench_record_text(record, "commit", TD_COMMIT);
     add_date(record);
     td_bench_record_text(record, "device", choice->name);
+    if (!choice->device->unified)
+        add_gpu(record, choice->device);
     add_cpu(record);
     add_load(record, "load_average_before");
     td_bench_record_number(record, "ranks", n_ranks);

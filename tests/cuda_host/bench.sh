@@ -33,5 +33,7 @@ for part in 'linear layers, forward' 'linear layers, recompute' 'linear layers, 
     'gradient accumulation' 'update'; do
     expect "time of $part" "\"part\":\"$part\",\"calls\":[1-9][0-9]*,\"seconds\":[0-9.e-]*[1-9]" "$folder/step.json"
 done
+expect "the GPU in the record" '"device":"NVIDIA [^"]*","driver":"CUDA [0-9.]+","cuda_runtime":"CUDA [0-9.]+","compute_capability"' \
+    "$folder/step.json"
 expect "host memory beside the plan" '"host_plan_bytes":[1-9]' "$folder/step.json"
 exit "$failed"
