@@ -136,15 +136,11 @@ load() {
     [ "$free" -ge $((needed * 1048576)) ] || skip "$((free / 1048576)) GiB are free in $folder, $needed are needed"
     run "$tandem" bench load --shape $big --folder "$folder/model" --rounds $((quick ? 1 : 2)) $lora --record "$record"
     number first_step_seconds >"$work/$part_name.value"
-    say "first step after $(cat "$work/$part_name.value") s"
-    # The first of these rounds makes the image that the others start from: the fastest is one of those.
-    record=$out/load_image_8b.json
-    run "$tandem" bench load --shape $big --folder "$folder/model" --rounds 3 $lora --set base_cache="$folder/cache" --record "$record"
-    sed -nE 's/.*"first_step_seconds": *\{[^}]*"samples": *\[([^]]*)\].*/\1/p' "$record" | tr ',' '\n' | sort -g | head -n 1 >"$work/load_image.value"
-    say "from an NF4 image $(cat "$work/load_image.value") s"
+    number image_first_step_seconds >"$work/load_image.value"
+    say "first step after $(cat "$work/$part_name.value") s, from an NF4 image $(cat "$work/load_image.value") s"
 }
 operations() {
-    "$tandem" bench ops --help 2>&1 | grep -q 'tandem bench ops' || skip "this build has no bench ops"
+    [[ $("$tandem" bench ops --help 2>&1) == *'tandem bench ops'* ]] || skip "this build has no bench ops"
     run "$tandem" bench ops --shape "$1" $lora --seq $seq --tokens $((2 * seq)) ${quick:+--set page_elements=500} --record "$record"
     say "$(grep -c . "$out/$part_name.txt") lines in $part_name.txt"
 }
