@@ -222,14 +222,14 @@ void td_bench_ops_print(const td_bench_ops_result *result) {
     td_bench_ceilings_print(&result->ceilings);
     printf("                the same call again and again: what fits into a cache stays there, and "
            "passes the copy ceiling\n");
-    printf("%-46s %11s %11s %11s %16s %8s  %s\n", "operation", "median us", "p10", "p90", "rate",
+    printf("%-54s %11s %11s %11s %16s %8s  %s\n", "operation", "median us", "p10", "p90", "rate",
            "ceiling", "= / median");
     for (int i = 0; i < result->count; i++) {
         const td_bench_op_time *time = &result->times[i];
         int is_product = td_op_is_product(time->op);
         char label[128];
         snprintf(label, sizeof label, "%s %s", td_op_name(time->op), time->name);
-        printf("%-46s %11.1f %11.1f %11.1f %9.2f %s %6.1f %%  %s\n", label,
+        printf("%-54s %11.1f %11.1f %11.1f %9.2f %s %6.1f %%  %s\n", label,
                time->seconds.median * 1e6, time->seconds.p10 * 1e6, time->seconds.p90 * 1e6,
                amount_of(time) / time->seconds.median * 1e-9, is_product ? "GFLOP/s" : "GB/s   ",
                100 * share_of(time, &result->ceilings), td_op_formula(time->op));

@@ -15,11 +15,12 @@ typedef struct layer {
     td_operand x, y, xa, dy, dx, a, b, da, db;
     td_lora_weights lora;
     int is_head;
+    double dropout;
 } layer;
 
 static void take_layer(td_ops_bench *bench, layer *l) {
     td_dtype act = bench->act, wide = l->is_head ? TD_F32 : act;
-    double p = bench->options->dropout;
+    double p = l->dropout;
     td_bench_take_weight(bench, l->out, l->in, !l->is_head, &l->weight);
     l->x = td_bench_take(bench, act, l->tokens * l->in, 1);
     l->y = td_bench_take(bench, wide, l->tokens * l->out, 0);
@@ -192,26 +193,44 @@ static int is_first_of_extents(const td_model_config *model, td_projection proje
     return 1;
 }
 
-// Projections of the same extents once, by the first one's name.
-td_status td_bench_linear_ops(td_ops_bench *bench) {
+static td_status projection_ops(td_ops_bench *bench, td_projection projection, double dropout) {
     const td_model_config *model = bench->model;
     char name[64];
+    layer l = {.tokens = bench->options->tokens,
+               .in = td_projection_in(model, projection),
+               .out = td_projection_out(model, projection),
+               .rank = bench->options->rank,
+               .dropout = dropout};
+    snprintf(name, sizeof name, "%s (%lld, %lld)%s", td_projection_name(projection),
+             (long long)l.out, (long long)l.in, dropout > 0 ? ", dropout" : "");
+    return both_ways(bench, &l, name);
+}
+
+static td_status head_ops(td_ops_bench *bench) {
+    char name[64];
+    layer head = {.tokens = bench->options->head_tokens,
+                  .in = bench->model->hidden,
+                  .out = bench->model->vocabulary,
+                  .is_head = 1};
+    snprintf(name, sizeof name, "head (%lld, %lld)", (long long)head.out, (long long)head.in);
+    return both_ways(bench, &head, name);
+}
+
+// Projections of the same extents once, by the first one's name; the first one always with dropout
+// too.
+td_status td_bench_linear_ops(td_ops_bench *bench) {
+    static const double some_dropout = 0.1;
+    const td_model_config *model = bench->model;
+    double dropout = bench->options->dropout;
+    int is_covered = dropout > 0;
     for (int p = 0; p < TD_PROJ_COUNT; p++) {
         td_projection projection = (td_projection)p;
         if (!td_projection_exists(model, projection) || !is_first_of_extents(model, projection))
             continue;
-        layer l = {.tokens = bench->options->tokens,
-                   .in = td_projection_in(model, projection),
-                   .out = td_projection_out(model, projection),
-                   .rank = bench->options->rank};
-        snprintf(name, sizeof name, "%s (%lld, %lld)", td_projection_name(projection),
-                 (long long)l.out, (long long)l.in);
-        TD_TRY(both_ways(bench, &l, name));
+        TD_TRY(projection_ops(bench, projection, dropout));
+        if (!is_covered)
+            TD_TRY(projection_ops(bench, projection, some_dropout));
+        is_covered = 1;
     }
-    layer head = {.tokens = bench->options->head_tokens,
-                  .in = model->hidden,
-                  .out = model->vocabulary,
-                  .is_head = 1};
-    snprintf(name, sizeof name, "head (%lld, %lld)", (long long)head.out, (long long)head.in);
-    return both_ways(bench, &head, name);
+    return head_ops(bench);
 }
