@@ -6,10 +6,10 @@
 // a stride is given. Pointers are device memory and owned by the caller. Work is queued on
 // context->stream and may still run when the function returns; buffers may be reused by later work
 // on the same stream. Every operation is deterministic: the same inputs give the same bits on the
-// same hardware and thread count. Preconditions on shapes are checked by ops.c and are programmer
-// errors (TD_ERR_INTERNAL). Tolerances are relative to the largest magnitude of the exact result,
-// and are what tests/ops checks against a plain double reference; gradients are checked against
-// finite differences of that reference.
+// same hardware, with any number of threads. Preconditions on shapes are checked by ops.c and are
+// programmer errors (TD_ERR_INTERNAL). Tolerances are relative to the largest magnitude of the
+// exact result, and are what tests/ops checks against a plain double reference; gradients are
+// checked against finite differences of that reference.
 #ifndef TANDEM_KERNELS_OPS_H
 #define TANDEM_KERNELS_OPS_H
 
