@@ -68,6 +68,7 @@ has "comm of one rank" '^verified: ' "$folder/out"
 
 bench 2 load --shape "$shape" --folder "$folder/weights" --rounds 1 --seq 16
 has "load" '^verified: ' "$folder/out"
+has "load from an image" '^image: .* of the read rate' "$folder/out"
 weights=$folder/weights/model.safetensors
 cp "$weights" "$folder/kept"
 bench 1 load --shape "$shape" --folder "$folder/weights" --rounds 1 --seq 16 --set load_in_4bit=false
