@@ -310,8 +310,10 @@ static void a_writer_that_is_killed_harms_nothing(void) {
 int main(void) {
     prepare();
     // First, before there are threads that a fork would not have.
+    td_ops_cpu_set_threads(1);
     TEST(starts_at_once_leave_one_image);
     TEST(a_writer_that_is_killed_harms_nothing);
+    td_ops_cpu_set_threads(2);
     TEST(a_second_start_has_the_bits_of_the_first);
     TEST(an_image_is_for_its_owner_alone_to_write);
     TEST(a_damaged_image_is_made_again);
