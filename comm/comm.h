@@ -45,6 +45,9 @@ double td_comm_deadline(const td_comm *comm); // seconds
 // afterwards. Bounded: a rank that does not come ends the others after the deadline.
 td_status td_comm_finish(td_comm *comm);
 
+// Local; also before td_comm_bootstrap(). Name and version of the MPI library.
+void td_comm_library(char *out, size_t bytes);
+
 // Local.
 int td_comm_rank(const td_comm *comm);
 int td_comm_size(const td_comm *comm);

@@ -209,3 +209,11 @@ td_status td_transport_mpi_create(int launched_size, double deadline, td_comm **
     *out = &mpi->base;
     return TD_OK;
 }
+
+void td_comm_library(char *out, size_t bytes) {
+    char text[MPI_MAX_LIBRARY_VERSION_STRING] = "unknown";
+    int length = 0;
+    MPI_Get_library_version(text, &length);
+    text[strcspn(text, ",\n")] = '\0';
+    snprintf(out, bytes, "%s", text);
+}

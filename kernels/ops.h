@@ -362,6 +362,9 @@ td_status td_ops_check(const td_ops *backend, const td_ops **out);
 // Number of threads the CPU backend uses, for itself and the BLAS library. Call before the first
 // operation.
 void td_ops_cpu_set_threads(int n_threads);
+int td_ops_cpu_threads(void);
+// The widest vectors that the CPU backend uses on this processor: "AVX-512", "AVX2" or "none".
+const char *td_ops_cpu_vectors(void);
 
 TD_C_END
 

@@ -46,6 +46,16 @@ void td_ops_cpu_set_threads(int n_threads) {
     openblas_set_num_threads(count);
 }
 
+int td_ops_cpu_threads(void) {
+    return td_cpu_threads();
+}
+
+const char *td_ops_cpu_vectors(void) {
+    static const char *const names[] = {
+        [TD_CPU_SCALAR] = "none", [TD_CPU_AVX2] = "AVX2", [TD_CPU_AVX512] = "AVX-512"};
+    return names[td_cpu_simd()];
+}
+
 td_status td_cpu_need_workspace(const td_op_context *context, const char *op, size_t bytes) {
     if (bytes == 0 || (context->workspace && context->workspace_bytes >= bytes))
         return TD_OK;

@@ -1,14 +1,13 @@
 // What this build is made of and what it finds on this machine: the first lines of a bug report.
 // Needs no other rank.
-#include <hdf5.h>
-#include <mpi.h>
 #include <stdio.h>
-#include <string.h>
 
+#include "comm/comm.h"
 #include "comm/device_comm.h"
-#include "kernels/cpu/cpu_internal.h"
+#include "kernels/ops.h"
 #include "runtime/cli/cli.h"
 #include "runtime/core/gpu_module.h"
+#include "runtime/data/hdf5_lock.h"
 
 #if __has_include("commit.h")
 #include "commit.h"
@@ -19,24 +18,13 @@
 #define TANDEM_VERSION "unknown"
 #endif
 
-static void print_mpi(FILE *out) {
-    char text[MPI_MAX_LIBRARY_VERSION_STRING] = "unknown";
-    int length = 0;
-    MPI_Get_library_version(text, &length); // permitted before MPI_Init()
-    text[strcspn(text, ",\n")] = '\0';
-    fprintf(out, "MPI:    %s\n", text);
-}
-
-static void print_hdf5(FILE *out) {
-    unsigned major = 0, minor = 0, release = 0;
-    H5get_libversion(&major, &minor, &release);
-    fprintf(out, "HDF5:   %u.%u.%u\n", major, minor, release);
-}
-
-static void print_cpu(FILE *out) {
-    static const char *const names[] = {
-        [TD_CPU_SCALAR] = "scalar", [TD_CPU_AVX2] = "AVX2", [TD_CPU_AVX512] = "AVX-512"};
-    fprintf(out, "CPU:    %s, %d threads\n", names[td_cpu_simd()], td_cpu_threads());
+static void print_libraries(FILE *out) {
+    char mpi[256];
+    unsigned hdf5[3];
+    td_comm_library(mpi, sizeof mpi);
+    td_hdf5_version(hdf5);
+    fprintf(out, "MPI:    %s\n", mpi);
+    fprintf(out, "HDF5:   %u.%u.%u\n", hdf5[0], hdf5[1], hdf5[2]);
 }
 
 // As CUDA numbers its versions: 13000 is 13.0.
@@ -64,9 +52,8 @@ void td_print_version(FILE *out) {
     const td_gpu_module *module = NULL;
     char reason[512] = "";
     fprintf(out, "tandem %s (commit %s), compiler %s\n", TANDEM_VERSION, TD_COMMIT, __VERSION__);
-    print_mpi(out);
-    print_hdf5(out);
-    print_cpu(out);
+    print_libraries(out);
+    fprintf(out, "CPU:    vectors %s, %d threads\n", td_ops_cpu_vectors(), td_ops_cpu_threads());
     td_gpu_module_load(&module, reason, sizeof reason);
     if (module)
         print_gpus(out, module);

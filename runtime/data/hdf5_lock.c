@@ -24,3 +24,7 @@ void td_hdf5_lock(void) {
 void td_hdf5_unlock(void) {
     pthread_mutex_unlock(&lock);
 }
+
+void td_hdf5_version(unsigned out[3]) {
+    H5get_libversion(&out[0], &out[1], &out[2]);
+}

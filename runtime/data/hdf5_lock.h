@@ -6,4 +6,7 @@
 void td_hdf5_lock(void); // also switches off HDF5's own error printing, once
 void td_hdf5_unlock(void);
 
+// Of the library that is loaded: major, minor, release. Any thread.
+void td_hdf5_version(unsigned out[3]);
+
 #endif
