@@ -78,6 +78,11 @@ static void print_flops(const td_bench_step_result *result, int size) {
     printf("apart:          recompute %.4g GFLOP (%s), dequantization %.4g GFLOP: not in the "
            "model's\n",
            flops->recompute * giga, td_recompute_name(result->recompute), flops->dequantize * giga);
+    if (result->quantized_layers > 0)
+        printf(
+            "copies:         %lld of %lld layers are not dequantized: their copies take %.1f MiB\n",
+            (long long)result->copied_layers, (long long)result->quantized_layers,
+            (double)result->copies_bytes / 1048576);
     printf("MFU:            %.1f %% = model / step / GEMM ceiling; GEMM share %.1f %% without "
            "attention; %.1f %% with recompute\n",
            100 * share_of_peak(result, size, flops->model),
@@ -125,6 +130,8 @@ static void record_shape(const bench_options *wanted, const td_bench_step_result
     td_bench_record_number(record, "accumulation", (double)step->micro_batches);
     td_bench_record_text(record, "activations", result->is_bf16 ? "bf16" : "fp32");
     td_bench_record_text(record, "recompute", td_recompute_name(result->recompute));
+    if (result->quantized_layers > 0)
+        td_bench_record_number(record, "copied_layers", (double)result->copied_layers);
     td_bench_record_number(record, "trainable", (double)result->trainable);
 }
 

@@ -20,7 +20,7 @@ typedef struct td_bench_shape {
     int64_t sequences; // of all micro-batches together
     int64_t micro_batches;
     td_recompute recompute;
-    int quantized;
+    double quantized; // share of the layers whose NF4 weights are dequantized at every use
 } td_bench_shape;
 
 // Of a step, all ranks together.

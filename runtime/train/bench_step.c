@@ -148,6 +148,9 @@ static td_status bench(td_run *run, td_session *session, td_store *store,
     TD_TRY(time_steps(run, options, out));
     TD_TRY(note_memory(run, free_before, resident_before, out));
     out->recompute = run->plan.recompute;
+    out->quantized_layers = run->plan.copies.n_quantized;
+    out->copied_layers = run->copies.n_copied;
+    out->copies_bytes = run->plan.copies.bytes;
     return options->with_run ? options->with_run(options->with_run_context, run) : TD_OK;
 }
 
@@ -171,6 +174,7 @@ static td_status break_down(td_session *session, td_store *store, size_t limit_b
     config.cuda_graphs = TD_GRAPHS_OFF;
     config.gradient_checkpointing = out->recompute;
     config.memory_limit_bytes = (int64_t)limit_bytes;
+    config.dequantized_cache_bytes = out->copies_bytes > 0 ? (int64_t)out->copies_bytes : -1;
     TD_TRY(td_comm_agree(session->comm, td_ops_timed_create(&session->context, &timed),
                          "timed operations"));
     session->context.ops = td_ops_timed_table(timed);
@@ -205,13 +209,20 @@ static td_status with_store(td_session *session, const td_bench_step_options *op
     return status;
 }
 
+// On the CPU nobody counts layers, and none has a copy.
+static double dequantized_share(const td_session *session, const td_bench_step_result *result) {
+    if (result->quantized_layers == 0)
+        return session->config->load_in_4bit;
+    return 1 - (double)result->copied_layers / (double)result->quantized_layers;
+}
+
 static void describe(const td_session *session, const td_bench_step_options *options,
                      td_bench_step_result *out) {
     td_bench_shape shape = {.seq_tokens = options->seq_tokens,
                             .sequences = options->sequences * options->micro_batches,
                             .micro_batches = options->micro_batches,
                             .recompute = out->recompute,
-                            .quantized = session->config->load_in_4bit};
+                            .quantized = dequantized_share(session, out)};
     td_base_counts counts;
     td_base_count(&session->model, &counts);
     out->flops = td_bench_flops_of(&session->model, &session->lora, &shape);

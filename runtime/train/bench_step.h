@@ -39,6 +39,9 @@ typedef struct td_bench_step_result {
     double weights_seconds; // making the random base
     int n_threads;
     td_recompute recompute;
+    // On a GPU: with NF4 weights, and with a dequantized copy of them.
+    int64_t quantized_layers, copied_layers;
+    size_t copies_bytes;
     char device[64];     // "CPU", "NVIDIA H200"
     int is_gpu, is_bf16; // activations in bf16
 } td_bench_step_result;

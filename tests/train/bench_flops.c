@@ -36,6 +36,8 @@ static void llama_8b_by_hand(void) {
     CHECK_NEAR(flops.head, 4 * 2 * 2047.0 * 128256 * 4096, 1);
     CHECK_NEAR(flops.dequantize, 2 * 2 * weights, 1);
     CHECK_INT(flops.recompute, 0);
+    step.quantized = 0.25; // the other layers have copies
+    CHECK_NEAR(flops_of("llama-3.1-8b", &step).dequantize, weights, 1);
     CHECK_NEAR(flops.model, flops.base + flops.lora + flops.attention + flops.head, 1);
 }
 
