@@ -20,7 +20,8 @@ template <int D> struct td_forward_sizes {
     static constexpr int M = D <= 128 ? 2 : 1; // row groups of 16 per warp
     static constexpr int WARP_ROWS = 16 * M, ROWS = WARP_ROWS * TD_TILE_WARPS;
     static constexpr int KEYS = D <= 64 ? 64 : 32;
-    static constexpr size_t SHARED_BYTES = (ROWS + 4 * KEYS) * D * sizeof(bf16);
+    static constexpr size_t TILE_BYTES = (ROWS + 4 * KEYS) * D * sizeof(bf16);
+    static constexpr size_t SHARED_BYTES = TILE_BYTES + sizeof(td_attention_sequence);
     static_assert(SHARED_BYTES <= 99 * 1024, "what a block can have on sm_86 and sm_89");
 };
 
@@ -32,7 +33,7 @@ template <int D> struct td_forward_state {
     float sum[M][2];     // of this lane's columns
 };
 
-// In shared memory: the queries, two tiles of keys, two of values.
+// In shared memory: the queries, two tiles of keys, two of values, and the sequence.
 template <int D> __device__ __forceinline__ td_tile<D> td_forward_queries() {
     return {td_cuda_shared<bf16>()};
 }
@@ -43,6 +44,24 @@ template <int D> __device__ __forceinline__ td_tile<D> td_forward_keys(int buffe
 template <int D> __device__ __forceinline__ td_tile<D> td_forward_values(int buffer) {
     using sizes = td_forward_sizes<D>;
     return {td_cuda_shared<bf16>() + (sizes::ROWS + (2 + buffer) * sizes::KEYS) * D};
+}
+
+// The block's sequence, by way of shared memory: what its threads look up in registers at D = 128
+// makes the compiler spill.
+template <int D>
+__device__ __forceinline__ const td_attention_sequence &
+td_forward_sequence(const td_attention_borders &borders) {
+    using sizes = td_forward_sizes<D>;
+    auto *place = reinterpret_cast<td_attention_sequence *>(td_cuda_shared<unsigned char>() +
+                                                            sizes::TILE_BYTES);
+    if (threadIdx.x < 32) {
+        td_attention_sequence found = td_attention_find(borders, TD_TILES_OF_QUERIES,
+                                                        static_cast<int>(blockIdx.x), sizes::ROWS);
+        if (threadIdx.x == 0)
+            *place = found;
+    }
+    __syncthreads();
+    return *place;
 }
 
 // Scores of keys that a row does not see become -infinity.
@@ -166,8 +185,7 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
     using sizes = td_forward_sizes<D>;
     const td_attention_problem &problem = params.problem;
     const td_lane lane = td_lane_here();
-    const td_attention_sequence sequence = td_attention_find(
-        problem.borders, TD_TILES_OF_QUERIES, static_cast<int>(blockIdx.x), sizes::ROWS);
+    const td_attention_sequence &sequence = td_forward_sequence<D>(problem.borders);
     if (sequence.tile >= sequence.n_tiles)
         return;
     const td_visibility visibility = td_visibility_of(problem, sequence);
