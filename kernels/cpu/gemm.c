@@ -90,22 +90,28 @@ static void multiply_block(const td_gemm_product *product, td_cpu_range rows, td
     td_gemm_kernel_find()(&block);
 }
 
+static td_cpu_range block_columns(td_cpu_range columns, int64_t blocks, int64_t index) {
+    td_cpu_range part =
+        td_cpu_split(columns.end - columns.begin, TD_GEMM_STRIP, (int)blocks, (int)index);
+    return (td_cpu_range){columns.begin + part.begin, columns.begin + part.end};
+}
+
+static td_cpu_range block_depth(int64_t k, int64_t depth, int64_t index) {
+    return (td_cpu_range){index * depth, smaller((index + 1) * depth, k)};
+}
+
+// What is larger, rows of a or of c, goes through the caches once.
 void td_gemm_multiply(const td_gemm_product *product, td_cpu_range rows, td_cpu_range columns,
                       float *scratch) {
     if (rows.begin == rows.end)
         return;
-    int64_t k = product->left[0].k, depth = td_gemm_depth(k);
-    int64_t blocks = parts_of(columns.end - columns.begin, TD_GEMM_COLUMNS);
-    for (int64_t i = 0; i < blocks; i++) {
-        td_cpu_range part =
-            td_cpu_split(columns.end - columns.begin, TD_GEMM_STRIP, (int)blocks, (int)i);
-        part = (td_cpu_range){columns.begin + part.begin, columns.begin + part.end};
-        int64_t begin = 0;
-        do {
-            multiply_block(product, rows, part, (td_cpu_range){begin, smaller(begin + depth, k)},
-                           scratch);
-            begin += depth;
-        } while (begin < k);
+    int64_t n = columns.end - columns.begin, k = product->left[0].k, depth = td_gemm_depth(k);
+    int64_t across = parts_of(n, TD_GEMM_COLUMNS), deep = k > 0 ? parts_of(k, depth) : 1;
+    int64_t inner = k > n ? across : deep;
+    for (int64_t i = 0; i < across * deep; i++) {
+        int64_t column = k > n ? i % inner : i / inner, layer = k > n ? i / inner : i % inner;
+        multiply_block(product, rows, block_columns(columns, across, column),
+                       block_depth(k, depth, layer), scratch);
     }
 }
 
