@@ -223,6 +223,12 @@ static td_status keep_gradient(void *self, int64_t offset, int64_t count, const 
                                               values, (size_t)count * sizeof *values);
 }
 
+// The one model whose gradients PyTorch's own fp32 misses by half the limit (5.1e-6, against
+// float64) may be off by half as much again.
+static double gradient_limit(const bench_model *model) {
+    return model->backend->gradient * (strstr(model->folder, "phi3_long") ? 1.5 : 1.0);
+}
+
 // Relative to the largest element of each tensor's gradient.
 static void check_gradients(bench_model *model, const char *prefix) {
     for (int64_t layer = 0; layer < model->lora.n_layers; layer++)
@@ -239,7 +245,7 @@ static void check_gradients(bench_model *model, const char *prefix) {
                             *ours = model->gradient + (b ? module->b_offset : module->a_offset);
                 difference found = {0};
                 difference_add(&found, ours, right, n);
-                check_near(model, name, &found, model->backend->gradient * found.largest,
+                check_near(model, name, &found, gradient_limit(model) * found.largest,
                            model->backend->gradient_relative);
             }
         }
