@@ -48,12 +48,22 @@ static int find_beside_program(char out[TD_PATH_MAX]) {
     return 0;
 }
 
+// The module brings a hundred megabytes of libraries into memory; without a driver for nothing.
+static int has_driver(char *reason) {
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (driver)
+        dlclose(driver);
+    else
+        snprintf(reason, REASON_BYTES, "no NVIDIA driver is installed");
+    return driver != NULL;
+}
+
 // A module that somebody names must be there; that none was built is nobody's mistake.
 static int find_file(char out[TD_PATH_MAX], char *reason) {
     const char *named = getenv("TANDEM_GPU_MODULE");
     if (!named || !named[0]) {
         if (find_beside_program(out))
-            return 1;
+            return has_driver(reason);
         snprintf(reason, REASON_BYTES, "no %s beside the program, which is built for CPUs only",
                  file_name);
         return 0;

@@ -61,16 +61,37 @@ static void copy(const char *from, const char *to) {
     REQUIRE(system(command) == 0);
 }
 
+// As if a driver were there, or one that cannot be loaded.
+static const char *with_driver(const char *settings, int is_whole) {
+    static char folder[512], all[1100];
+    if (!folder[0])
+        snprintf(folder, sizeof folder, "%s", scratch("driver"));
+    char driver[600];
+    snprintf(driver, sizeof driver, "%s/libcuda.so.1", folder);
+    copy(is_whole ? FAKE_MODULE_WITHOUT_ENTRY : "/proc/self/status", driver);
+    snprintf(all, sizeof all, "LD_LIBRARY_PATH='%s' %s", folder, settings);
+    return all;
+}
+
 static void file_is_found_from_the_program(void) {
     const char *moved = scratch("bin/program"), *beside = scratch("bin/libtandem_cuda.so");
     copy(program, moved);
-    check_says(report_of(moved, "FAKE_DEVICES=2"), "for CPUs only", "");
+    check_says(report_of(moved, with_driver("FAKE_DEVICES=2", 1)), "for CPUs only", "");
     copy(good, scratch("lib/tandem/libtandem_cuda.so"));
-    CHECK_STRING(report_of(moved, "FAKE_DEVICES=2"), "2 devices");
+    CHECK_STRING(report_of(moved, with_driver("FAKE_DEVICES=2", 1)), "2 devices");
     // A file beside the program comes first, and a named one before both.
     copy(FAKE_MODULE_WITHOUT_ENTRY, beside);
-    check_says(report_of(moved, "FAKE_DEVICES=2"), "is no GPU module", "bin/libtandem_cuda.so");
+    check_says(report_of(moved, with_driver("", 1)), "is no GPU module", "bin/libtandem_cuda.so");
     check_says(report_of(moved, "TANDEM_GPU_MODULE=/nowhere"), "there is no file", "/nowhere");
+}
+
+// A named module is loaded all the same: it may be one that needs none.
+static void without_a_driver_nothing_is_loaded(void) {
+    const char *moved = scratch("alone/program");
+    copy(program, moved);
+    copy(good, scratch("alone/libtandem_cuda.so"));
+    check_says(report_of(moved, with_driver("FAKE_DEVICES=2", 0)), "no NVIDIA driver", "");
+    CHECK_STRING(report_with(good, with_driver("FAKE_DEVICES=2", 0)), "2 devices");
 }
 
 // Also without a slash, where the dynamic linker would look in the system's folders.
@@ -106,6 +127,7 @@ int main(int argc, char **argv) {
     TEST(what_is_wrong_with_a_file_is_said);
     TEST(module_without_a_device_says_why);
     TEST(file_is_found_from_the_program);
+    TEST(without_a_driver_nothing_is_loaded);
     TEST(named_file_may_be_of_the_current_folder);
     return test_report();
 }
