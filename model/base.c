@@ -273,8 +273,6 @@ static td_status share_fingerprint(td_base *base, const td_base_share *share,
                             "base fingerprint");
 }
 
-// --- From an image
-
 // What the reader tells the others of its node.
 typedef struct image_offer {
     td_base_image image;

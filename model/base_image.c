@@ -46,8 +46,6 @@ typedef struct image_front {
     size_t data_offset;
 } image_front;
 
-// --- Key and place
-
 static void add_number(td_hasher *hasher, uint64_t number) {
     td_hasher_add(hasher, &number, sizeof number);
 }
@@ -105,8 +103,6 @@ td_status td_base_image_find(const char *image_folder, const char *model_folder,
     free(text);
     return status;
 }
-
-// --- The front
 
 typedef struct placement {
     td_base *base;
@@ -236,8 +232,6 @@ static td_status read_front(int file, uint64_t file_bytes, const td_base_image *
         return td_fail(TD_ERR_DATA, "%s: is damaged (checksums)", image->path);
     return TD_OK;
 }
-
-// --- Reading
 
 static td_status check_owner(int file, const char *path) {
     struct stat info;
@@ -440,8 +434,6 @@ td_status td_base_image_open(const td_base_image *image, const td_model_config *
     td_error_clear();
     return TD_OK;
 }
-
-// --- Writing
 
 static td_status write_at(int file, const char *path, const void *data, size_t bytes,
                           uint64_t offset) {

@@ -105,8 +105,6 @@ td_status td_base_create_random(const td_model_config *config, const td_base_opt
     return TD_OK;
 }
 
-// --- To a file
-
 enum { SLICE_ELEMENTS = 4 << 20 };
 
 typedef struct random_writer {

@@ -116,8 +116,6 @@ td_status td_chat_render_row(const td_chat *chat, const char *where, const char 
     return TD_OK;
 }
 
-// ---- prompts
-
 static td_value message_value(td_render *self, const td_message *message, size_t index) {
     td_value value = td_dict_make(self, TD_DICT);
     if (message->role[0] == '\0')
@@ -182,8 +180,6 @@ td_status td_chat_render(const td_message *messages, size_t count, int generatio
     td_chat_destroy(chat);
     return status;
 }
-
-// ---- templates
 
 // The request for a conversation that is written as JSON and becomes `row`, which it refers to.
 static td_chat_request request_of(td_render *self, const td_chat_request *like,

@@ -91,8 +91,6 @@ static void add_range(finder *self, size_t begin, size_t end) {
         out->trained[out->n_trained++] = (struct td_trained_range){begin, end};
 }
 
-// ---- openings
-
 // What a generation prompt adds to the first `message` messages, from `begin` on, where their text
 // ends in the whole chat. "" when it adds nothing, or the beginning is not that of the chat.
 static const td_string *own_prompt(finder *self, size_t begin, size_t message) {
@@ -187,8 +185,6 @@ static size_t after_opening(finder *self, const segment *turn) {
     return turn->begin + opening_within(self->request, self->text, turn->begin, prompt);
 }
 
-// ---- ends
-
 // What the template writes for a tool's answer is not the assistant's, though it stands at the end
 // of a chat that has no answer yet. Where the turn ends when there is one.
 static size_t answered_end(finder *self, const segment *turn) {
@@ -277,8 +273,6 @@ static size_t turn_end(finder *self, const segment *turn) {
     return end;
 }
 
-// ---- all turns
-
 // Text of a message that stands in the turn of another: what was asked for, in a tool's answer.
 static bool is_quoted(const segment *turn, int before, int after) {
     return !turn->has_template_text && before >= 0 && before == after && before != turn->message;
@@ -345,8 +339,6 @@ td_status td_chat_find_trained(td_render *self, const td_chat_request *request,
     take_final_end(&finder_);
     return TD_OK;
 }
-
-// ---- what a template does in general
 
 static bool find_turn(const td_string *text, int message, segment *out) {
     for (size_t at = 0; next_segment(text, &at, out);)

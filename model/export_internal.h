@@ -6,8 +6,6 @@
 #include "model/export.h"
 #include "model/nf4_folder.h"
 
-// --- The folder that is written (export_folder.c)
-
 // What changes in config.json.
 typedef struct td_export_config {
     const char *dtype;        // "bfloat16"; NULL: as it is
@@ -31,8 +29,6 @@ void td_export_folder_destroy(td_export_folder *folder);
 // config.json with the changes (export_config.c). Values that do not change keep their spelling:
 // 500000.0 stays a number with a point. The caller frees.
 td_status td_export_config_edit(const char *path, const td_export_config *changes, char **out);
-
-// --- The folder that is read (export_source.c)
 
 enum { TD_EXPORT_SLICE_ELEMENTS = 1 << 20 };
 

@@ -21,8 +21,6 @@ typedef struct merge {
     int64_t count, n_merged;
 } merge;
 
-// --- Numbers
-
 // Round to nearest even; beyond the range: infinity.
 static uint16_t f32_to_f16(float value) {
     uint32_t bits;
@@ -79,8 +77,6 @@ static void add_rows(const td_lora_module *module, const float *parameters, int6
     for (int64_t i = 0; i < count; i++)
         add_row(module, a, b + (first + i) * module->rank, rows + i * module->in);
 }
-
-// --- What is written
 
 static int is_float(td_dtype dtype) {
     return dtype == TD_F32 || dtype == TD_F16 || dtype == TD_BF16;
@@ -206,8 +202,6 @@ static td_status write_all(merge *self) {
     }
     return TD_OK;
 }
-
-// --- The adapter
 
 // A selection that does not fit this base is what the adapter's file says, not the command line.
 static td_status select_modules(merge *self) {

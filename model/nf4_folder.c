@@ -19,8 +19,6 @@ enum { N_TORCH_DTYPES = sizeof torch_dtypes / sizeof *torch_dtypes };
 static const char state_ending[] = "quant_state.bitsandbytes__nf4";
 static const char fp4_ending[] = "quant_state.bitsandbytes__fp4";
 
-// --- Reading
-
 typedef struct nf4_reader {
     const td_safetensors *files;
     const char *name; // of the weight
@@ -207,8 +205,6 @@ int td_nf4_is_part(const char *name) {
     }
     return 0;
 }
-
-// --- Writing
 
 static const char *torch_name(td_dtype dtype) {
     for (int i = 0; i < N_TORCH_DTYPES; i++)

@@ -417,8 +417,6 @@ void td_execute(td_render *self, const td_nodes *body) {
     td_shallower(self);
 }
 
-// ---- a rendering
-
 void td_template_text_fini(td_template_text *text) {
     free(text->text);
     free(text->runs);

@@ -255,7 +255,6 @@ struct td_function {
     td_value base;
 };
 
-// ---- memory and failure (template_memory.c)
 _Noreturn void td_raise_status(td_trap *trap, td_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 #define td_raise(self, ...) td_raise_status(&(self)->trap, TD_ERR_DATA, __VA_ARGS__)
@@ -267,7 +266,6 @@ static inline void td_shallower(td_render *self) {
     self->depth--;
 }
 
-// ---- strings
 uint32_t td_count_chars(const char *text, size_t bytes);
 const td_string *td_string_make(td_render *self, const char *text, size_t bytes, uint32_t tag);
 const td_string *td_string_literal(td_render *self, const char *text);
@@ -291,7 +289,6 @@ void td_build_code(td_render *self, td_builder *out, uint32_t code, uint32_t tag
 void td_build_repeated(td_render *self, td_builder *out, const td_string *text, int64_t count);
 const td_string *td_built(td_render *self, const td_builder *builder);
 
-// ---- values
 static inline td_value td_none(void) {
     return (td_value){.kind = TD_NONE};
 }
@@ -352,7 +349,6 @@ td_list *td_split_lines(td_render *self, const td_string *text, bool keep_ends);
 bool td_parse_int(const td_string *text, int base, int64_t *out);
 bool td_parse_float(const td_string *text, double *out);
 
-// ---- evaluation
 td_value td_evaluate(td_render *self, const td_node *node);
 td_value td_attribute(td_render *self, td_value base, const td_string *name);
 td_value td_item(td_render *self, td_value base, td_value key);
@@ -380,7 +376,6 @@ td_scope *td_scope_push(td_render *self, td_scope *parent);
 void td_scope_set(td_render *self, td_scope *scope, const td_string *name, td_value value);
 const td_value *td_scope_find(const td_scope *scope, const td_string *name);
 
-// ---- a rendering
 // `where` begins the messages of reading data; those of the template name its own.
 void td_render_init(td_render *self, td_pile *pile, const char *where);
 const td_string *td_run_template(td_render *self, const td_template *program,
@@ -397,7 +392,6 @@ td_builtin td_find_global(const td_string *name);
 const td_builtin_entry *td_find_method(td_value base, const td_string *name, bool *out_is_unsafe);
 td_value td_tojson(td_render *self, td_value base, const td_arguments *arguments);
 
-// ---- tokens and tree
 typedef enum td_token_kind {
     TD_TOKEN_END,
     TD_TOKEN_DATA,
@@ -486,7 +480,6 @@ td_node *td_parse_target(td_parser *self, bool with_namespace, const char *end);
 td_node *td_parse_filter(td_parser *self, td_node *base, bool is_inline);
 void td_parse_body(td_parser *self, td_nodes *out);
 
-// ---- data
 // JSON text as values in the rendering's memory; messages begin with trap.where.
 td_value td_parse_json(td_render *self, const char *text, size_t bytes);
 // Marks the messages of a list, and the strings in them, as sources.

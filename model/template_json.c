@@ -214,8 +214,6 @@ td_value td_parse_json(td_render *self, const char *text, size_t bytes) {
     return value;
 }
 
-// ---- sources
-
 static td_value tagged(td_render *self, td_value value, uint32_t tag) {
     if (value.kind == TD_STRING) {
         td_string *string = td_take(self, sizeof *string);
@@ -265,8 +263,6 @@ td_value td_tag_messages(td_render *self, td_value messages) {
             tag_message(self, messages.list->items[i].dict, (int)i);
     return messages;
 }
-
-// ---- tojson
 
 typedef struct writer {
     td_render *render;

@@ -108,8 +108,6 @@ static td_value filter_reverse(td_render *self, td_value base, const td_argument
     return out;
 }
 
-// ---- sorting
-
 typedef struct sortable {
     td_value key, value;
 } sortable;
@@ -327,8 +325,6 @@ static td_value filter_attr(td_render *self, td_value base, const td_arguments *
     return td_attribute(self, base, td_as_string(self, "attr", name));
 }
 
-// ---- map, select, reject
-
 static td_arguments without_first(const td_arguments *arguments, size_t count) {
     td_arguments rest = *arguments;
     if (count > 0)
@@ -433,8 +429,6 @@ static const td_builtin_entry filters[] = {
 td_builtin td_find_list_filter(const td_string *name) {
     return td_find_builtin(filters, COUNT(filters), name);
 }
-
-// ---- tests
 
 static int64_t whole_of(td_render *self, td_value value) {
     if (value.kind == TD_UNDEFINED && value.missing)

@@ -130,8 +130,6 @@ static td_status require_rows(const td_config *config, const td_exact_match *mat
     return TD_OK;
 }
 
-// --- One model
-
 static td_status store_loss(td_inference *inference, const td_config *config, const char *folder,
                             double *out_loss, int64_t *out_tokens) {
     td_store *store = NULL;
@@ -203,8 +201,6 @@ static td_status evaluate_one(td_inference *inference, const evaluate_options *w
     return status;
 }
 
-// --- Side by side
-
 static td_status write_report(const td_report_subject *subject, const char *path) {
     char *text;
     TD_TRY(td_report_markdown(subject, 1, &text));
@@ -258,8 +254,6 @@ static td_status evaluate_both(td_inference *inference, const evaluate_options *
     free(comparison);
     return status;
 }
-
-// ---
 
 static td_status evaluate(const td_config *config, td_comm *comm, const evaluate_options *wanted) {
     td_inference inference = {0};

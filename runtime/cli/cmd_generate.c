@@ -75,8 +75,6 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
     return check_numbers(wanted);
 }
 
-// --- One answer, printed as it grows
-
 typedef struct printer {
     td_token_stream *stream;
     td_status status; // of the first failure
@@ -185,8 +183,6 @@ static td_status answer_once(td_inference *inference, const generate_options *wa
     return status;
 }
 
-// --- A chat with what is typed
-
 enum { MAX_TURNS = 512 };
 
 typedef struct talk {
@@ -244,8 +240,6 @@ static td_status talk_on(td_inference *inference, const generate_options *wanted
     return status;
 }
 
-// --- A file
-
 static td_status answer_file(td_inference *inference, const generate_options *wanted) {
     td_batch_answers_account account;
     const td_batch_answers_options options = {
@@ -267,8 +261,6 @@ static td_status answer_file(td_inference *inference, const generate_options *wa
             account.seconds > 0 ? (double)account.n_tokens / account.seconds : 0);
     return TD_OK;
 }
-
-// ---
 
 static td_status generate(const td_config *config, td_comm *comm, const generate_options *wanted) {
     td_inference inference = {0};

@@ -149,7 +149,7 @@ typedef struct td_config {
     int64_t page_elements;
     int64_t optimizer_cache_bytes;
     int64_t dequantized_cache_bytes; // -1: none
-    int64_t memory_limit_bytes; // 0: what the device has
+    int64_t memory_limit_bytes;      // 0: what the device has
     td_reduce_kind reduce;
     int64_t gradient_quantum_log2;
     double collective_deadline_seconds;

@@ -47,11 +47,11 @@ typedef struct td_device_table {
     // Names what the calling thread does, for a profiler; they nest. NULL where there is none.
     void (*range_push)(const char *name);
     void (*range_pop)(void);
-    // Recording; NULL where the device has none. From begin to end what the calling thread queues on
-    // the stream, and on streams that it makes wait for it and rejoin, is written down and does not
-    // run; allocating, synchronizing and copies of pageable memory fail. A recording is repeated
-    // with the arguments it was made with, in the stream's order, at a fraction of the cost of
-    // queueing. `out` NULL drops it. Whatever fails, the stream is as before.
+    // Recording; NULL where the device has none. From begin to end what the calling thread queues
+    // on the stream, and on streams that it makes wait for it and rejoin, is written down and does
+    // not run; allocating, synchronizing and copies of pageable memory fail. A recording is
+    // repeated with the arguments it was made with, in the stream's order, at a fraction of the
+    // cost of queueing. `out` NULL drops it. Whatever fails, the stream is as before.
     td_status (*capture_begin)(td_stream *stream);
     td_status (*capture_end)(td_stream *stream, td_graph **out);
     td_status (*graph_launch)(td_graph *graph, td_stream *stream);

@@ -90,8 +90,6 @@ int td_filters_are_on(const td_filters *self) {
     return self->options.min_tokens > 0 || td_filters_need_texts(self);
 }
 
-// ---- words
-
 static int is_space_at(const char *text, size_t *out_bytes) {
     unsigned char first = (unsigned char)*text;
     if (first < 0x80) {
@@ -190,8 +188,6 @@ static td_status find_repetition(const td_filters *self, const char *where,
     free(response.hashes);
     return status;
 }
-
-// ---- verdicts
 
 static int is_above(int64_t count, int64_t maximum) {
     return maximum > 0 && count > maximum;

@@ -145,8 +145,6 @@ static td_status next_line(td_line_reader *reader, td_line *out, int *out_found)
     return TD_OK;
 }
 
-// ---- elements of a list
-
 typedef struct element_scan {
     size_t searched; // bytes from reader->begin on
     int depth, in_string, is_escaped;

@@ -35,8 +35,6 @@ static int is_mine(const batch *self, int64_t index) {
     return index % td_comm_size(self->comm) == td_comm_rank(self->comm);
 }
 
-// --- One row
-
 static td_status read_question(const batch *self, const td_row_visit *visit, td_question *out) {
     const td_session *session = &self->inference->session;
     int64_t most = session->model.max_positions;
@@ -111,8 +109,6 @@ static td_status answer_row(batch *self, const td_row_visit *visit) {
     td_question_fini(&question);
     return status;
 }
-
-// --- Exchange
 
 static td_status receive(batch *self, int rank, int64_t bytes) {
     td_answer_lines *lines = rank == td_comm_rank(self->comm) ? &self->mine : &self->others[rank];
@@ -202,8 +198,6 @@ static td_status visit_row(void *context, const td_row_visit *visit) {
         return TD_OK;
     return exchange(self);
 }
-
-// --- All rows
 
 static td_status share_plan(batch *self) {
     struct {

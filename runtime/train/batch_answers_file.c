@@ -13,8 +13,6 @@ static const size_t max_output_bytes = (size_t)1 << 36;
 static const char *const added_keys[] = {"completion", "completion_tokens", "finish_reason"};
 static const char error_key[] = "{\"error\": ";
 
-// --- Lines
-
 static td_status add(td_answer_lines *lines, const char *text, size_t bytes) {
     if (lines->capacity - lines->bytes < bytes) {
         size_t capacity = 2 * lines->capacity + bytes + 4096;
@@ -110,8 +108,6 @@ td_status td_answer_keys_check(const td_row_visit *visit) {
     cJSON_Delete(row);
     return status;
 }
-
-// --- The output as it is found
 
 typedef struct found_output {
     const td_batch_answers_options *options;

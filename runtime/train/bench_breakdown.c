@@ -188,8 +188,6 @@ td_status td_bench_breakdown_run(td_run *run, td_ops_timed *timed, int64_t index
     return split(td_transformer_context(run->transformer), out);
 }
 
-// --- The table
-
 typedef struct row {
     char name[64];
     double calls, seconds, bound; // per step; a bound of 0: there is none

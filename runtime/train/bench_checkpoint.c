@@ -132,8 +132,6 @@ static void close_bench(bench *self) {
         device->table->free_pinned(device, self->copy_to);
 }
 
-// --- What is saved
-
 // Every word differs between rounds, pages and places.
 static uint32_t word_of(int64_t round, int64_t index) {
     return (uint32_t)((uint64_t)index * 2654435761u) ^ (uint32_t)(round * 40503 + 1);
@@ -219,8 +217,6 @@ static td_status verify(bench *self) {
     return td_comm_agree(self->comm, status, "checkpoint check");
 }
 
-// --- Timing
-
 static td_status time_poll(bench *self, double *out_seconds, int64_t *out_committed) {
     TD_TRY(td_comm_barrier(self->comm, "before a poll"));
     double start = td_seconds_now();
@@ -276,8 +272,6 @@ static td_status take_samples(bench *self, td_bench_checkpoint_result *out) {
         TD_TRY(time_save(self, out, i));
     return TD_OK;
 }
-
-// --- Beside real steps
 
 enum { STEP_SAVES = 3, MAX_WRITING = 64 };
 

@@ -159,8 +159,6 @@ static const collective collectives[] = {
      send_share_twice},
 };
 
-// --- One size
-
 static td_status move(const bench *self, const collective *what, void *to, const void *from) {
     const td_device_table *device = self->choice.device->table;
     if (!what->is_on_host)
@@ -256,8 +254,6 @@ static td_status bench_size(bench *self, int64_t count) {
     return status;
 }
 
-// --- All sizes
-
 static td_status allocate(bench *self) {
     const td_device *device = self->choice.device;
     size_t bytes = (size_t)self->max_count * sizeof(int64_t);
@@ -307,8 +303,6 @@ static td_status measure_copy(bench *self) {
     free(to);
     return status;
 }
-
-// --- What a step pays
 
 typedef struct step_costs {
     bench *self;
@@ -451,8 +445,6 @@ static td_status bench_whole_step(bench *self) {
     out->exposed_share = out->exposed / out->step;
     return TD_OK;
 }
-
-// --- The record
 
 static cJSON *point_object(const td_bench_comm_point *point) {
     cJSON *object = cJSON_CreateObject();

@@ -25,8 +25,6 @@ typedef struct bench {
     int n_threads;
 } bench;
 
-// --- The folder
-
 static td_status copy_config(const char *from, const char *to) {
     char path[TD_PATH_MAX], *text;
     size_t bytes;
@@ -49,8 +47,6 @@ static td_status write_folder(const bench *self) {
     TD_TRY(copy_config(shape, self->options->folder));
     return td_base_write_random(&model, SEED, self->weights);
 }
-
-// --- Verification
 
 // The base's memory, from whatever device.
 static td_status hash_base(const td_session *session, td_hash *out) {
@@ -101,8 +97,6 @@ static td_status check_base(const bench *self, const td_session *session) {
                        self->weights);
     return TD_OK;
 }
-
-// --- Rates of the parts
 
 typedef struct parts {
     uint16_t *bf16; // (PART_ELEMENTS)
@@ -169,8 +163,6 @@ static td_status measure_parts(bench *self) {
     free(all.absmax);
     return status;
 }
-
-// --- Timing
 
 static td_status first_step(bench *self, td_session *session) {
     td_store *store = NULL;
@@ -277,8 +269,6 @@ static td_status sample_ways(bench *self) {
                              "image of the base");
     return TD_OK;
 }
-
-// --- All of it
 
 static void record_times(cJSON *record, const char *name, const td_base_times *times) {
     cJSON *object = cJSON_AddObjectToObject(record, name);

@@ -171,8 +171,6 @@ td_status td_bench_settle(td_ops_bench *bench, double tolerance) {
                    td_op_name(bench->op), bench->context.ops->name, bench->name, worst, largest);
 }
 
-// --- Weights
-
 static void take_nf4(td_ops_bench *bench, int64_t n, double scale, td_bench_weight *out) {
     int64_t blocks = td_nf4_block_count(n);
     out->codes = td_bench_take(bench, TD_U8, (n + 1) / 2, 256);

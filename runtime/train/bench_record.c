@@ -67,8 +67,6 @@ td_status td_bench_copy(td_comm *comm, void *to, const void *from, size_t bytes,
     return td_bench_slowest(comm, out);
 }
 
-// --- Reading a file
-
 // Blocks are taken in turn. Returns 0, or the system's error.
 static int read_blocks(int file, uint64_t bytes) {
     int error = 0;
@@ -100,8 +98,6 @@ td_status td_bench_read_file(const char *path, int rounds, double *out) {
     *out = (double)bytes / best;
     return error ? td_fail(TD_ERR_IO, "%s: cannot be read: %s", path, strerror(error)) : TD_OK;
 }
-
-// --- The record
 
 void td_bench_record_number(cJSON *record, const char *name, double value) {
     char text[32];

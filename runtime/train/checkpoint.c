@@ -74,8 +74,6 @@ size_t td_checkpoint_plan(const td_page_map *map, size_t state_bytes, int rank) 
     return params > SIZE_MAX - state ? SIZE_MAX : params + state;
 }
 
-// --- Creation
-
 static td_status allocate(const td_checkpoint_writer *writer, size_t count, size_t item_bytes,
                           void **out) {
     const td_device *device = writer->options.device;
@@ -218,8 +216,6 @@ td_status td_checkpoint_require_newest(const td_checkpoint_writer *writer) {
     return TD_OK;
 }
 
-// --- The writer thread
-
 // Page `index` of this rank in the snapshot.
 static const float *snapshot_params(const void *context, int64_t index) {
     const td_checkpoint_writer *writer = context;
@@ -340,8 +336,6 @@ static void start_thread(td_checkpoint_writer *writer, void *(*thread_main)(void
     td_error_clear();
 }
 
-// --- Commit
-
 // What the thread has come to on this rank, after its end.
 static td_status local_result(td_checkpoint_writer *writer) {
     join_thread(writer);
@@ -459,8 +453,6 @@ td_status td_checkpoint_finish(td_checkpoint_writer *writer, int64_t *out_commit
         TD_TRY(start_publishing(writer));
     return writer->pending ? commit(writer, out_committed) : TD_OK;
 }
-
-// --- Save
 
 static uint64_t total_bytes(const td_checkpoint_options *options) {
     size_t page = page_params_bytes(&options->map);

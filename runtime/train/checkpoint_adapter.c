@@ -38,8 +38,6 @@ td_status td_checkpoint_verify_pages(const char *folder, const td_manifest *mani
     return TD_OK;
 }
 
-// --- Layout
-
 // Of the run's config what decides about the layout.
 static td_status read_config(rebuilder *self) {
     static const char *const keys[] = {
@@ -107,8 +105,6 @@ static td_status lay_out(rebuilder *self, const char *model) {
                        self->folder, base);
     return TD_OK;
 }
-
-// --- Pages
 
 static td_status read_shard(rebuilder *self, int rank) {
     const td_page_map *map = &self->manifest->map;

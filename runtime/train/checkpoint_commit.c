@@ -25,7 +25,6 @@ static void warn_and_clear(const char *what) {
     td_error_clear();
 }
 
-// --- Incarnations: "NUMBER-TOKEN" in RUN/incarnation. The random token tells two starts apart that
 // read the same number.
 
 static td_status read_incarnation(const char *path, char out[TD_INCARNATION_CHARS]) {
@@ -72,8 +71,6 @@ td_status td_incarnation_require(const char *run_folder, const char *incarnation
         "must not write checkpoints",
         found, run_folder, incarnation);
 }
-
-// --- Folders
 
 void td_checkpoint_step_name(char out[TD_CHECKPOINT_NAME_CHARS], int64_t step) {
     snprintf(out, TD_CHECKPOINT_NAME_CHARS, "step-%06lld", (long long)step);
@@ -210,8 +207,6 @@ td_status td_checkpoint_require_space(const char *folder, uint64_t bytes) {
                    "%s: not enough space for a checkpoint: %.1f MiB are needed, %.1f MiB are free",
                    folder, (double)needed / (1 << 20), (double)free_bytes / (1 << 20));
 }
-
-// --- The commit
 
 static td_status write_manifest(const char *temporary, const td_manifest *manifest) {
     char path[TD_PATH_MAX];

@@ -47,7 +47,6 @@ static inline td_status td_checkpoint_reach(td_checkpoint_phase phase) {
     return td_checkpoint_test_hook ? td_checkpoint_test_hook(phase) : TD_OK;
 }
 
-// --- One rank's pages as an HDF5 file: writing (checkpoint_file.c), index and reading
 // (checkpoint_pages.c)
 
 // Floats of a page as stored: page_elements, or fewer when there is only one, shorter page. The
@@ -105,8 +104,6 @@ void td_shard_close(td_shard_reader *reader);
 td_status td_shard_read_page(td_shard_reader *reader, int64_t index, float *params,
                              unsigned char *state);
 
-// --- manifest.json (checkpoint_manifest.c)
-
 typedef struct td_manifest_file {
     char name[TD_CHECKPOINT_NAME_CHARS];
     uint64_t bytes;
@@ -143,8 +140,6 @@ const td_manifest_file *td_manifest_find_file(const td_manifest *manifest, const
 td_status td_manifest_open_file(const char *folder, const td_manifest_file *file, int *out_file);
 // Size and checksum of one file of the checkpoint.
 td_status td_manifest_verify_file(const char *folder, const td_manifest_file *file);
-
-// --- The run's folder (checkpoint_commit.c). Local, rank 0 only.
 
 // Takes a new incarnation.
 td_status td_incarnation_take(const char *run_folder, char out[TD_INCARNATION_CHARS]);

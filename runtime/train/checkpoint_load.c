@@ -13,8 +13,6 @@ static td_status no_memory(const char *where) {
     return td_fail(TD_ERR_MEMORY, "%s: no memory to read it", where);
 }
 
-// --- Finding
-
 // Rank 0's text of manifest.json on every rank, which all then read the same way. The caller frees.
 static td_status share_manifest(td_comm *comm, const char *path, char **out_text,
                                 uint64_t *out_bytes) {
@@ -194,8 +192,6 @@ td_status td_checkpoint_find(const td_checkpoint_options *options, const char *c
                        choice);
     return open_folder(options, choice, &is_other, out);
 }
-
-// --- Loading
 
 typedef struct loader {
     const td_checkpoint *checkpoint;

@@ -42,8 +42,6 @@ td_status td_manifest_add_file(td_manifest *manifest, const char *name, uint64_t
     return TD_OK;
 }
 
-// --- Printing. cJSON's Add functions return NULL when memory is out; `ok` collects that.
-
 static void add_number(cJSON *object, const char *key, int64_t value, int *ok) {
     *ok &= cJSON_AddNumberToObject(object, key, (double)value) != NULL;
 }
@@ -153,8 +151,6 @@ td_status td_manifest_print(const td_manifest *manifest, char **out) {
     cJSON_Delete(root);
     return status;
 }
-
-// --- Parsing
 
 static td_status require_item(const char *where, const cJSON *object, const char *key,
                               int (*is_type)(const cJSON *), const cJSON **out) {
@@ -358,8 +354,6 @@ td_status td_manifest_parse(const char *where, const char *text, size_t bytes, t
     cJSON_Delete(root);
     return status;
 }
-
-// --- Comparing
 
 static td_status fail_differs(const char *where, const char *what) {
     return td_fail(TD_ERR_DATA,

@@ -36,8 +36,6 @@ void td_wilson_interval(int64_t matches, int64_t n, double *out_low, double *out
     *out_high = matches == n ? 1 : (middle + width) / (1 + z * z / count);
 }
 
-// --- Samples
-
 static int continues_character(char byte) {
     return ((unsigned char)byte & 0xC0) == 0x80;
 }
@@ -115,8 +113,6 @@ static void keep_sample(matcher *self) {
     out->samples[at] = self->sample;
     qsort(out->samples, (size_t)out->n_samples, sizeof *out->samples, by_number);
 }
-
-// --- One row
 
 static td_status answer_one(matcher *self, int number, const td_question *question,
                             const char *where) {
@@ -206,8 +202,6 @@ static td_status match_row(void *context, const td_row_visit *visit) {
     }
     return status;
 }
-
-// --- All ranks
 
 static td_status match_mine(matcher *self, td_transformer *transformer,
                             const td_string_list *files) {

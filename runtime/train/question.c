@@ -42,8 +42,6 @@ static int is_stop(const td_session *session, int32_t id) {
     return 0;
 }
 
-// --- Chats
-
 // What a model writes is cut at the token that ends its turn; so is what is expected.
 static td_status cut_at_stop(const reader *self, char *text, size_t bytes) {
     td_tokens tokens = {0};
@@ -82,8 +80,6 @@ static td_status read_chat(const reader *self) {
     td_chat_question_fini(&asked);
     return status;
 }
-
-// --- Text
 
 typedef struct builder {
     char *text;
@@ -184,8 +180,6 @@ static td_status read_text(const reader *self, const char *prompt, const char *c
     return status;
 }
 
-// --- Token ids
-
 static td_status read_id(const reader *self, const cJSON *item, int64_t index, int32_t *out) {
     double value = cJSON_IsNumber(item) ? item->valuedouble : -1;
     if (!(value >= 0 && value < (double)self->session->model.vocabulary) ||
@@ -247,8 +241,6 @@ static td_status read_ids(const reader *self, const cJSON *object) {
     out->prompt.count = begin;
     return decode_answer(self, begin);
 }
-
-// --- Rows
 
 // A prompt beside messages or a text is theirs, as preparation sees it, unless it has a completion.
 static int asks_by_prompt(const cJSON *object) {

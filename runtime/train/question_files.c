@@ -61,8 +61,6 @@ td_status td_rows_visit(const td_string_list *sources,
     return status;
 }
 
-// --- Examples
-
 void td_examples_fini(td_examples *examples) {
     for (int64_t i = 0; examples->items && i < examples->count; i++)
         free(examples->items[i].row);

@@ -14,8 +14,6 @@ static double share_of(int64_t part, int64_t whole) {
     return whole > 0 ? (double)part / (double)whole : 0;
 }
 
-// --- Results
-
 typedef void (*print_cell)(td_report_text *out, const td_comparison *it, int column);
 
 static void print_loss(td_report_text *out, const td_comparison *it, int column) {
@@ -119,8 +117,6 @@ static void print_results(td_report_text *out, const td_comparison *it) {
     if (it->n_columns > TD_COLUMN_FEW_SHOT)
         print_examples(out, it);
 }
-
-// --- Details
 
 static void print_setting(td_report_text *out, const char *name, const char *value) {
     td_report_print(out, "| %s | ", name);
@@ -257,8 +253,6 @@ td_status td_report_markdown(const td_report_subject *subject, int with_details,
     free_fingerprints(&prints);
     return finish(&text, out);
 }
-
-// --- JSON
 
 static void print_json_column(td_report_text *out, const td_comparison *it, int column) {
     const td_score *score = &it->answers.scores[column];

@@ -21,7 +21,7 @@ typedef struct td_trainer {
     td_checkpoint_writer *checkpoints;
     td_checkpoint_meta meta; // of the last finished step
     td_metrics metrics;
-    int made_output; // rank 0: the run's folder was not there before
+    int made_output;        // rank 0: the run's folder was not there before
     float *host_parameters; // (n_elements); NULL when the device's memory is the host's
 } td_trainer;
 

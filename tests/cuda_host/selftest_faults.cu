@@ -32,8 +32,6 @@ void expect(bool right) {
         _exit(wrong_result);
 }
 
-// --- barriers and warps ---
-
 __global__ void reverse(int *out, bool faulty) {
     int t = static_cast<int>(threadIdx.x), n = static_cast<int>(blockDim.x);
     shared<int>()[t] = t;
@@ -162,8 +160,6 @@ void sum_by_float_atomics(bool faulty) {
     expect(sum.get()[0] == tree_sum());
 }
 
-// --- memory ---
-
 __global__ void sum_of(const float *values, int n, float *out) {
     float sum = 0;
     for (int i = 0; i < n; i++)
@@ -288,8 +284,6 @@ void overflow_the_stack(bool faulty) {
     run(deep, 1, 1, 0, out.data, faulty ? 100 : 1);
 }
 
-// --- streams ---
-
 struct two_streams {
     cudaStream_t a, b;
     cudaEvent_t event;
@@ -353,8 +347,6 @@ void result_read_too_early(bool faulty) {
     expect(*host == 7);
 }
 
-// --- tensor cores and asynchronous copies ---
-
 __global__ void copy_async(const float *from, float *out, bool faulty) {
     int t = static_cast<int>(threadIdx.x);
     td_ptx_cp_async_cg_16(shared<float>() + 4 * t, from + 4 * t);
@@ -408,8 +400,6 @@ void wrong_fragment(bool faulty) {
         expect(got[i] == sum);
     }
 }
-
-// --- trials ---
 
 // How a fault shows: always by a wrong result, always by a message, or by a
 // message only when the build has AddressSanitizer.

@@ -216,8 +216,6 @@ static void settings_survive_the_round_trip(void) {
     close_fixture(&fixture);
 }
 
-// --- other dtypes ---
-
 static uint16_t f32_to_f16_exact(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -270,8 +268,6 @@ static void half_precision_adapters_are_widened(void) {
     }
     close_fixture(&fixture);
 }
-
-// --- what is refused ---
 
 #define GOOD                                                                                       \
     "\"peft_type\":\"LORA\",\"task_type\":\"CAUSAL_LM\",\"r\":4,\"lora_alpha\":8,"                 \

@@ -39,8 +39,6 @@ static td_base *load(const char *folder, const td_base_options *options) {
     return base;
 }
 
-// --- against the file ---
-
 static void check_values(const td_safetensors *files, const char *name, int64_t n,
                          const float *values) {
     td_tensor view;
@@ -193,8 +191,6 @@ static void sixteen_bit_weights_stay_sixteen_bit(void) {
     td_base_destroy(base);
 }
 
-// --- NF4 ---
-
 static void check_single(const td_matrix *matrix, const float *weights) {
     int64_t n = matrix->rows * matrix->cols, n_blocks = td_nf4_block_count(n);
     uint8_t *codes = calloc((size_t)(n + 1) / 2, 1);
@@ -322,8 +318,6 @@ static void separate_memory_gives_the_same_bytes(void) {
     td_base_destroy(base);
 }
 
-// --- random weights ---
-
 static void random_weights_are_normal_and_keyed_by_the_seed(void) {
     char folder[512];
     td_model_config config;
@@ -352,8 +346,6 @@ static void random_weights_are_normal_and_keyed_by_the_seed(void) {
     td_base_destroy(b);
     td_base_destroy(c);
 }
-
-// --- one reader, others receive ---
 
 enum { RANKS = 3 };
 
@@ -498,8 +490,6 @@ static void a_failure_in_the_middle_fails_on_all(void) {
     }
     CHECK_STRING(members[0].message, "no memory at this call");
 }
-
-// --- fingerprint and damaged folders ---
 
 // A copy of the llama fixture, with a change to one of its files.
 static const char *copy_model(void) {

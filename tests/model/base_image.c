@@ -237,8 +237,6 @@ static void a_mapped_base_survives_its_file(void) {
     td_base_destroy(base);
 }
 
-// --- several processes ---
-
 static void start_child(pid_t *out) {
     *out = fork();
     REQUIRE(*out >= 0);

@@ -145,8 +145,6 @@ static void gemma_has_two_kinds_of_layers(void) {
     CHECK_INT(read_fixture("phi3").activation, TD_GATE_SILU);
 }
 
-// --- variants in memory ---
-
 static td_status parse(const char *text, td_model_config *out) {
     cJSON *root;
     REQUIRE(td_json_parse("config.json", text, strlen(text), &root) == TD_OK);
@@ -356,8 +354,6 @@ static void end_ids_come_from_both_files(void) {
     CHECK_INT(config.eos_ids[1], 6);
     CHECK_INT(config.eos_ids[2], 7);
 }
-
-// --- what is refused ---
 
 static const struct {
     const char *text, *message;

@@ -29,8 +29,6 @@ static td_lora_options choose(lora_choice *choice, const char *first, int is_pat
                              .target_modules_is_pattern = is_pattern};
 }
 
-// --- PEFT's selections ---
-
 static double number_of(const cJSON *object, const char *key) {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
     REQUIRE(cJSON_IsNumber(item));
@@ -116,8 +114,6 @@ static void patterns_match_as_a_whole(void) {
     td_error_clear();
 }
 
-// --- layout ---
-
 static void the_flat_vector_is_in_canonical_order(void) {
     td_model_config config = read_config("qwen3");
     lora_choice choice;
@@ -162,8 +158,6 @@ static void llama_8b_has_the_published_number_of_parameters(void) {
     CHECK_INT(lora.n_parameters, 167772160);
     td_lora_fini(&lora);
 }
-
-// --- initialization ---
 
 static void a_is_uniform_and_b_is_zero(void) {
     td_model_config config = read_config("llama");
@@ -246,8 +240,6 @@ static void fingerprint_tells_layouts_apart(void) {
     choice.items[0] = (char *)(uintptr_t) "o_proj"; // same extents in this model
     CHECK(!td_hash_equal(hash, fingerprint_of(&config, &options)));
 }
-
-// --- what is refused ---
 
 static void check_refused(td_lora_options options, const char *message) {
     td_model_config config = read_config("llama");

@@ -159,8 +159,6 @@ static void same_codes_as_transformers(void) {
     td_base_destroy(theirs);
 }
 
-// --- folders that are quantized in part ---
-
 static void whole_layers_stay_whole(void) {
     static const unsigned char whole[2][TD_PROJ_COUNT] = {
         {[TD_PROJ_GATE] = 1, [TD_PROJ_UP] = 1, [TD_PROJ_DOWN] = 1},
@@ -217,8 +215,6 @@ static void logits_of_a_partial_folder_equal_transformers(void) {
     td_safetensors_close(files);
     td_base_destroy(base);
 }
-
-// --- refusals ---
 
 static const char *copied = FIXTURE;
 

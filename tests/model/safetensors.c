@@ -110,8 +110,6 @@ static void empty_tensors_and_metadata_are_good(void) {
     td_safetensors_close(files);
 }
 
-// --- damage ---
-
 #define ENTRY(name, dtype, shape, offsets)                                                         \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
 
@@ -268,8 +266,6 @@ static void every_changed_byte_stays_in_bounds(void) {
     free(bytes);
 }
 
-// --- folders ---
-
 static const char *make_folder(const char *name) {
     const char *path = scratch(name);
     REQUIRE(td_folder_make(path) == TD_OK);
@@ -357,8 +353,6 @@ static void folders_without_weights_say_so(void) {
     make_folder("a-folder/model.safetensors");
     check_folder(scratch("a-folder"), "regular file");
 }
-
-// --- writing ---
 
 static void what_is_written_is_read_back(void) {
     float a[6] = {1, 2, 3, 4, 5, 6};

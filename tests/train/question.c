@@ -224,8 +224,6 @@ static void examples_are_earlier_turns(void) {
     check_fit("{\"text\":\"Four\"}", 1000, 0, 0, "Four");
 }
 
-// --- Files
-
 static void write_rows(char path[TD_PATH_MAX], const char *name, int n) {
     REQUIRE(td_path_join(path, folder, name) == TD_OK);
     if (td_comm_rank(small_comm) == 0) {
