@@ -43,7 +43,7 @@ end() {
 
 write_record() {
     [ -z "${FAULTS_RECORD:-}" ] ||
-        printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$case_number" "$seed" "$1" "$exit_seconds" "$steps_lost" "$2" \
+        printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$case_number" "$seed" "$1" "$exit_seconds" "$steps_lost" "${2//$'\n'/ }" \
             "$(git -C "$FAULTS_SOURCE" rev-parse --short HEAD 2>/dev/null || echo unknown)" >>"$FAULTS_RECORD"
 }
 
