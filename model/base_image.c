@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "runtime/core/files.h"
 #include "runtime/core/log.h"
 #include "runtime/core/progress.h"
 
@@ -188,25 +189,11 @@ static td_hash hash_header(const image_header *header) {
     return td_hash_bytes(header, offsetof(image_header, self));
 }
 
-static td_status read_at(int file, const char *path, void *out, size_t bytes, uint64_t offset) {
-    for (size_t done = 0; done < bytes;) {
-        ssize_t got =
-            pread(file, (unsigned char *)out + done, bytes - done, (off_t)(offset + done));
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return td_fail(TD_ERR_DATA, "%s: cannot read: %s", path,
-                           got < 0 ? strerror(errno) : "it became shorter");
-        done += (size_t)got;
-    }
-    return TD_OK;
-}
-
 static td_status read_tables(int file, const td_base_image *image, image_front *front) {
     size_t offsets = front->header.n_offsets * sizeof(float);
-    TD_TRY(read_at(file, image->path, front->offsets, offsets, sizeof front->header));
-    return read_at(file, image->path, front->chunks, front->header.n_chunks * sizeof(td_hash),
-                   sizeof front->header + offsets);
+    TD_TRY(td_file_read_at(file, image->path, sizeof front->header, front->offsets, offsets));
+    return td_file_read_at(file, image->path, sizeof front->header + offsets, front->chunks,
+                           front->header.n_chunks * sizeof(td_hash));
 }
 
 // Nothing of the file is used before it is what is expected: `front` comes with that.
@@ -216,7 +203,7 @@ static td_status read_front(int file, uint64_t file_bytes, const td_base_image *
     td_hash tables;
     if (file_bytes < sizeof *found)
         return td_fail(TD_ERR_DATA, "%s: is truncated", image->path);
-    TD_TRY(read_at(file, image->path, found, sizeof *found, 0));
+    TD_TRY(td_file_read_at(file, image->path, 0, found, sizeof *found));
     if (memcmp(found->magic, magic, sizeof magic) != 0 ||
         !td_hash_equal(found->self, hash_header(found)))
         return td_fail(TD_ERR_DATA, "%s: is damaged (header)", image->path);
@@ -296,9 +283,9 @@ static td_status read_chunks(const device_reader *reader, unsigned char *host, s
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
         size_t at = (size_t)i * CHUNK_BYTES, left = bytes - at;
-        td_status status = read_at(reader->file, reader->image->path, host + at,
-                                   left < CHUNK_BYTES ? left : CHUNK_BYTES,
-                                   reader->front->data_offset + begin + at);
+        td_status status = td_file_read_at(reader->file, reader->image->path,
+                                           reader->front->data_offset + begin + at, host + at,
+                                           left < CHUNK_BYTES ? left : CHUNK_BYTES);
         if (status == TD_OK)
             continue;
         td_error_clear();
