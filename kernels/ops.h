@@ -321,8 +321,11 @@ size_t td_adamw_state_bytes(int64_t page_elements);
 size_t td_adamw_8bit_state_bytes(int64_t page_elements);
 
 struct td_ops {
-    const char *name; // "cpu", "cuda bf16", "cuda fp32"
+    const char *name; // "cpu", "cpu medium", "cuda bf16", "cuda fp32"
     td_dtype activation;
+    // What operands of linear_* and attention_* are rounded to before they are multiplied; sums are
+    // fp32. BF16 beside fp32 activations is what PyTorch calls float32_matmul_precision "medium".
+    td_dtype product;
     size_t (*workspace_bytes)(const td_workspace_query *query);
     // tolerance: forward 1e-5 with fp32, 1e-2 with bf16 activations; gradients the same
     td_status (*linear_forward)(const td_op_context *, const td_linear_forward_args *);
@@ -353,6 +356,11 @@ struct td_ops {
 };
 
 extern const td_ops td_ops_cpu;
+// The CPU's operations with products in bf16: operands are rounded to nearest even, numbers below
+// 2^-126 are zero, and elements 2 i + 1 and 2 i of a sum are added in that order, each by a fused
+// multiply-add in fp32, as VDPBF16PS does. The same bits with and without that instruction. Up to a
+// few tokens linear_forward stays in fp32.
+extern const td_ops td_ops_cpu_medium;
 
 // A backend's table as callers should use it: every function checks its arguments' shapes and then
 // calls the backend's. TD_ERR_INTERNAL names the first operation that the backend lacks. The same
@@ -365,6 +373,8 @@ void td_ops_cpu_set_threads(int n_threads);
 int td_ops_cpu_threads(void);
 // The widest vectors that the CPU backend uses on this processor: "AVX-512", "AVX2" or "none".
 const char *td_ops_cpu_vectors(void);
+// 1: this processor multiplies bf16 itself, at twice the rate of fp32.
+int td_ops_cpu_has_bf16(void);
 
 TD_C_END
 

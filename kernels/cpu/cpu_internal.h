@@ -22,12 +22,20 @@ typedef enum td_cpu_simd_level {
 
 #define TD_TARGET_AVX2   __attribute__((target("avx2,fma")))
 #define TD_TARGET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
+#define TD_TARGET_BF16                                                                             \
+    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 
 // Best level of this processor, or less after td_cpu_simd_limit().
 td_cpu_simd_level td_cpu_simd(void);
 
 // Caps the level, so that tests can compare them. Not while operations run.
 void td_cpu_simd_limit(td_cpu_simd_level level);
+
+// 1: VDPBF16PS is there and td_cpu_simd() is AVX-512. Products in bf16 have the same bits without.
+int td_cpu_has_bf16(void);
+
+// 0 has td_cpu_has_bf16() return 0, for tests. Not while operations run.
+void td_cpu_bf16_allow(int allowed);
 
 int td_cpu_threads(void);
 

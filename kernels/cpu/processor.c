@@ -6,6 +6,7 @@
 #include "kernels/cpu/cpu_internal.h"
 
 static atomic_int simd_cap = TD_CPU_AVX512;
+static atomic_int bf16_allowed = 1;
 static atomic_int thread_count;
 
 static td_cpu_simd_level detect(void) {
@@ -31,6 +32,19 @@ td_cpu_simd_level td_cpu_simd(void) {
 
 void td_cpu_simd_limit(td_cpu_simd_level level) {
     atomic_store(&simd_cap, (int)level);
+}
+
+int td_cpu_has_bf16(void) {
+    return td_cpu_simd() == TD_CPU_AVX512 && __builtin_cpu_supports("avx512bf16") &&
+           atomic_load_explicit(&bf16_allowed, memory_order_relaxed);
+}
+
+void td_cpu_bf16_allow(int allowed) {
+    atomic_store(&bf16_allowed, allowed);
+}
+
+int td_ops_cpu_has_bf16(void) {
+    return td_cpu_has_bf16();
 }
 
 // Without a call of td_ops_cpu_set_threads(), what OpenMP would use.

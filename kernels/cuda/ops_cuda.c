@@ -32,6 +32,7 @@
 const td_ops td_ops_cuda_bf16 = {
     .name = "cuda bf16",
     .activation = TD_BF16,
+    .product = TD_BF16,
     .workspace_bytes = td_cuda_workspace_bytes_bf16,
     ENTRIES,
 };
@@ -39,6 +40,7 @@ const td_ops td_ops_cuda_bf16 = {
 const td_ops td_ops_cuda_fp32 = {
     .name = "cuda fp32",
     .activation = TD_F32,
+    .product = TD_F32,
     .workspace_bytes = td_cuda_workspace_bytes_fp32,
     ENTRIES,
 };

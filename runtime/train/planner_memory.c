@@ -16,10 +16,14 @@ static size_t no_workspace(const td_workspace_query *query) {
 // A GPU that is not there. Planning asks whether memory is unified and nothing else.
 static const td_device_table planned_gpu_table = {.name = "planned GPU"};
 static const td_device planned_gpu = {.table = &planned_gpu_table};
-static const td_ops planned_bf16 = {
-    .name = "planned bf16", .activation = TD_BF16, .workspace_bytes = no_workspace};
-static const td_ops planned_fp32 = {
-    .name = "planned fp32", .activation = TD_F32, .workspace_bytes = no_workspace};
+static const td_ops planned_bf16 = {.name = "planned bf16",
+                                    .activation = TD_BF16,
+                                    .product = TD_BF16,
+                                    .workspace_bytes = no_workspace};
+static const td_ops planned_fp32 = {.name = "planned fp32",
+                                    .activation = TD_F32,
+                                    .product = TD_F32,
+                                    .workspace_bytes = no_workspace};
 
 static const td_ops *gpu_ops(const td_config *config, int *out_has_workspace) {
     const td_gpu_module *module;
