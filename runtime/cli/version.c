@@ -53,7 +53,8 @@ void td_print_version(FILE *out) {
     char reason[512] = "";
     fprintf(out, "tandem %s (commit %s), compiler %s\n", TANDEM_VERSION, TD_COMMIT, __VERSION__);
     print_libraries(out);
-    fprintf(out, "CPU:    vectors %s, %d threads\n", td_ops_cpu_vectors(), td_ops_cpu_threads());
+    fprintf(out, "CPU:    vectors %s%s, %d threads\n", td_ops_cpu_vectors(),
+            td_ops_cpu_has_bf16() ? " with bf16 products" : "", td_ops_cpu_threads());
     td_gpu_module_load(&module, reason, sizeof reason);
     if (module)
         print_gpus(out, module);

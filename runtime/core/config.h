@@ -66,6 +66,12 @@ typedef enum td_device_kind {
     TD_DEVICE_CUDA,
 } td_device_kind;
 
+// PyTorch's names: torch.set_float32_matmul_precision().
+typedef enum td_matmul_precision {
+    TD_MATMUL_HIGHEST, // fp32
+    TD_MATMUL_MEDIUM,  // operands in bf16, sums in fp32
+} td_matmul_precision;
+
 typedef enum td_transport_kind {
     TD_TRANSPORT_AUTO,
     TD_TRANSPORT_MPI,
@@ -140,7 +146,8 @@ typedef struct td_config {
                               // to the end
     // Machine
     td_device_kind device;
-    int bf16; // activations on a GPU; the CPU computes in fp32
+    int bf16;                                     // activations on a GPU; those on the CPU are fp32
+    td_matmul_precision float32_matmul_precision; // of fp32 activations, which are the CPU's
     td_transport_kind transport;
     int share_gpus;
     td_recompute gradient_checkpointing;

@@ -57,6 +57,11 @@ static const char *const device_names[] = {
     [TD_DEVICE_CUDA] = "cuda",
     NULL,
 };
+static const char *const matmul_names[] = {
+    [TD_MATMUL_HIGHEST] = "highest",
+    [TD_MATMUL_MEDIUM] = "medium",
+    NULL,
+};
 static const char *const transport_names[] = {
     [TD_TRANSPORT_AUTO] = "auto",
     [TD_TRANSPORT_MPI] = "mpi",
@@ -189,7 +194,10 @@ const td_key td_config_table[] = {
     {.name = "device", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(device), .choices = device_names,
      .fallback = "\"auto\"", .help = "What computes; auto: a GPU where there is one that can be used."},
     {.name = "bf16", .section = "machine", .type = TD_KEY_BOOL, .offset = AT(bf16),
-     .fallback = "true", .affects_result = 1, .help = "Activations in bf16 on a GPU; the CPU always computes in fp32."},
+     .fallback = "true", .affects_result = 1, .help = "Activations in bf16 on a GPU; those on the CPU are fp32."},
+    {.name = "float32_matmul_precision", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(float32_matmul_precision), .choices = matmul_names,
+     .fallback = "\"highest\"", .affects_result = 1,
+     .help = "Products on the CPU: fp32, or medium: their operands rounded to bf16, sums in fp32; twice as fast where AVX512-BF16 is."},
     {.name = "transport", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(transport), .choices = transport_names,
      .fallback = "\"auto\"", .help = "What gradients travel by; auto: NCCL between GPUs where it can be used, else MPI."},
     {.name = "share_gpus", .section = "machine", .type = TD_KEY_BOOL, .offset = AT(share_gpus),

@@ -14,9 +14,9 @@ enum { OLDEST_MAJOR = 8 };
 
 // What a rank wishes and sees, as it is shown to the others.
 typedef struct rank_view {
-    int32_t device, bf16, transport, share; // of its config
-    int32_t n_devices;                      // GPUs that it can use
-    int32_t index;                          // its own among them
+    int32_t device, bf16, precision, transport, share; // of its config
+    int32_t n_devices;                                 // GPUs that it can use
+    int32_t index;                                     // its own among them
     int32_t nccl_works;
     int32_t has_nccl_host_id; // NCCL takes the rank for one on a machine of its own
     td_gpu_info gpu;
@@ -60,6 +60,7 @@ static void look(const td_config *config, const td_comm *comm, const td_gpu_modu
                  rank_view *view) {
     *view = (rank_view){.device = (int32_t)config->device,
                         .bf16 = config->bf16,
+                        .precision = (int32_t)config->float32_matmul_precision,
                         .transport = (int32_t)config->transport,
                         .share = config->share_gpus};
     *module = NULL;
@@ -80,10 +81,11 @@ static td_status require_same_wishes(const job_view *job) {
     for (int rank = 1; rank < job->size; rank++) {
         const rank_view *view = &job->ranks[rank];
         if (view->device != first->device || view->bf16 != first->bf16 ||
-            view->transport != first->transport || view->share != first->share)
+            view->precision != first->precision || view->transport != first->transport ||
+            view->share != first->share)
             return td_fail(TD_ERR_USAGE,
-                           "device, bf16, transport and share_gpus are not the same on ranks 0 and "
-                           "%d",
+                           "device, bf16, float32_matmul_precision, transport and share_gpus are "
+                           "not the same on ranks 0 and %d",
                            rank);
     }
     return TD_OK;
@@ -218,9 +220,23 @@ static td_status choose_transport(const job_view *job, const td_gpu_module *modu
     return TD_OK;
 }
 
+td_status td_device_check_gpu_precision(int bf16, td_matmul_precision precision) {
+    if (bf16 || precision == TD_MATMUL_HIGHEST)
+        return TD_OK;
+    return td_fail(
+        TD_ERR_USAGE,
+        "float32_matmul_precision \"medium\" with bf16=false is for the CPU: on a GPU set "
+        "bf16=true or float32_matmul_precision=highest");
+}
+
+td_status td_device_cpu_ops(td_matmul_precision precision, const td_ops **out) {
+    return td_ops_check(precision == TD_MATMUL_MEDIUM ? &td_ops_cpu_medium : &td_ops_cpu, out);
+}
+
 static td_status choose_gpu(const job_view *job, const td_gpu_module *module,
                             td_device_choice *out) {
     const rank_view *mine = &job->ranks[job->rank];
+    TD_TRY(td_device_check_gpu_precision(mine->bf16, (td_matmul_precision)mine->precision));
     TD_TRY(check_models(job));
     TD_TRY(check_sharing(job));
     warn_of_drivers(job);
@@ -241,7 +257,7 @@ static td_status choose_cpu(const job_view *job, td_device_choice *out) {
     out->transport = &td_device_transport_host;
     out->ranks_on_device = 1;
     out->device = td_device_cpu();
-    return td_ops_check(&td_ops_cpu, &out->ops);
+    return td_device_cpu_ops((td_matmul_precision)mine->precision, &out->ops);
 }
 
 static td_status choose(const job_view *job, const td_gpu_module *module, td_device_choice *out) {
@@ -273,13 +289,22 @@ static const char *activation_name(const td_device_choice *choice) {
     return choice->ops->activation == TD_BF16 ? "bf16" : "fp32";
 }
 
+static void print_cpu(const td_device_choice *choice, int n_threads, const char *why_not) {
+    int is_medium = choice->ops->product == TD_BF16;
+    td_info("%s, %d thread%s%s%s", choice->name, n_threads, n_threads == 1 ? "" : "s",
+            is_medium ? ", products in bf16" : "", why_not);
+    if (is_medium && !td_ops_cpu_has_bf16())
+        td_info("this processor has no products in bf16 (AVX512-BF16): they are emulated, with the "
+                "same bits, slower than float32_matmul_precision=highest");
+}
+
 void td_device_choice_print(const td_device_choice *choice, int n_threads, int size) {
     char why_not[sizeof choice->why_not + 16] = "";
     if (choice->why_not[0])
         snprintf(why_not, sizeof why_not, " (%s%s)", choice->device->unified ? "no GPU: " : "",
                  choice->why_not);
     if (choice->device->unified)
-        td_info("%s, %d thread%s%s", choice->name, n_threads, n_threads == 1 ? "" : "s", why_not);
+        print_cpu(choice, n_threads, why_not);
     else if (size == 1)
         td_info("%s, %s", choice->name, activation_name(choice));
     else

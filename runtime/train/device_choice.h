@@ -22,7 +22,11 @@ typedef struct td_device_choice {
 // GPU and share_gpus is not set, or when what the config asks for cannot be had: one line that
 // names a rank and why.
 td_status td_device_choose(const td_config *config, td_comm *comm, td_device_choice *out);
-// The line that a run starts with, from rank 0.
+// Local. The CPU's operations with such products, checked.
+td_status td_device_cpu_ops(td_matmul_precision precision, const td_ops **out);
+// Local. TD_ERR_USAGE for fp32 activations on a GPU with products in bf16: there is no such table.
+td_status td_device_check_gpu_precision(int bf16, td_matmul_precision precision);
+// The line that a run starts with, from rank 0; a second where the processor has to emulate.
 void td_device_choice_print(const td_device_choice *choice, int n_threads, int size);
 
 #endif

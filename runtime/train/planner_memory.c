@@ -46,12 +46,13 @@ static td_status describe_rank(const td_planner *planner, const td_config *confi
                         .choice.transport = memory->is_gpu ? NULL : &td_device_transport_host};
     out->context.device = memory->is_gpu ? &planned_gpu : td_device_cpu();
     if (memory->is_gpu) {
+        TD_TRY(td_device_check_gpu_precision(config->bf16, config->float32_matmul_precision));
         out->context.ops = gpu_ops(config, &memory->has_workspace);
         return TD_OK;
     }
     memory->has_workspace = 1;
     td_ops_cpu_set_threads(td_session_threads(config, options->n_ranks));
-    return td_ops_check(&td_ops_cpu, &out->context.ops);
+    return td_device_cpu_ops(config->float32_matmul_precision, &out->context.ops);
 }
 
 // Rank 0 owns the most pages. An evaluation has a loader of its own.

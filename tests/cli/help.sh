@@ -31,7 +31,7 @@ done
 expect "help of a misspelled command" 'did you mean train' "$("$tandem" help trian 2>&1)"
 version=$("$tandem" --version) || failed=1
 expect "the version and its commit" '^tandem [0-9]+\.[0-9]+\.[0-9]+ \(commit [^)]+\), compiler ' "$version"
-for part in 'MPI:    .*v?[0-9]+\.[0-9]+' 'HDF5:   [0-9]+\.[0-9]+\.[0-9]+' 'CPU:    vectors (none|AVX2|AVX-512), [0-9]+ threads' 'GPU.*:  '; do
+for part in 'MPI:    .*v?[0-9]+\.[0-9]+' 'HDF5:   [0-9]+\.[0-9]+\.[0-9]+' 'CPU:    vectors (none|AVX2|AVX-512|AVX-512 with bf16 products), [0-9]+ threads' 'GPU.*:  '; do
     expect "the version says: ${part%% *}" "^$part" "$version"
 done
 table=$("$tandem" config)
