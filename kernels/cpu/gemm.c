@@ -1,10 +1,11 @@
 // Matrix products in blocks: as many packed rows and columns of the right operand as fit a
 // second-level cache, past which all rows of the left one are led tile by tile.
+#include "kernels/cpu/bf16_pairs.h"
 #include "kernels/cpu/gemm_internal.h"
 
 enum {
     DEPTH_STEP = TD_NF4_BLOCK,
-    TILE_ROWS = 8, // of the largest tile
+    TILE_ROWS = TD_GEMM_TILE_ROWS,
     IN_PLACE_ROWS = 24,
     PACKING_ROWS = 8,  // packing takes about as long as so many rows of the product
     STRIP_PADDING = 16 // floats, so that equal rows of strips do not share a cache set
@@ -22,25 +23,48 @@ static int64_t round_up(int64_t n, int64_t step) {
     return parts_of(n, step) * step;
 }
 
-int64_t td_gemm_depth(int64_t k) {
-    return k > 0 ? round_up(parts_of(k, parts_of(k, TD_GEMM_DEPTH)), DEPTH_STEP) : DEPTH_STEP;
+// How much of the right operand is packed at once. What is half as wide may be twice as much.
+typedef struct block_extent {
+    int64_t depth, columns;
+} block_extent;
+
+// Rows per block of a sum over k elements.
+static int64_t depth_of(int64_t k, int64_t most) {
+    return k > 0 ? round_up(parts_of(k, parts_of(k, most)), DEPTH_STEP) : DEPTH_STEP;
 }
 
-static int64_t strip_floats(int64_t depth, int64_t thin) {
-    return (round_up(depth, TD_GEMM_STRIP) + round_up(thin, TD_GEMM_STRIP)) * TD_GEMM_STRIP +
+static block_extent extent_of(const td_gemm_product *product) {
+    int64_t k = product->left[0].k;
+    if (!product->bf16)
+        return (block_extent){depth_of(k, TD_GEMM_DEPTH), TD_GEMM_COLUMNS};
+    int64_t depth = depth_of(k, 2 * TD_GEMM_DEPTH);
+    return (block_extent){depth, depth <= TD_GEMM_DEPTH ? 2 * TD_GEMM_COLUMNS : TD_GEMM_COLUMNS};
+}
+
+// Words of 32 bits of a strip of so many rows, each of an element or a pair.
+static int64_t strip_words(int64_t rows, int64_t thin) {
+    return (round_up(rows, TD_GEMM_STRIP) + round_up(thin, TD_GEMM_STRIP)) * TD_GEMM_STRIP +
            STRIP_PADDING;
 }
 
+// In bf16 there may be twice as many strips of half the depth, and beside them a tile's rows of the
+// left operands.
 int64_t td_gemm_scratch(int64_t thin) {
-    return TD_GEMM_COLUMNS / TD_GEMM_STRIP * strip_floats(TD_GEMM_DEPTH, thin);
+    int64_t strips = 2 * TD_GEMM_COLUMNS / TD_GEMM_STRIP;
+    int64_t fp32 = strips / 2 * strip_words(TD_GEMM_DEPTH, thin);
+    int64_t pairs =
+        strips * strip_words(TD_GEMM_DEPTH / 2, td_bf16_words(thin)) +
+        TILE_ROWS * (td_gemm_rounded_row(TD_GEMM_DEPTH) + td_gemm_rounded_row(td_bf16_words(thin)));
+    return fp32 > pairs ? fp32 : pairs;
 }
 
 // Where a few rows of a meet a matrix that is in fp32 as it is, packing would take longer than what
 // it saves.
 static int reads_in_place(const td_gemm_product *product, td_cpu_range rows, td_cpu_range columns) {
     const td_gemm_right *right = &product->right[0];
-    return right->matrix->format == TD_MATRIX_F32 && !right->transposed && right->scale == 1.0f &&
-           product->left[1].k == 0 && rows.end - rows.begin <= IN_PLACE_ROWS &&
+    return !product->bf16 && right->matrix->format == TD_MATRIX_F32 && !right->transposed &&
+           right->scale == 1.0f && product->left[1].k == 0 &&
+           rows.end - rows.begin <= IN_PLACE_ROWS &&
            (columns.end - columns.begin) % TD_GEMM_STRIP == 0;
 }
 
@@ -56,12 +80,35 @@ static void pack(const td_gemm_product *product, td_cpu_range columns, td_cpu_ra
                  float *scratch, td_gemm_block *block) {
     int64_t thin = block->left[1].k, depth = k.end - k.begin;
     block->right = scratch;
-    block->strip = strip_floats(depth, thin);
+    block->strip = strip_words(depth, thin);
     block->step = TD_GEMM_STRIP;
     td_gemm_pack(&product->right[0], k, columns, scratch, block->strip);
     if (thin > 0)
         td_gemm_pack(&product->right[1], (td_cpu_range){0, thin}, columns,
                      scratch + depth * TD_GEMM_STRIP, block->strip);
+}
+
+static void multiply_bf16(const td_gemm_product *product, td_cpu_range columns, td_cpu_range k,
+                          float *scratch, td_gemm_block *block) {
+    int64_t thin = block->left[1].k, words = td_bf16_words(k.end - k.begin);
+    uint32_t *packed = (uint32_t *)(void *)scratch;
+    block->right = scratch;
+    block->strip = strip_words(words, td_bf16_words(thin));
+    td_gemm_pack_bf16(&product->right[0], k, columns, packed, block->strip);
+    if (thin > 0)
+        td_gemm_pack_bf16(&product->right[1], (td_cpu_range){0, thin}, columns,
+                          packed + words * TD_GEMM_STRIP, block->strip);
+    int64_t strips = parts_of(columns.end - columns.begin, TD_GEMM_STRIP);
+    td_gemm_multiply_bf16(block, packed + strips * block->strip);
+}
+
+static void multiply_fp32(const td_gemm_product *product, td_cpu_range rows, td_cpu_range columns,
+                          td_cpu_range k, float *scratch, td_gemm_block *block) {
+    if (reads_in_place(product, rows, columns))
+        take_in_place(product, columns, k, block);
+    else
+        pack(product, columns, k, scratch, block);
+    td_gemm_kernel_find()(block);
 }
 
 // The block of b in rows k (and those of the second operand after the last) and `columns`, times
@@ -83,11 +130,10 @@ static void multiply_block(const td_gemm_product *product, td_cpu_range rows, td
     }
     if (product->bias && k.begin == 0)
         block.bias = product->bias + columns.begin;
-    if (reads_in_place(product, rows, columns))
-        take_in_place(product, columns, k, &block);
+    if (product->bf16)
+        multiply_bf16(product, columns, k, scratch, &block);
     else
-        pack(product, columns, k, scratch, &block);
-    td_gemm_kernel_find()(&block);
+        multiply_fp32(product, rows, columns, k, scratch, &block);
 }
 
 static td_cpu_range block_columns(td_cpu_range columns, int64_t blocks, int64_t index) {
@@ -105,13 +151,14 @@ void td_gemm_multiply(const td_gemm_product *product, td_cpu_range rows, td_cpu_
                       float *scratch) {
     if (rows.begin == rows.end)
         return;
-    int64_t n = columns.end - columns.begin, k = product->left[0].k, depth = td_gemm_depth(k);
-    int64_t across = parts_of(n, TD_GEMM_COLUMNS), deep = k > 0 ? parts_of(k, depth) : 1;
+    block_extent extent = extent_of(product);
+    int64_t n = columns.end - columns.begin, k = product->left[0].k;
+    int64_t across = parts_of(n, extent.columns), deep = k > 0 ? parts_of(k, extent.depth) : 1;
     int64_t inner = k > n ? across : deep;
     for (int64_t i = 0; i < across * deep; i++) {
         int64_t column = k > n ? i % inner : i / inner, layer = k > n ? i / inner : i % inner;
         multiply_block(product, rows, block_columns(columns, across, column),
-                       block_depth(k, depth, layer), scratch);
+                       block_depth(k, extent.depth, layer), scratch);
     }
 }
 

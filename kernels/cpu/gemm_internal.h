@@ -1,10 +1,12 @@
-// Matrix products c = a b in fp32, of which b is packed first: dequantized straight into the layout
-// that the inner loop reads. Not for other folders.
+// Matrix products c = a b, of which b is packed first: dequantized straight into the layout that
+// the inner loop reads. Not for other folders.
 //
 // Every element of c is summed in one order: over k in blocks whose borders depend on k alone,
 // within a block from zero upwards in fused multiply-adds, and block after block into c. Threads
 // split rows and columns only. So the bits depend neither on the number of threads nor on
 // addresses, and are the same with AVX2 and with AVX-512 (the scalar level rounds products, too).
+// With products in bf16 operands are rounded as they are packed, in pairs of neighbours in k
+// (bf16_pairs.h), of which the second is added first; the bits are the same at every level.
 #ifndef TANDEM_KERNELS_CPU_GEMM_INTERNAL_H
 #define TANDEM_KERNELS_CPU_GEMM_INTERNAL_H
 
@@ -13,7 +15,8 @@
 enum {
     TD_GEMM_STRIP = 16,    // columns of b that lie together, one row after the other
     TD_GEMM_COLUMNS = 192, // of b packed at once, at most
-    TD_GEMM_DEPTH = 640,   // rows of b packed at once, at most
+    TD_GEMM_DEPTH = 640,   // rows of b packed at once, at most; in bf16 twice as many
+    TD_GEMM_TILE_ROWS = 8, // of the largest tile
 };
 
 // The left operand, read where it is: element (i, k) at data[i * row + k * step].
@@ -39,10 +42,8 @@ typedef struct td_gemm_product {
     int64_t ldc;
     const float *bias; // one per column of c, which starts from it; or NULL
     int accumulate;    // 1: c += instead of c =; without bias
+    int bf16;          // 1: products in bf16
 } td_gemm_product;
-
-// Rows of b per block of a sum over k elements.
-int64_t td_gemm_depth(int64_t k);
 
 // Scratch of one thread, in floats; thin is the largest k of a second operand.
 int64_t td_gemm_scratch(int64_t thin);
@@ -73,9 +74,25 @@ typedef struct td_gemm_block {
 typedef void td_gemm_kernel(const td_gemm_block *block);
 td_gemm_kernel *td_gemm_kernel_find(void);
 
+// The same with products in bf16: what is packed are words of two rows each. rounded: a tile's rows
+// of both left operands, in words of pairs.
+void td_gemm_multiply_bf16(const td_gemm_block *block, uint32_t *rounded);
+
+// Words from row to row of what `rounded` holds: an odd number of cache lines.
+static inline int64_t td_gemm_rounded_row(int64_t words) {
+    return (words + 15) / 16 * 16 + ((words + 15) / 16 % 2 == 0 ? 16 : 0);
+}
+
 // Rows [k.begin, k.end) and columns [n.begin, n.end) of the right operand, n.begin a multiple of
 // 16. Strips have room for the rows rounded up to 16; what is past k.end and n.end is undefined.
 void td_gemm_pack(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, float *out,
                   int64_t strip);
+
+// The same in words of two rows; k.begin is even, and a row past k.end zero.
+void td_gemm_pack_bf16(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, uint32_t *out,
+                       int64_t strip);
+
+// out[k][n] = in[n][k], 16 by 16 words of 32 bits; rows of `in` are stride apart.
+void td_gemm_transpose(const float *in, int64_t stride, float *out);
 
 #endif

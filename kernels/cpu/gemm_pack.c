@@ -14,8 +14,6 @@ static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-// out[k][n] = in[n][k], 16 by 16; rows of `in` are stride apart.
-
 static void transpose_scalar(const float *in, int64_t stride, float *out) {
     for (int k = 0; k < STRIP; k++)
         for (int n = 0; n < STRIP; n++)
@@ -72,7 +70,7 @@ TD_TARGET_AVX512 static void transpose_avx512(const float *in, int64_t stride, f
     }
 }
 
-static void transpose(const float *in, int64_t stride, float *out) {
+void td_gemm_transpose(const float *in, int64_t stride, float *out) {
     switch (td_cpu_simd()) {
     case TD_CPU_AVX512:
         transpose_avx512(in, stride, out);
@@ -98,7 +96,7 @@ static void pack_rows(const td_matrix *matrix, td_cpu_range k, int64_t n, int64_
             td_cpu_dequantize_span(matrix, element, element + count, buffer + i * CHUNK);
         }
         for (int64_t j = 0; j < count; j += STRIP)
-            transpose(buffer + j, CHUNK, out + (begin - k.begin + j) * STRIP);
+            td_gemm_transpose(buffer + j, CHUNK, out + (begin - k.begin + j) * STRIP);
     }
 }
 
@@ -107,36 +105,10 @@ static void pack_f32_rows(const td_matrix *matrix, td_cpu_range k, int64_t n, in
     int64_t whole = live == STRIP ? (k.end - k.begin) / STRIP * STRIP : 0;
     const float *from = (const float *)matrix->data + n * matrix->cols + k.begin;
     for (int64_t j = 0; j < whole; j += STRIP)
-        transpose(from + j, matrix->cols, out + j * STRIP);
+        td_gemm_transpose(from + j, matrix->cols, out + j * STRIP);
     td_cpu_range rest = {k.begin + whole, k.end};
     if (rest.begin < rest.end)
         pack_rows(matrix, rest, n, live, out + whole * STRIP);
-}
-
-// Eight words of codes of each of 16 rows, transposed: word[d] holds word d of every row.
-TD_TARGET_AVX512 static inline void load_words(const uint8_t *codes, int64_t row_bytes,
-                                               __m512i *word) {
-    __m512i row[8], pair[8], four[8];
-    for (int i = 0; i < 8; i++) {
-        const uint8_t *low = codes + (i + (i & 4)) * row_bytes, *high = low + 4 * row_bytes;
-        row[i] =
-            _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)low)),
-                               _mm256_loadu_si256((const __m256i *)high), 1);
-    }
-    for (int i = 0; i < 8; i += 2) {
-        pair[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
-        pair[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        four[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 2]);
-        four[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 2]);
-        four[i + 2] = _mm512_unpacklo_epi64(pair[i + 1], pair[i + 3]);
-        four[i + 3] = _mm512_unpackhi_epi64(pair[i + 1], pair[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        word[i] = _mm512_shuffle_i32x4(four[i], four[i + 4], 0x88);
-        word[i + 4] = _mm512_shuffle_i32x4(four[i], four[i + 4], 0xdd);
-    }
 }
 
 // Sixteen rows whose blocks begin where the row does. Codes are transposed rather than values: an
@@ -154,7 +126,7 @@ TD_TARGET_AVX512 static void pack_nf4_rows_avx512(const td_matrix *matrix, td_cp
             scales[i] = td_nf4_scale(matrix, (element + i * matrix->cols) / TD_NF4_BLOCK);
         __m512 scale = _mm512_loadu_ps(scales);
         __m512i word[8];
-        load_words((const uint8_t *)matrix->data + element / 2, row_bytes, word);
+        td_nf4_load_words((const uint8_t *)matrix->data + element / 2, row_bytes, word);
         for (int i = 0; i < 8; i++)
             for (int j = 0; j < 8; j++, out += STRIP) {
                 __m512i index = _mm512_srli_epi32(word[i], shift[j]);

@@ -22,6 +22,7 @@ static int has_dropout(const td_lora_weights *lora) {
 }
 
 typedef struct linear_scratch {
+    int bf16;              // 1: products in bf16, as the table says
     float *packed;         // of every thread
     int64_t packed_floats; // of one thread
     float *chunk;          // (chunk tokens, in): dropped-out input, or LoRA's part of dx
@@ -84,6 +85,7 @@ static td_status carve(const td_op_context *context, const char *op, const scrat
                        int64_t rank, linear_scratch *out) {
     TD_TRY(td_cpu_need_workspace(context, op, total_bytes(bytes)));
     char *memory = context->workspace;
+    out->bf16 = context->ops->product == TD_BF16;
     out->packed = (void *)memory;
     out->packed_floats = packed_floats(rank);
     memory += bytes->packed;
@@ -160,12 +162,13 @@ static void undrop_chunk(const linear_scratch *scratch, const td_dropout *dropou
 
 // xa = x A^T, of rows of x that begin at a token.
 static td_gemm_product down_product(const td_linear_forward_args *args, const td_matrix *a,
-                                    const float *x, int64_t token) {
+                                    const linear_scratch *scratch, const float *x, int64_t token) {
     int64_t rank = args->lora->rank;
     return (td_gemm_product){.left = {rows_of(x, args->weight->cols)},
                              .right = {{.matrix = a, .transposed = 1, .scale = 1.0f}},
                              .c = (float *)args->xa + token * rank,
-                             .ldc = rank};
+                             .ldc = rank,
+                             .bf16 = scratch->bf16};
 }
 
 // xa = dropout(x) A^T
@@ -174,7 +177,7 @@ static void dropped_down(const td_linear_forward_args *args, const td_matrix *a,
     for (int64_t token = 0; token < args->n_tokens; token += TOKEN_CHUNK) {
         int64_t count = smaller(TOKEN_CHUNK, args->n_tokens - token);
         drop_chunk(scratch, &args->lora->dropout, args->x, a->cols, token, count);
-        td_gemm_product down = down_product(args, a, scratch->chunk, token);
+        td_gemm_product down = down_product(args, a, scratch, scratch->chunk, token);
         multiply_on_all(&down, count, a->rows, scratch);
     }
 }
@@ -187,14 +190,15 @@ static void forward(const td_linear_forward_args *args, const linear_scratch *sc
                           .right = {{.matrix = args->weight, .transposed = 1, .scale = 1.0f}},
                           .c = args->y,
                           .ldc = out,
-                          .bias = args->bias};
+                          .bias = args->bias,
+                          .bf16 = scratch->bf16};
     td_matrix a, b;
     if (lora) {
         a = matrix_of(lora->a, lora->rank, in);
         b = matrix_of(lora->b, out, lora->rank);
         up.left[1] = rows_of(args->xa, lora->rank);
         up.right[1] = (td_gemm_right){.matrix = &b, .transposed = 1, .scale = lora->scaling};
-        down = down_product(args, &a, args->x, 0);
+        down = down_product(args, &a, scratch, args->x, 0);
     }
     if (has_dropout(lora))
         dropped_down(args, &a, scratch);
@@ -238,15 +242,18 @@ static void lora_products(const td_linear_backward_args *args, const linear_scra
     out->dyb = (td_gemm_product){.left = {rows_of(args->dy, rows)},
                                  .right = {{.matrix = &out->b, .scale = lora->scaling}},
                                  .c = scratch->dyb,
-                                 .ldc = rank};
+                                 .ldc = rank,
+                                 .bf16 = scratch->bf16};
     out->da = (td_gemm_product){.left = {columns_of(scratch->dyb, n, rank)},
                                 .right = {{.matrix = &out->x, .scale = 1.0f}},
                                 .c = args->da,
-                                .ldc = in};
+                                .ldc = in,
+                                .bf16 = scratch->bf16};
     out->db = (td_gemm_product){.left = {columns_of(args->xa, n, rank)},
                                 .right = {{.matrix = &out->dy, .scale = 1.0f}},
                                 .c = scratch->db,
-                                .ldc = rows};
+                                .ldc = rows,
+                                .bf16 = scratch->bf16};
     if (!has_dropout(lora)) {
         out->dx.left[1] = rows_of(scratch->dyb, rank);
         out->dx.right[1] = (td_gemm_right){.matrix = &out->a, .scale = 1.0f};
@@ -299,7 +306,8 @@ static void dropped_chunk(const td_linear_backward_args *args, const backward_pr
     td_gemm_product dx = {.left = {rows_of(dyb, rank)},
                           .right = {{.matrix = &products->a, .scale = 1.0f}},
                           .c = scratch->chunk,
-                          .ldc = in};
+                          .ldc = in,
+                          .bf16 = scratch->bf16};
     multiply_on_all(&dx, count, in, scratch);
     undrop_chunk(scratch, &lora->dropout, (float *)args->dx + token * in, count * in);
 }
@@ -315,7 +323,8 @@ td_status td_cpu_linear_backward(const td_op_context *context,
                .right = {{.matrix = args->weight, .scale = 1.0f}},
                .c = args->dx,
                .ldc = args->weight->cols,
-               .accumulate = args->accumulate_dx},
+               .accumulate = args->accumulate_dx,
+               .bf16 = scratch.bf16},
     };
     if (lora)
         lora_products(args, &scratch, &products);

@@ -36,4 +36,30 @@ TD_TARGET_AVX512 static inline __m512 td_round_bf16_avx512(__m512 value) {
     return _mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32((int)0xffff0000u)));
 }
 
+// Eight words of codes of each of 16 rows, transposed: word[d] holds word d of every row.
+TD_TARGET_AVX512 static inline void td_nf4_load_words(const uint8_t *codes, int64_t row_bytes,
+                                                      __m512i *word) {
+    __m512i row[8], pair[8], four[8];
+    for (int i = 0; i < 8; i++) {
+        const uint8_t *low = codes + (i + (i & 4)) * row_bytes, *high = low + 4 * row_bytes;
+        row[i] =
+            _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)low)),
+                               _mm256_loadu_si256((const __m256i *)high), 1);
+    }
+    for (int i = 0; i < 8; i += 2) {
+        pair[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+        pair[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        four[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 2]);
+        four[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 2]);
+        four[i + 2] = _mm512_unpacklo_epi64(pair[i + 1], pair[i + 3]);
+        four[i + 3] = _mm512_unpackhi_epi64(pair[i + 1], pair[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        word[i] = _mm512_shuffle_i32x4(four[i], four[i + 4], 0x88);
+        word[i + 4] = _mm512_shuffle_i32x4(four[i], four[i + 4], 0xdd);
+    }
+}
+
 #endif
