@@ -103,8 +103,11 @@ static void print_memory(const td_bench_step_result *result) {
 
 static void print_result(const bench_options *wanted, const td_bench_step_result *result,
                          int size) {
-    printf("device:         %s, %s, %d thread%s\n", result->device,
-           result->is_bf16 ? "bf16" : "fp32", result->n_threads, result->n_threads == 1 ? "" : "s");
+    const char *numbers = result->is_bf16             ? "bf16"
+                          : result->has_bf16_products ? "fp32 with products in bf16"
+                                                      : "fp32";
+    printf("device:         %s, %s, %d thread%s\n", result->device, numbers, result->n_threads,
+           result->n_threads == 1 ? "" : "s");
     printf("parameters:     %lld trainable of %lld, random weights made in %.1f s\n",
            (long long)result->trainable, (long long)(result->total_parameters + result->trainable),
            result->weights_seconds);

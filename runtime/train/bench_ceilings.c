@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/blas_product.h"
+#include "kernels/register_peak.h"
 #include "runtime/core/arena.h"
 #include "runtime/train/metrics.h"
 #include "runtime/train/parallel_copy.h"
@@ -21,7 +22,7 @@ enum {
 };
 static const double moment_seconds = 0.02, short_copy_seconds = 1e-3, patience_seconds = 2;
 
-// Square matrices of the activation type: y = x w^T.
+// Square matrices of the activation type, as they lie in memory: y = x w^T.
 typedef struct product {
     td_op_context context;
     td_arena arena;
@@ -108,9 +109,9 @@ static td_status best_of_rounds(const product *p, double *out) {
     return TD_OK;
 }
 
-// By the operation, and on the CPU by the BLAS library too.
+// By the operation, and on the CPU in fp32 by the BLAS library too.
 static td_status measure_extent(product *p, double *slowest, td_bench_ceilings *out) {
-    int n_ways = p->context.device->unified ? 2 : 1;
+    int n_ways = p->context.device->unified && p->context.ops->product == TD_F32 ? 2 : 1;
     double extent = (double)p->args.n_tokens, seconds;
     *slowest = 0;
     for (p->by_blas = 0; p->by_blas < n_ways; p->by_blas++) {
@@ -137,6 +138,19 @@ static td_status measure_products(const td_op_context *context, td_bench_ceiling
         td_arena_fini(&p.arena);
         TD_TRY(status);
     }
+    return TD_OK;
+}
+
+// On the CPU, what products have in registers, and beside products in bf16 those in fp32.
+static td_status measure_cpu(const td_op_context *context, td_bench_ceilings *out) {
+    td_op_context fp32 = *context;
+    td_bench_ceilings beside = {0};
+    out->register_flops = td_cpu_register_peak(context->ops->product);
+    if (context->ops->product == TD_F32)
+        return TD_OK;
+    TD_TRY(td_ops_check(&td_ops_cpu, &fp32.ops));
+    TD_TRY(measure_products(&fp32, &beside));
+    out->fp32_flops = beside.flops;
     return TD_OK;
 }
 
@@ -181,8 +195,10 @@ static td_status measure_copy(const td_op_context *context, td_bench_ceilings *o
 }
 
 td_status td_bench_ceilings_measure(const td_op_context *context, td_bench_ceilings *out) {
-    *out = (td_bench_ceilings){.is_bf16 = context->ops->activation == TD_BF16, .product = "none"};
+    *out = (td_bench_ceilings){.is_bf16 = context->ops->product == TD_BF16, .product = "none"};
     TD_TRY(measure_products(context, out));
+    if (context->device->unified)
+        TD_TRY(measure_cpu(context, out));
     return measure_copy(context, out);
 }
 
@@ -191,6 +207,8 @@ void td_bench_ceilings_keep_larger(const td_bench_ceilings *other, td_bench_ceil
     int is_faster = other->bytes_per_second > out->bytes_per_second;
     larger.bytes_per_second = is_faster ? other->bytes_per_second : out->bytes_per_second;
     larger.copy_bytes = is_faster ? other->copy_bytes : out->copy_bytes;
+    larger.fp32_flops = fmax(other->fp32_flops, out->fp32_flops);
+    larger.register_flops = fmax(other->register_flops, out->register_flops);
     *out = larger;
 }
 
@@ -198,6 +216,14 @@ void td_bench_ceilings_print(const td_bench_ceilings *ceilings) {
     printf("GEMM ceiling:   %.1f GFLOP/s, %s %lld^3 product by %s, this run\n",
            ceilings->flops * 1e-9, ceilings->is_bf16 ? "bf16" : "fp32", (long long)ceilings->extent,
            ceilings->product);
+    if (ceilings->fp32_flops > 0)
+        printf("in fp32:        %.1f GFLOP/s, the fastest product in this run\n",
+               ceilings->fp32_flops * 1e-9);
+    if (ceilings->register_flops > 0)
+        printf(
+            "in registers:   %.1f GFLOP/s of multiply-adds alone; the GEMM ceiling is %.1f %% of "
+            "it\n",
+            ceilings->register_flops * 1e-9, 100 * ceilings->flops / ceilings->register_flops);
     printf("copy ceiling:   %.1f GB/s read and written, copies of %zu MiB, this run\n",
            ceilings->bytes_per_second * 1e-9, ceilings->copy_bytes >> 20);
 }
@@ -206,6 +232,11 @@ void td_bench_ceilings_record(const td_bench_ceilings *ceilings, cJSON *record) 
     td_bench_record_number(record, "gemm_peak_flops", ceilings->flops);
     td_bench_record_number(record, "gemm_peak_extent", (double)ceilings->extent);
     td_bench_record_text(record, "gemm_peak_by", ceilings->product);
+    td_bench_record_text(record, "gemm_peak_operands", ceilings->is_bf16 ? "bf16" : "fp32");
+    if (ceilings->fp32_flops > 0)
+        td_bench_record_number(record, "fp32_gemm_peak_flops", ceilings->fp32_flops);
+    if (ceilings->register_flops > 0)
+        td_bench_record_number(record, "register_peak_flops", ceilings->register_flops);
     td_bench_record_number(record, "copy_peak_bytes_per_second", ceilings->bytes_per_second);
 }
 

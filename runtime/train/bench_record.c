@@ -186,6 +186,9 @@ cJSON *td_bench_record_create(const char *benchmark, const char *command,
     td_bench_record_text(record, "device", choice->name);
     if (!choice->device->unified)
         add_gpu(record, choice->device);
+    else
+        td_bench_record_text(record, "float32_matmul_precision",
+                             choice->ops->product == TD_BF16 ? "medium" : "highest");
     add_cpu(record);
     add_load(record, "load_average_before");
     td_bench_record_number(record, "ranks", n_ranks);

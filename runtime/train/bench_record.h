@@ -27,8 +27,8 @@ td_status td_bench_copy(td_comm *comm, void *to, const void *from, size_t bytes,
 td_status td_bench_read_file(const char *path, int rounds, double *out);
 
 // A record: {"benchmark", "command", "commit", "date", "device", "cpu", "cores", "load_average",
-// ...}, of a GPU also driver, runtime, compute capability and memory. NULL without memory; numbers
-// and samples are then left out, and writing fails.
+// ...}, of the CPU float32_matmul_precision, of a GPU driver, runtime, compute capability and
+// memory. NULL without memory; numbers and samples are then left out, and writing fails.
 cJSON *td_bench_record_create(const char *benchmark, const char *command,
                               const td_device_choice *choice, int n_ranks, int n_threads);
 void td_bench_record_number(cJSON *record, const char *name, double value);

@@ -231,6 +231,7 @@ static void describe(const td_session *session, const td_bench_step_options *opt
     out->n_threads = session->n_threads;
     out->is_gpu = !session->context.device->unified;
     out->is_bf16 = session->context.ops->activation == TD_BF16;
+    out->has_bf16_products = session->context.ops->product == TD_BF16;
     snprintf(out->device, sizeof out->device, "%s", session->choice.name);
 }
 

@@ -44,6 +44,7 @@ typedef struct td_bench_step_result {
     size_t copies_bytes;
     char device[64];     // "CPU", "NVIDIA H200"
     int is_gpu, is_bf16; // activations in bf16
+    int has_bf16_products;
 } td_bench_step_result;
 
 // Collective. config->model_name_or_path names a folder with a config.json; no weights are read.
