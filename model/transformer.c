@@ -69,6 +69,7 @@ td_status td_transformer_create(const td_base *base, const td_lora *lora,
     TD_TRY_GOTO(status, td_transformer_layout(transformer, NULL), failed);
     TD_TRY_GOTO(status, fill_all_tables(transformer), failed);
     TD_TRY_GOTO(status, td_transformer_create_graphs(transformer), failed);
+    TD_TRY_GOTO(status, td_transformer_create_ahead(transformer), failed);
     *out = transformer;
     return TD_OK;
 failed:
@@ -80,6 +81,7 @@ void td_transformer_destroy(td_transformer *transformer) {
     if (!transformer)
         return;
     (void)transformer->context.device->table->stream_synchronize(transformer->context.stream);
+    td_transformer_destroy_ahead(transformer);
     td_transformer_destroy_graphs(transformer);
     td_transformer_destroy_inputs(transformer);
     td_arena_fini(&transformer->arena);

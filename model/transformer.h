@@ -18,6 +18,7 @@ typedef struct td_transformer_options {
     td_recompute recompute;      // what the backward pass computes again: not TD_RECOMPUTE_AUTO
     int training;                // 0: forward only, nothing is kept for a backward pass
     td_graphs_use graphs;        // of training calls, on a device that has them
+    int dequantize_ahead;        // NF4 weights without a copy, on a stream of their own: below
 } td_transformer_options;
 
 typedef struct td_transformer_sizes {
@@ -26,6 +27,7 @@ typedef struct td_transformer_sizes {
     size_t gradients_bytes;   // of activations and of one module's A and B
     size_t tables_bytes;      // inputs, RoPE tables
     size_t workspace_bytes;   // of the operations
+    size_t ahead_bytes;       // weights that are dequantized ahead
     size_t total_bytes;       // of the above: device memory
     size_t host_bytes;        // beside it, pinned host memory
 } td_transformer_sizes;
@@ -90,6 +92,11 @@ typedef struct td_graph_counts {
     int is_off; // the option, or a recording failed
 } td_graph_counts;
 td_graph_counts td_transformer_graph_counts(const td_transformer *transformer);
+// Option `dequantize_ahead`: while a product runs, the NF4 weight of the next one is dequantized on
+// a second stream into one of two buffers, each as large as the largest weight. Products read the
+// same numbers, so results have the same bits. Here: weights that were queued so, once each in
+// recorded work.
+int64_t td_transformer_ahead_count(const td_transformer *transformer);
 // The loss alone, without dropout. parameters may be NULL: the base model.
 td_status td_transformer_loss(td_transformer *transformer, const float *parameters,
                               const td_token_batch *batch, double *out_loss);

@@ -7,8 +7,11 @@ static td_status project_back(td_transformer *transformer, int64_t layer, td_pro
     td_lora_weights lora;
     int adapted = td_transformer_module(transformer, layer, projection, &lora);
     const td_lora_module *module = td_lora_at(transformer->lora, layer, projection);
+    const td_matrix *weight = &transformer->base->layers[layer].linear[projection];
     if (!dx && !adapted)
         return TD_OK;
+    if (dx)
+        TD_TRY(td_transformer_acquire_weight(transformer, layer, projection, &weight));
     float *da = transformer->d_module;
     OP(transformer, linear_backward,
        (&(td_linear_backward_args){
@@ -16,13 +19,15 @@ static td_status project_back(td_transformer *transformer, int64_t layer, td_pro
            .dy = dy,
            .x = x,
            .xa = adapted ? transformer->layers[layer].xa[projection] : NULL,
-           .weight = &transformer->base->layers[layer].linear[projection],
+           .weight = weight,
            .lora = adapted ? &lora : NULL,
            .dx = dx,
            .accumulate_dx = accumulate,
            .da = adapted ? da : NULL,
            .db = adapted ? da + module->rank * module->in : NULL,
        }));
+    if (dx)
+        TD_TRY(td_transformer_release_weight(transformer, weight));
     if (!adapted)
         return TD_OK;
     return transformer->sink->module_done(transformer->sink->self, module->a_offset,
@@ -158,7 +163,8 @@ static td_status attention_half_back(td_transformer *transformer, int64_t layer,
                      transformer->d_x, 1);
 }
 
-static int64_t lowest_adapted_layer(const td_lora *lora) {
+int64_t td_transformer_lowest_layer(const td_transformer *transformer) {
+    const td_lora *lora = transformer->lora;
     int64_t layer = 0;
     while (layer < lora->n_layers && td_lora_layer_begin(lora, layer + 1) == 0)
         layer++;
@@ -168,7 +174,7 @@ static int64_t lowest_adapted_layer(const td_lora *lora) {
 // The gradients' way through one layer. A segment of its own: what layer_done() starts, such as
 // sending gradients, is never part of a recording.
 static td_status layer_back(td_transformer *transformer, int64_t layer) {
-    int64_t lowest = lowest_adapted_layer(transformer->lora);
+    int64_t lowest = td_transformer_lowest_layer(transformer);
     TD_TRY(td_transformer_round_layer(transformer, layer));
     TD_TRY(td_transformer_recompute(transformer, layer));
     TD_TRY(mlp_half_back(transformer, layer));
@@ -177,7 +183,7 @@ static td_status layer_back(td_transformer *transformer, int64_t layer) {
 
 td_status td_transformer_backward(td_transformer *transformer) {
     const td_gradient_sink *sink = transformer->sink;
-    int64_t lowest = lowest_adapted_layer(transformer->lora);
+    int64_t lowest = td_transformer_lowest_layer(transformer);
     td_progress_phase(TD_PHASE_BACKWARD);
     for (int64_t layer = transformer->config->n_layers - 1; layer >= lowest; layer--) {
         td_progress_layer((uint32_t)layer);

@@ -40,20 +40,21 @@ int td_transformer_module(const td_transformer *transformer, int64_t layer,
 
 static td_status project(td_transformer *transformer, int64_t layer, td_projection projection,
                          const void *x, void *y) {
-    const td_base_layer *weights = &transformer->base->layers[layer];
+    const td_matrix *weight;
     td_lora_weights lora;
     int adapted = td_transformer_module(transformer, layer, projection, &lora);
+    TD_TRY(td_transformer_acquire_weight(transformer, layer, projection, &weight));
     OP(transformer, linear_forward,
        (&(td_linear_forward_args){
            .n_tokens = transformer->n_tokens,
            .x = x,
-           .weight = &weights->linear[projection],
-           .bias = weights->bias[projection],
+           .weight = weight,
+           .bias = transformer->base->layers[layer].bias[projection],
            .lora = adapted ? &lora : NULL,
            .xa = adapted ? transformer->layers[layer].xa[projection] : NULL,
            .y = y,
        }));
-    return TD_OK;
+    return td_transformer_release_weight(transformer, weight);
 }
 
 static td_status norm(td_transformer *transformer, int64_t rows, int64_t columns,

@@ -157,13 +157,20 @@ void td_transformer_end_graphs(td_transformer *transformer) {
         transformer->graphs->running = NULL;
 }
 
-static td_status record(td_transformer *transformer,
+static td_status queue_segment(td_transformer *transformer, int64_t segment,
+                               td_status (*queue)(td_transformer *transformer, int64_t layer),
+                               int64_t layer, int is_recorded) {
+    TD_TRY(td_transformer_begin_ahead(transformer, segment, is_recorded));
+    return queue(transformer, layer);
+}
+
+static td_status record(td_transformer *transformer, int64_t segment,
                         td_status (*queue)(td_transformer *transformer, int64_t layer),
                         int64_t layer, td_graph **out) {
     const td_device_table *device = transformer->context.device->table;
     td_stream *stream = transformer->context.stream;
     TD_TRY(device->capture_begin(stream));
-    td_status status = queue(transformer, layer);
+    td_status status = queue_segment(transformer, segment, queue, layer, 1);
     td_status ended = device->capture_end(stream, status == TD_OK ? out : NULL);
     return status != TD_OK ? status : ended;
 }
@@ -181,11 +188,11 @@ td_status td_transformer_segment(td_transformer *transformer, int64_t segment,
                                  int64_t layer) {
     td_graphs *graphs = transformer->graphs;
     if (!graphs || !graphs->running)
-        return queue(transformer, layer);
+        return queue_segment(transformer, segment, queue, layer, 0);
     td_graph **graph = &graphs->running->segments[segment];
     td_status status = TD_OK;
     if (!*graph) {
-        status = record(transformer, queue, layer, graph);
+        status = record(transformer, segment, queue, layer, graph);
         graphs->counts.recorded += status == TD_OK;
     }
     if (status == TD_OK)
@@ -196,5 +203,5 @@ td_status td_transformer_segment(td_transformer *transformer, int64_t segment,
         return TD_OK;
     }
     switch_off(graphs); // neither a recording nor a launch that failed has done any work
-    return queue(transformer, layer);
+    return queue_segment(transformer, segment, queue, layer, 0);
 }

@@ -152,5 +152,6 @@ td_status td_transformer_begin(td_transformer *transformer, const float *paramet
     transformer->n_borders = td_transformer_border_count(batch->n_sequences);
     transformer->n_targets = batch->n_targets;
     transformer->cache = cache;
+    transformer->sink = NULL;
     return send(transformer, batch);
 }

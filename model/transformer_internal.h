@@ -35,6 +35,9 @@ typedef struct td_layer_state {
 } td_layer_state;
 
 typedef struct td_graphs td_graphs; // transformer_graphs.c
+typedef struct td_ahead td_ahead;   // transformer_ahead.c
+
+enum { TD_AHEAD_BUFFERS = 2 };
 
 struct td_kv_cache {
     int64_t capacity, length; // tokens
@@ -94,16 +97,20 @@ struct td_transformer {
     // activations.
     void *rounded;
 
+    // One weight each in the type of the activations; NULL when none is dequantized ahead.
+    void *ahead_buffers[TD_AHEAD_BUFFERS];
+
     // The running call.
     const float *parameters; // or NULL
     td_dropout_key dropout;
     int64_t n_tokens, n_sequences, n_targets;
-    int64_t n_borders;  // n_sequences rounded up to a power of two, and 1: few shapes
-    int32_t *cu;        // (max_sequences + 1) host memory
-    int32_t cu_k[2];    // of the keys in a cache
-    td_kv_cache *cache; // or NULL
-    const td_gradient_sink *sink;
-    td_graphs *graphs; // recordings; or NULL
+    int64_t n_borders;            // n_sequences rounded up to a power of two, and 1: few shapes
+    int32_t *cu;                  // (max_sequences + 1) host memory
+    int32_t cu_k[2];              // of the keys in a cache
+    td_kv_cache *cache;           // or NULL
+    const td_gradient_sink *sink; // NULL: not a training call
+    td_graphs *graphs;            // recordings; or NULL
+    td_ahead *ahead;              // or NULL
 };
 
 // Values of the largest call's packed inputs.
@@ -121,6 +128,23 @@ void td_transformer_end_graphs(td_transformer *transformer);
 td_status td_transformer_segment(td_transformer *transformer, int64_t segment,
                                  td_status (*queue)(td_transformer *transformer, int64_t layer),
                                  int64_t layer);
+
+// transformer_ahead.c. ahead stays NULL where it is not wanted.
+void td_transformer_take_ahead(td_transformer *transformer);
+td_status td_transformer_create_ahead(td_transformer *transformer);
+// Nothing may be under way but its own work, which it waits for.
+void td_transformer_destroy_ahead(td_transformer *transformer);
+// Before anything of a segment is queued. What is recorded looks ahead within the segment only.
+td_status td_transformer_begin_ahead(td_transformer *transformer, int64_t segment, int is_recorded);
+// The weight for the product that is queued next, which the context's stream then waits for, and
+// behind the product its release. Products with the weights of a segment come in the order that
+// transformer_ahead.c knows.
+td_status td_transformer_acquire_weight(td_transformer *transformer, int64_t layer,
+                                        td_projection projection, const td_matrix **out);
+td_status td_transformer_release_weight(td_transformer *transformer, const td_matrix *weight);
+
+// The lowest layer that the backward pass reaches: with nothing to train below it.
+int64_t td_transformer_lowest_layer(const td_transformer *transformer);
 
 // Takes everything from the arena; `sizes` (may be NULL) receives the parts.
 td_status td_transformer_layout(td_transformer *transformer, td_transformer_sizes *sizes);

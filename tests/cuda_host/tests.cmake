@@ -81,6 +81,12 @@ tandem_gpu_test(model_gpu "cuda_host/model.c;model/families_checks.c" LIBS tande
 # Recorded micro-batches have the bits of queued ones.
 tandem_gpu_test(graphs_gpu cuda_host/graphs.c LIBS tandem_model tandem_comm)
 
+# Weights that are dequantized ahead have the bits of those that products dequantize, and without the waits other bits.
+tandem_gpu_test(ahead_gpu cuda_host/ahead.c LIBS tandem_model tandem_comm)
+add_test(NAME cuda_host_ahead_planted COMMAND test_ahead_gpu planted)
+set_tests_properties(cuda_host_ahead_planted PROPERTIES TIMEOUT 60 LABELS cuda_host
+  ENVIRONMENT "${cuda_host_environment}")
+
 tandem_gpu_test(device_comm_gpu comm/device_comm_gpu.c LIBS tandem_comm)
 add_dependencies(test_device_comm_gpu nccl_host)
 set_tests_properties(cuda_host_device_comm_gpu PROPERTIES ENVIRONMENT "${nccl_host_environment}")

@@ -125,6 +125,8 @@ static td_transformer *make_transformer(bench_model *model, int training, td_rec
         .logits_chunk_tokens = CHUNK,
         .recompute = recompute,
         .training = training,
+        // Where something is computed again; without a bit's difference.
+        .dequantize_ahead = training && recompute != TD_RECOMPUTE_NONE,
     };
     REQUIRE(td_transformer_create(model->base, &model->lora, &options, &model->context,
                                   &transformer) == TD_OK);
