@@ -124,6 +124,16 @@ static inline double op_tolerance(const op_run *run) {
     return run->ops->activation == TD_F32 ? 1e-5 : 1e-2;
 }
 
+// Of products, whose operands may be rounded to less than the activations are.
+static inline double op_product_tolerance(const op_run *run) {
+    return run->ops->product == TD_F32 ? 1e-5 : 1e-2;
+}
+
+// Whether products take activations as they are.
+static inline int op_products_are_exact(const op_run *run) {
+    return run->ops->product == run->ops->activation;
+}
+
 // Runs every list of cases in every variant; the first one sets the bits. Prints a summary, returns
 // the program's exit status.
 typedef struct op_backend {

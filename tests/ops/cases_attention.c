@@ -304,11 +304,16 @@ static void call_forward(attention_data *data, op_buffer *out, op_buffer *lse) {
     OP_CALL(data->run, attention_forward, &args, 4.0 * visible_pairs(c) * (double)c->head_dim, 0);
 }
 
+// fp32 whatever the activations are, of scores in fp32; but its operands may have been rounded.
+static double lse_tolerance(const op_run *run) {
+    return op_products_are_exact(run) ? 1e-5 : op_product_tolerance(run);
+}
+
 static void check_forward(attention_data *data) {
     op_run *run = data->run;
     call_forward(data, data->out, data->lse);
-    op_expect(run, "out", data->out, data->ref_out, op_tolerance(run));
-    op_expect(run, "lse", data->lse, data->ref_lse, 1e-5); // fp32 whatever the activations are
+    op_expect(run, "out", data->out, data->ref_out, op_product_tolerance(run));
+    op_expect(run, "lse", data->lse, data->ref_lse, lse_tolerance(run));
     op_buffer *again = op_output(run, run->ops->activation, data->out->n);
     call_forward(data, again, NULL);
     op_fetch(run, again);
@@ -341,12 +346,12 @@ static void check_backward(attention_data *data) {
     op_run *run = data->run;
     call_forward(data, data->out, data->lse);
     attention_gradients g = call_backward(data);
-    op_expect(run, "dq", g.dq, data->ref_dq, op_tolerance(run));
-    op_expect(run, "dk", g.dk, data->ref_dk, op_tolerance(run));
-    op_expect(run, "dv", g.dv, data->ref_dv, op_tolerance(run));
+    op_expect(run, "dq", g.dq, data->ref_dq, op_product_tolerance(run));
+    op_expect(run, "dk", g.dk, data->ref_dk, op_product_tolerance(run));
+    op_expect(run, "dv", g.dv, data->ref_dv, op_product_tolerance(run));
     if (!data->shape->finite)
         return;
-    double tolerance = run->ops->activation == TD_F32 ? 1e-4 : op_tolerance(run);
+    double tolerance = run->ops->product == TD_F32 ? 1e-4 : op_product_tolerance(run);
     op_expect_gradient(run, "dq", g.dq, data->q->values, reference_loss, data, tolerance);
     op_expect_gradient(run, "dk", g.dk, data->k->values, reference_loss, data, tolerance);
     op_expect_gradient(run, "dv", g.dv, data->v->values, reference_loss, data, tolerance);
@@ -375,11 +380,11 @@ static void run_case(op_run *run, const char *op, const attention_case *c,
 static void check_huge_scores(attention_data *data) {
     op_run *run = data->run;
     call_forward(data, data->out, data->lse);
-    op_expect(run, "lse", data->lse, data->ref_lse, 1e-5); // fp32 whatever the activations are
+    op_expect(run, "lse", data->lse, data->ref_lse, lse_tolerance(run));
     op_fetch(run, data->out);
     int within = 1;
     for (int64_t i = 0; i < data->out->n; i++)
-        within &= fabs(data->out->values[i]) <= 1.0 + op_tolerance(run);
+        within &= fabs(data->out->values[i]) <= 1.0 + op_product_tolerance(run);
     op_expect_true(run, "out is a mean of values", within);
 }
 
@@ -638,7 +643,7 @@ static void check_cached_bits(attention_data *data) {
 // Promises of the CPU backend and of the tensor-core kernels: a sequence's bits depend neither on
 // its neighbours nor on how many of its queries came before.
 static void cases_bits(op_run *run) {
-    int promised = strcmp(run->ops->name, "cpu") == 0 || run->ops->activation == TD_BF16;
+    int promised = strcmp(run->ops->name, "cpu") == 0 || run->ops->product == TD_BF16;
     if (!promised || run->timing)
         return;
     static const attention_case PACKED[] = {

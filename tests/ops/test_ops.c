@@ -3,6 +3,9 @@
 //     test_ops                    every case in every variant
 //     test_ops rope               only that operation
 //     test_ops --time [rope]      large shapes, timed, with OMP_NUM_THREADS threads
+//     test_ops medium [...]       the same with products in bf16
+#include <string.h>
+
 #include "kernels/cpu/cpu_internal.h"
 #include "ops/case.h"
 
@@ -31,6 +34,16 @@ static void five_threads(void) {
     td_ops_cpu_set_threads(5);
 }
 
+static void without_bf16(void) {
+    all_levels_two_threads();
+    td_cpu_bf16_allow(0);
+}
+
+static void two_threads_avx2_with_bf16(void) {
+    two_threads_avx2();
+    td_cpu_bf16_allow(1);
+}
+
 #define EVERY "!"
 
 // Where no product sums are reordered and no multiply-add is fused, vector width changes nothing.
@@ -52,10 +65,26 @@ static const op_variant variants[] = {
     {"scalar", two_threads_scalar, 0, ANY_LEVEL},
 };
 
+// What one instruction multiplies is emulated without it.
+static const op_variant medium_variants[] = {
+    {"two threads", all_levels_two_threads, 0, EVERY},
+    {"again, at other addresses", all_levels_two_threads, 1, EVERY},
+    {"five threads", five_threads, 0, EVERY},
+    {"AVX-512 without bf16", without_bf16, 0, EVERY},
+    {"up to AVX2", two_threads_avx2_with_bf16, 3, EVERY},
+    {"scalar", two_threads_scalar, 0, ANY_LEVEL},
+};
+
 int main(int argc, char **argv) {
-    return op_main(argc, argv,
-                   &(op_backend){.device = td_device_cpu(),
-                                 .ops = &td_ops_cpu,
-                                 .variants = variants,
-                                 .n_variants = sizeof variants / sizeof *variants});
+    int is_medium = argc > 1 && strcmp(argv[1], "medium") == 0;
+    op_backend backend = {.device = td_device_cpu(),
+                          .ops = &td_ops_cpu,
+                          .variants = variants,
+                          .n_variants = sizeof variants / sizeof *variants};
+    if (is_medium) {
+        backend.ops = &td_ops_cpu_medium;
+        backend.variants = medium_variants;
+        backend.n_variants = sizeof medium_variants / sizeof *medium_variants;
+    }
+    return op_main(argc - is_medium, argv + is_medium, &backend);
 }

@@ -3,6 +3,7 @@
 #include "kernels/cpu/vector_math.h"
 #include "kernels/cpu/weights_internal.h"
 #include "kernels/dynamic_map.h"
+#include "kernels/register_peak.h"
 #include "test.h"
 
 enum { LANES = 16, ARGUMENTS = 1 << 18 };
@@ -183,6 +184,17 @@ static void nearest_code_and_ties(void) {
     CHECK_INT(td_dynamic_map_nearest(midpoints, -INFINITY), 0);
 }
 
+static void registers_have_a_peak_where_there_is_an_instruction(void) {
+    CHECK((td_cpu_register_peak(TD_F32) > 1e9) == (best >= TD_CPU_AVX2));
+    CHECK((td_cpu_register_peak(TD_BF16) > 1e9) == td_cpu_has_bf16());
+    td_cpu_bf16_allow(0);
+    CHECK(td_cpu_register_peak(TD_BF16) <= 0);
+    td_cpu_bf16_allow(1);
+    td_cpu_simd_limit(TD_CPU_SCALAR);
+    CHECK(td_cpu_register_peak(TD_F32) <= 0);
+    td_cpu_simd_limit(TD_CPU_AVX512);
+}
+
 int main(void) {
     best = td_cpu_simd();
     TEST(exp_is_accurate_and_has_one_result);
@@ -190,6 +202,7 @@ int main(void) {
     TEST(masks_are_those_of_the_header);
     TEST(masks_keep_the_given_share);
     TEST(dropout_scales_or_clears);
+    TEST(registers_have_a_peak_where_there_is_an_instruction);
     TEST(maps_are_ascending_and_whole);
     TEST(nearest_code_and_ties);
     return test_report();
