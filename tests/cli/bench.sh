@@ -105,6 +105,7 @@ has "with the sampler's imbalance" '^ +8 .* 1\.250 +80\.0%$' "$folder/out"
 bench 1 step --shape "$shape" --seq 16 --steps 2 --accumulation 2 --breakdown --record "$folder/step.json" \
     --set gradient_checkpointing=block --set logits_chunk_tokens=8
 has "parts of a step, in words" '^linear layers, recompute ' "$folder/out"
+has "fp32 products are the CPU's" '"float32_matmul_precision":"highest".*"gemm_peak_operands":"fp32"' "$folder/step.json"
 has "model flops" '^MFU: +[0-9.]+ % = model / step / GEMM ceiling' "$folder/out"
 awk '{
         record = $0
@@ -132,6 +133,11 @@ report $? "parts of a step add up"
 report $? "numbers of the record are JSON's"
 bench 2 step --shape "$shape" --seq 16 --steps 1 --breakdown --json
 has "parts on 2 ranks" '"part":"communication exposed"' "$folder/out"
+
+bench 1 step --shape "$shape" --seq 16 --steps 1 --json --set float32_matmul_precision=medium
+has "products in bf16 have their own ceiling" '"float32_matmul_precision":"medium".*"gemm_peak_operands":"bf16","fp32_gemm_peak_flops":[0-9]' "$folder/out"
+grep -q '^CPU, 1 thread, products in bf16' "$folder/err"
+report $? "and the start says so"
 
 bench 1 ops --shape "$shape" --seq 12 --tokens 20 --set page_elements=500 --record "$folder/ops.json"
 has "operations are verified" '^verified: ' "$folder/out"

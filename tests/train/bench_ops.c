@@ -44,6 +44,8 @@ static void all_are_right(void) {
     plain.dropout = 0;
     CHECK_INT(run(&td_ops_cpu, &plain, &result), TD_OK);
     td_bench_ops_fini(&result);
+    CHECK_INT(run(&td_ops_cpu_medium, &small, &result), TD_OK);
+    td_bench_ops_fini(&result);
 }
 
 // The operation as it is, and then one number of its results changed.
