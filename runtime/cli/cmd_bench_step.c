@@ -79,10 +79,11 @@ static void print_flops(const td_bench_step_result *result, int size) {
            "model's\n",
            flops->recompute * giga, td_recompute_name(result->recompute), flops->dequantize * giga);
     if (result->quantized_layers > 0)
-        printf(
-            "copies:         %lld of %lld layers are not dequantized: their copies take %.1f MiB\n",
-            (long long)result->copied_layers, (long long)result->quantized_layers,
-            (double)result->copies_bytes / 1048576);
+        printf("copies:         %lld of %lld layers are not dequantized: their copies take %.1f "
+               "MiB%s\n",
+               (long long)result->copied_layers, (long long)result->quantized_layers,
+               (double)result->copies_bytes / 1048576,
+               result->dequantizes_ahead ? "; the others are dequantized ahead" : "");
     printf("MFU:            %.1f %% = model / step / GEMM ceiling; GEMM share %.1f %% without "
            "attention; %.1f %% with recompute\n",
            100 * share_of_peak(result, size, flops->model),
@@ -135,6 +136,8 @@ static void record_shape(const bench_options *wanted, const td_bench_step_result
     td_bench_record_text(record, "recompute", td_recompute_name(result->recompute));
     if (result->quantized_layers > 0)
         td_bench_record_number(record, "copied_layers", (double)result->copied_layers);
+    if (result->quantized_layers > 0)
+        td_bench_record_number(record, "dequantizes_ahead", (double)result->dequantizes_ahead);
     td_bench_record_number(record, "trainable", (double)result->trainable);
 }
 

@@ -38,6 +38,12 @@ typedef enum td_graphs_use {
     TD_GRAPHS_ON,
 } td_graphs_use;
 
+typedef enum td_ahead_use {
+    TD_AHEAD_OFF,
+    TD_AHEAD_AUTO,
+    TD_AHEAD_ON,
+} td_ahead_use;
+
 typedef enum td_bad_rows {
     TD_BAD_ROWS_ERROR,
     TD_BAD_ROWS_SKIP,
@@ -156,6 +162,7 @@ typedef struct td_config {
     int64_t page_elements;
     int64_t optimizer_cache_bytes;
     int64_t dequantized_cache_bytes; // -1: none
+    td_ahead_use dequantize_ahead;
     int64_t memory_limit_bytes;      // 0: what the device has
     td_reduce_kind reduce;
     int64_t gradient_quantum_log2;

@@ -29,6 +29,12 @@ static const char *const graphs_names[] = {
     [TD_GRAPHS_ON] = "on",
     NULL,
 };
+static const char *const ahead_names[] = {
+    [TD_AHEAD_OFF] = "off",
+    [TD_AHEAD_AUTO] = "auto",
+    [TD_AHEAD_ON] = "on",
+    NULL,
+};
 static const char *const bad_rows_names[] = {
     [TD_BAD_ROWS_ERROR] = "error",
     [TD_BAD_ROWS_SKIP] = "skip",
@@ -214,6 +220,8 @@ const td_key td_config_table[] = {
      .fallback = "0", .help = "Device memory for optimizer pages; 0: what the plan leaves."},
     {.name = "dequantized_cache_bytes", .section = "machine", .type = TD_KEY_INT, .offset = AT(dequantized_cache_bytes), .minimum = -1, .maximum = 0x1p53,
      .fallback = "0", .help = "GPU memory for copies of dequantized layers; 0: what the plan leaves, -1: none."},
+    {.name = "dequantize_ahead", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(dequantize_ahead), .choices = ahead_names,
+     .fallback = "\"auto\"", .help = "On a GPU, dequantize layers without a copy under the product before; auto: where that is predicted to pay."},
     {.name = "memory_limit_bytes", .section = "machine", .type = TD_KEY_INT, .offset = AT(memory_limit_bytes), .minimum = 0, .maximum = 0x1p53,
      .fallback = "0", .help = "Memory of the device that the plan may use, per rank; 0: what is there."},
     {.name = "reduce", .section = "machine", .type = TD_KEY_ENUM, .offset = AT(reduce), .choices = reduce_names,

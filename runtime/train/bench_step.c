@@ -151,6 +151,7 @@ static td_status bench(td_run *run, td_session *session, td_store *store,
     out->quantized_layers = run->plan.copies.n_quantized;
     out->copied_layers = run->copies.n_copied;
     out->copies_bytes = run->plan.copies.bytes;
+    out->dequantizes_ahead = run->plan.dequantize_ahead;
     return options->with_run ? options->with_run(options->with_run_context, run) : TD_OK;
 }
 
@@ -172,6 +173,7 @@ static td_status break_down(td_session *session, td_store *store, size_t limit_b
     const td_config *given = session->config;
     td_config config = *given;
     config.cuda_graphs = TD_GRAPHS_OFF;
+    config.dequantize_ahead = TD_AHEAD_OFF;
     config.gradient_checkpointing = out->recompute;
     config.memory_limit_bytes = (int64_t)limit_bytes;
     config.dequantized_cache_bytes = out->copies_bytes > 0 ? (int64_t)out->copies_bytes : -1;

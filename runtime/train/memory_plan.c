@@ -130,19 +130,21 @@ static void add_transformer_lines(const td_transformer_sizes *sizes, const td_pl
     add_line(plan, "logits chunk and head", TD_POOL_DEVICE, sizes->logits_bytes);
     add_line(plan, "activation gradients", TD_POOL_DEVICE, sizes->gradients_bytes);
     add_line(plan, "workspace of the operations", TD_POOL_DEVICE, sizes->workspace_bytes);
+    add_line(plan, "weights dequantized ahead", TD_POOL_DEVICE, sizes->ahead_bytes);
     add_line(plan, "inputs and tables", TD_POOL_DEVICE, sizes->tables_bytes);
     add_line(plan, "inputs and tables", TD_POOL_HOST,
              sizes->host_bytes + (size_t)needs->n_loaders * loader);
 }
 
-// `out` brings the limits, the cache of optimizer pages and the copies of layers.
+// `out` brings the limits and what is decided about optimizer pages and dequantized weights.
 static td_status plan_with(const td_session *session, const td_plan_needs *needs,
                            td_recompute policy, int64_t max_tokens, td_memory_plan *out) {
     td_memory_plan plan = {.recompute = policy,
                            .is_unified = session->context.device->unified,
                            .host_embedding = out->host_embedding,
                            .optimizer_cache_bytes = out->optimizer_cache_bytes,
-                           .copies = out->copies};
+                           .copies = out->copies,
+                           .dequantize_ahead = out->dequantize_ahead};
     memcpy(plan.limit_bytes, out->limit_bytes, sizeof plan.limit_bytes);
     plan.transformer = (td_transformer_options){
         .max_tokens = max_tokens,
@@ -154,6 +156,7 @@ static td_status plan_with(const td_session *session, const td_plan_needs *needs
         .recompute = policy,
         .training = 1,
         .graphs = session->config->cuda_graphs,
+        .dequantize_ahead = plan.dequantize_ahead,
     };
     td_transformer_sizes sizes;
     size_t loading_bytes[TD_N_POOLS];
@@ -263,19 +266,58 @@ static td_status enlarge_cache(const td_session *session, const td_plan_needs *n
     return plan_with(session, needs, plan->recompute, needs->max_tokens, plan);
 }
 
-// Optimizer pages come first: what they save is a transfer to the host and back.
-static td_status add_copies(const td_session *session, const td_plan_needs *needs,
-                            td_memory_plan *plan) {
+// Copies of layers in what is left, with or without weights dequantized ahead. That need not fit.
+static td_status plan_dequantized(const td_session *session, const td_plan_needs *needs,
+                                  int dequantize_ahead, td_memory_plan *plan) {
     td_base_options options = td_session_base_options(session);
     int64_t given = session->config->dequantized_cache_bytes;
-    size_t left = plan->limit_bytes[TD_POOL_DEVICE] - plan->total_bytes[TD_POOL_DEVICE];
-    if (plan->is_unified || given < 0)
+    plan->dequantize_ahead = dequantize_ahead;
+    plan->copies = (td_weight_copies_plan){0};
+    TD_TRY(plan_with(session, needs, plan->recompute, needs->max_tokens, plan));
+    if (!fits(plan))
         return TD_OK;
-    if (given > 0 && (size_t)given < left)
-        left = (size_t)given;
+    size_t left = plan->limit_bytes[TD_POOL_DEVICE] - plan->total_bytes[TD_POOL_DEVICE];
+    if (given != 0 && given < (int64_t)left)
+        left = given > 0 ? (size_t)given : 0;
     td_weight_copies_plan_make(&session->model, &options, session->context.ops->activation, left,
                                &plan->copies);
     return plan_with(session, needs, plan->recompute, needs->max_tokens, plan);
+}
+
+// To dequantize a weight to bf16 moves 2.56 bytes and to multiply with it takes 2 FLOP per token. A
+// GPU of today computes about 180 FLOP while it moves a byte. Half of dequantization is expected to
+// find room under other work: ARCHITECTURE.md, "Operations". None of this was measured.
+static const double bytes_per_weight = 2.56, flops_per_byte = 180, hidden = 0.5, least_gain = 0.02;
+
+static double share_without_copy(const td_weight_copies_plan *copies) {
+    return 1 - (double)copies->n_copied / (double)copies->n_quantized;
+}
+
+// As parts of the time of products: what is gained by dequantizing ahead, less what copies in the
+// memory of its buffers would gain.
+static int ahead_pays(const td_memory_plan *without, const td_memory_plan *with) {
+    double tokens = (double)with->transformer.max_tokens;
+    double dequantization = bytes_per_weight * flops_per_byte / (2 * tokens);
+    double left = (1 - hidden) * share_without_copy(&with->copies);
+    double gain = dequantization * (share_without_copy(&without->copies) - left);
+    return with->copies.type == TD_BF16 && gain >= least_gain;
+}
+
+// Optimizer pages came first: what they save is a transfer to the host and back.
+static td_status add_dequantized(const td_session *session, const td_plan_needs *needs,
+                                 td_memory_plan *plan) {
+    td_ahead_use use = session->config->dequantize_ahead;
+    if (plan->is_unified)
+        return TD_OK;
+    TD_TRY(plan_dequantized(session, needs, 0, plan));
+    if (use == TD_AHEAD_OFF || plan->copies.n_copied == plan->copies.n_quantized)
+        return TD_OK;
+    td_memory_plan ahead = *plan;
+    TD_TRY(plan_dequantized(session, needs, 1, &ahead));
+    plan->ahead_is_given_up = use == TD_AHEAD_ON && !fits(&ahead);
+    if (fits(&ahead) && (use == TD_AHEAD_ON || ahead_pays(plan, &ahead)))
+        *plan = ahead;
+    return TD_OK;
 }
 
 // A row per token over PCIe takes far less time than computing anything again: the table of
@@ -306,7 +348,7 @@ td_status td_memory_plan_make(const td_session *session, const td_plan_needs *ne
         TD_TRY(plan_policy(session, needs, policy, &plan));
         if (fits(&plan)) {
             TD_TRY(enlarge_cache(session, needs, &plan));
-            TD_TRY(add_copies(session, needs, &plan));
+            TD_TRY(add_dequantized(session, needs, &plan));
             *out = plan;
             return TD_OK;
         }
@@ -339,6 +381,8 @@ static void print_pool(const td_memory_plan *plan, td_memory_pool pool) {
 void td_memory_plan_print(const td_memory_plan *plan) {
     td_info("memory per rank (recompute %s):", td_recompute_name(plan->recompute));
     print_pool(plan, TD_POOL_DEVICE);
+    if (plan->ahead_is_given_up)
+        td_info("  no memory is left to dequantize ahead");
     if (!plan->is_unified)
         print_pool(plan, TD_POOL_HOST);
 }

@@ -8,7 +8,7 @@
 #include "runtime/core/pager.h"
 #include "runtime/train/session.h"
 
-enum { TD_PLAN_MAX_LINES = 20 };
+enum { TD_PLAN_MAX_LINES = 24 };
 
 // Where a part lies. On a unified device (the CPU) everything is TD_POOL_DEVICE.
 typedef enum td_memory_pool {
@@ -33,6 +33,8 @@ typedef struct td_memory_plan {
     int host_embedding;             // the table of embeddings stays in host memory
     size_t optimizer_cache_bytes;   // for the pager
     td_weight_copies_plan copies;   // of dequantized layers
+    int dequantize_ahead;           // layers without a copy: under the product before
+    int ahead_is_given_up;          // asked for, and there is no memory for it
     td_transformer_options transformer;
 } td_memory_plan;
 
@@ -52,8 +54,9 @@ typedef struct td_plan_needs {
 } td_plan_needs;
 
 // Picks the cheapest recompute policy that fits, or the given one, and gives what is left of a GPU
-// to optimizer pages and then to copies of dequantized layers. TD_ERR_MEMORY with the numbers and
-// the nearest micro_batch_tokens that would fit. Local; the same on ranks with the same limit.
+// to optimizer pages, then to weights dequantized ahead where copies of all layers do not fit, and
+// then to copies. TD_ERR_MEMORY with the numbers and the nearest micro_batch_tokens that would fit.
+// Local; the same on ranks with the same limit.
 td_status td_memory_plan_make(const td_session *session, const td_plan_needs *needs,
                               td_memory_plan *out);
 void td_memory_plan_print(const td_memory_plan *plan);

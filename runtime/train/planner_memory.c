@@ -90,6 +90,7 @@ static td_status plan_anyway(const td_session *session, td_plan_needs needs, td_
     if (config.optimizer_cache_bytes == 0)
         config.optimizer_cache_bytes = 1;
     config.dequantized_cache_bytes = -1;
+    config.dequantize_ahead = TD_AHEAD_OFF;
     needs.pager.device_cache_bytes = (size_t)config.optimizer_cache_bytes;
     needs.limit_bytes[TD_POOL_DEVICE] = no_limit_bytes;
     rank.config = &config;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The quickstart, shortened, on the emulated GPU: the same adapter whatever the number of ranks, the transport and the
-# emulation's seed, which orders threads, blocks and streams, and with graphs or without; close to the CPU's losses; resumed on another number of ranks;
+# emulation's seed, which orders threads, blocks and streams, with graphs or without, and with weights dequantized ahead
+# or not; close to the CPU's losses; resumed on another number of ranks;
 # evaluated and asked. usage: quickstart.sh TANDEM CHATS MODULE NCCL SOURCE
 set -euo pipefail
 tandem=$1 chats=$2 module=$3 nccl=$4 source=$5
@@ -53,6 +54,12 @@ CUDA_HOST_SEED=1 run 0 alone 1 '^NVIDIA .*, bf16$' --set device=cuda
 expect_close alone 1e-2
 CUDA_HOST_SEED=8 run 0 queued 1 '^NVIDIA .*, bf16$' --set device=cuda --set cuda_graphs=off
 expect_same queued
+ahead=(--set dequantize_ahead=on --set dequantized_cache_bytes=-1)
+CUDA_HOST_SEED=9 run 0 ahead 1 'weights dequantized ahead' --set device=cuda --set cuda_graphs=off "${ahead[@]}"
+expect_same ahead
+CUDA_HOST_SEED=10 run 0 ahead_block 2 'weights dequantized ahead' --set device=cuda --set share_gpus=true \
+    --set gradient_checkpointing=block "${ahead[@]}"
+expect_same ahead_block
 CUDA_HOST_SEED=2 run 0 shared 2 'bf16, 2 ranks, gradients by MPI \(ranks 0 and 1 share a GPU\)' \
     --set device=cuda --set share_gpus=true
 expect_same shared

@@ -14,8 +14,9 @@ typedef struct outcome {
     float *parameters; // (n)
 } outcome;
 
-static void start(small_run *self, int64_t cache_bytes) {
+static void start(small_run *self, int64_t cache_bytes, td_ahead_use ahead) {
     small_open(self, settings);
+    self->config.dequantize_ahead = ahead;
     self->config.dequantized_cache_bytes = cache_bytes;
     small_require(small_plan(self), "plan");
     small_require(td_session_load_base(&self->session), "base");
@@ -46,13 +47,18 @@ static int same_bits(const outcome *a, const outcome *b) {
            memcmp(a->parameters, b->parameters, (size_t)a->n * sizeof *a->parameters) == 0;
 }
 
-static outcome run_with(int64_t cache_bytes) {
+static outcome run_ahead_or_not(int64_t cache_bytes, td_ahead_use ahead) {
     small_run self;
-    start(&self, cache_bytes);
+    start(&self, cache_bytes, ahead);
     outcome out = run_steps(&self);
+    CHECK((td_transformer_ahead_count(self.run.transformer) > 0) == (ahead == TD_AHEAD_ON));
     CHECK_INT(out.n_copied, self.run.plan.copies.n_copied);
     small_close(&self);
     return out;
+}
+
+static outcome run_with(int64_t cache_bytes) {
+    return run_ahead_or_not(cache_bytes, TD_AHEAD_OFF);
 }
 
 static size_t bytes_of_a_layer(int64_t *out_n_layers) {
@@ -81,11 +87,19 @@ static void bits_do_not_depend_on_copies(void) {
     size_t bytes = bytes_of_a_layer(&n_layers);
     REQUIRE(n_layers > 1);
     outcome none = run_with(-1), one = run_with((int64_t)bytes), all = run_with(0);
+    outcome ahead = run_ahead_or_not(-1, TD_AHEAD_ON);
+    outcome both = run_ahead_or_not((int64_t)bytes, TD_AHEAD_ON);
     CHECK_INT(none.n_copied, 0);
     CHECK_INT(one.n_copied, 1);
     CHECK_INT(all.n_copied, n_layers);
     CHECK(same_bits(&one, &none));
+    CHECK_INT(ahead.n_copied, 0);
+    CHECK_INT(both.n_copied, 1);
     CHECK(same_bits(&all, &none));
+    CHECK(same_bits(&ahead, &none));
+    CHECK(same_bits(&both, &none));
+    free(ahead.parameters);
+    free(both.parameters);
     free(none.parameters);
     free(one.parameters);
     free(all.parameters);
@@ -95,7 +109,7 @@ static void bits_do_not_depend_on_copies(void) {
 static void copies_are_what_is_read(void) {
     small_run self;
     outcome right = run_with(0);
-    start(&self, 0);
+    start(&self, 0, TD_AHEAD_AUTO);
     const td_op_context *context = &self.session.context;
     const td_matrix *weight = &self.session.base->layers[1].linear[TD_PROJ_V];
     REQUIRE(weight->resident != NULL);
@@ -158,7 +172,7 @@ static void fewer_where_memory_ends(void) {
     small_run self;
     int64_t n_layers;
     room_bytes = bytes_of_a_layer(&n_layers);
-    start(&self, -1);
+    start(&self, -1, TD_AHEAD_OFF);
     real_device = self.session.context.device;
     td_device_table table = *real_device->table;
     table.alloc = alloc_some;

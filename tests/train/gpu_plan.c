@@ -53,6 +53,7 @@ static void policy_follows_the_gpu(void) {
     self.session.model.tie_word_embeddings = 1; // they have to stay
     self.config.optimizer_cache_bytes = 1;
     self.config.dequantized_cache_bytes = -1;
+    self.config.dequantize_ahead = TD_AHEAD_OFF;
     td_memory_plan plenty = plan_with(&self, (int64_t)1 << 40);
     size_t needed = plenty.total_bytes[TD_POOL_DEVICE];
     CHECK_INT(plenty.recompute, TD_RECOMPUTE_NONE);
@@ -81,6 +82,7 @@ static void embeddings_move_to_the_host_first(void) {
     small_open(&self, large);
     self.config.optimizer_cache_bytes = 1;
     self.config.dequantized_cache_bytes = -1;
+    self.config.dequantize_ahead = TD_AHEAD_OFF;
     self.session.model.tie_word_embeddings = 0;
     td_memory_plan plenty = plan_with(&self, (int64_t)1 << 40);
     int64_t needed = (int64_t)plenty.total_bytes[TD_POOL_DEVICE];
@@ -158,6 +160,7 @@ static void pages_take_what_is_left(void) {
     small_run self;
     small_open(&self, on_gpu);
     self.config.dequantized_cache_bytes = -1;
+    self.config.dequantize_ahead = TD_AHEAD_OFF;
     self.config.optimizer_cache_bytes = 1;
     size_t smallest = plan_with(&self, (int64_t)1 << 40).total_bytes[TD_POOL_DEVICE];
     self.config.optimizer_cache_bytes = 0;
@@ -170,6 +173,82 @@ static void pages_take_what_is_left(void) {
     td_memory_plan tight = plan_with(&self, (int64_t)limit);
     CHECK(tight.total_bytes[TD_POOL_DEVICE] > smallest);
     CHECK(tight.total_bytes[TD_POOL_DEVICE] <= limit);
+    small_close(&self);
+}
+
+// Two buffers of the largest weight, when the rest has its memory: what is given up first.
+static void weights_ahead_take_what_is_left(void) {
+    small_run self;
+    small_open(&self, large);
+    const td_model_config *model = &self.session.model;
+    self.config.optimizer_cache_bytes = 1;
+    self.config.dequantized_cache_bytes = -1;
+    self.config.dequantize_ahead = TD_AHEAD_OFF;
+    td_memory_plan off = plan_with(&self, (int64_t)1 << 40);
+    self.config.dequantize_ahead = TD_AHEAD_ON;
+    td_memory_plan on = plan_with(&self, (int64_t)1 << 40);
+    size_t needed = on.total_bytes[TD_POOL_DEVICE];
+    size_t bytes = line_bytes(&on, "weights dequantized ahead", TD_POOL_DEVICE);
+    CHECK(on.dequantize_ahead && on.transformer.dequantize_ahead && !off.dequantize_ahead);
+    CHECK_INT(bytes, 2 * 2 * model->intermediate * model->hidden); // bf16
+    CHECK_INT(needed, off.total_bytes[TD_POOL_DEVICE] + bytes);
+    CHECK(plan_with(&self, (int64_t)needed).dequantize_ahead);
+    td_memory_plan tight = plan_with(&self, (int64_t)needed - 1);
+    CHECK(!tight.dequantize_ahead && tight.ahead_is_given_up && !tight.host_embedding);
+    CHECK_INT(tight.recompute, on.recompute);
+    // With copies of all layers nothing is left to do.
+    self.config.dequantized_cache_bytes = 0;
+    td_memory_plan copied = plan_with(&self, (int64_t)1 << 40);
+    CHECK(copied.copies.n_copied == model->n_layers && !copied.dequantize_ahead);
+    CHECK(!copied.ahead_is_given_up);
+    small_close(&self);
+}
+
+static int goes_ahead(const small_run *self, int64_t tokens) {
+    td_memory_plan plan;
+    td_plan_needs needs = {
+        .max_tokens = tokens,
+        .max_sequences = 1,
+        .max_positions = 64,
+        .n_loaders = 1,
+        .embedding_dtype = TD_BF16,
+        .pager = td_run_pager_options(&self->session, &self->run.parameters.map),
+        .limit_bytes = {[TD_POOL_DEVICE] = (size_t)1 << 40, [TD_POOL_HOST] = (size_t)1 << 40},
+    };
+    CHECK_INT(td_memory_plan_make(&self->session, &needs, &plan), TD_OK);
+    return plan.dequantize_ahead;
+}
+
+// Of short micro-batches dequantization is a large part, of long ones a small one, and of products
+// in fp32 too.
+static void weights_ahead_where_it_pays(void) {
+    static const char *const fp32[] = {"device=cuda", "share_gpus=true", "bf16=false", NULL};
+    for (int is_fp32 = 0; is_fp32 < 2; is_fp32++) {
+        small_run self;
+        small_open(&self, is_fp32 ? fp32 : on_gpu);
+        self.config.dequantized_cache_bytes = -1;
+        small_require(small_plan(&self), "plan");
+        CHECK_INT(self.config.dequantize_ahead, TD_AHEAD_AUTO);
+        CHECK_INT(goes_ahead(&self, 2048), !is_fp32);
+        CHECK_INT(goes_ahead(&self, 8192), 0);
+        small_close(&self);
+    }
+}
+
+// The buffers may take what is too small for a copy, but not the copy of a layer when only one more
+// has none.
+static void copies_of_most_layers_are_the_better_use(void) {
+    small_run self;
+    small_open(&self, on_gpu);
+    self.config.optimizer_cache_bytes = 1;
+    td_memory_plan all = plan_with(&self, (int64_t)1 << 40);
+    int64_t n = all.copies.n_copied, total = (int64_t)all.total_bytes[TD_POOL_DEVICE];
+    REQUIRE(n > 1 && n == all.copies.n_quantized);
+    CHECK(!all.dequantize_ahead);
+    td_memory_plan room = plan_with(&self, total - 1);
+    CHECK(room.copies.n_copied == n - 1 && room.dequantize_ahead);
+    td_memory_plan most = plan_with(&self, total - (int64_t)all.copies.bytes / n);
+    CHECK(most.copies.n_copied == n - 1 && !most.dequantize_ahead);
     small_close(&self);
 }
 
@@ -199,6 +278,9 @@ int main(void) {
     TEST(the_hosts_part_is_planned);
     TEST(hosts_limit_counts);
     TEST(pages_take_what_is_left);
+    TEST(weights_ahead_take_what_is_left);
+    TEST(weights_ahead_where_it_pays);
+    TEST(copies_of_most_layers_are_the_better_use);
     TEST(pages_are_cached_as_planned);
     return small_finish();
 }

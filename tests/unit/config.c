@@ -205,7 +205,8 @@ static void the_fingerprint_covers_what_affects_the_result(void) {
                                                  "collective_deadline_seconds=5",
                                                  "resume_from_checkpoint=auto",
                                                  "optimizer_cache_bytes=123456",
-                                                 "dequantized_cache_bytes=-1"};
+                                                 "dequantized_cache_bytes=-1",
+                                                 "dequantize_ahead=on"};
     td_hash base = fingerprint_after(NULL);
     CHECK(td_hash_equal(base, fingerprint_after("lora_r=16")));
     for (size_t i = 0; i < sizeof affecting / sizeof affecting[0]; i++)
