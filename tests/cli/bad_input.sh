@@ -85,6 +85,8 @@ check "deeply nested config.json" 3 'config\.json' with_broken
 # Run configs.
 check "unknown key" 2 'learning_rat.*learning_rate' train --set learning_rat=1
 check "ill-typed key" 2 'lora_r.*integer' train --set 'lora_r="many"'
+check "precision of which there is no product" 2 'float32_matmul_precision must be one of "highest", "medium", found "high"' \
+    train --set float32_matmul_precision=high
 check "key out of range" 2 'lora_dropout' train --set lora_dropout=1.5
 echo '{"lora_r": 4,' >"$folder/config.json"
 check "malformed run config" 2 'config\.json' timeout 60 "$source/launch/mpirun.sh" 2 "$tandem" train "$folder/config.json"
@@ -242,6 +244,10 @@ train --set output_dir="$keep" >"$folder/log" 2>&1 || { cat "$folder/log"; echo 
 check "output folder of the same run" 2 'already holds checkpoints' train --set output_dir="$keep"
 check "output folder of another run" 2 'another lora_r' train --set output_dir="$keep" --set lora_r=4
 check "resume with another config" 2 'another learning_rate' train --set output_dir="$keep" --set learning_rate=0.5 --resume auto
+check "resume with other products" 2 'another float32_matmul_precision' train --set output_dir="$keep" \
+    --set float32_matmul_precision=medium --resume auto
+check "resume with other products, elsewhere" 3 'float32_matmul_precision was "highest" and is now "medium"' train \
+    --set float32_matmul_precision=medium --resume "$(ls -d "$keep"/checkpoints/step-* | tail -n 1)"
 check "resume from nowhere" 3 'nowhere' train --set output_dir="$keep" --resume "$folder/nowhere"
 tail -n 7 "$folder/data.jsonl" >"$folder/other.jsonl"
 check "resume with other data" 3 'other training data' train --set output_dir="$keep" --set train_files="$folder/other.jsonl" --resume auto

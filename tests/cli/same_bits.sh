@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Adapters after 20 steps have the same bytes on 1, 2, 3 and 4 ranks, and a run that stops at step 10 and goes on with another
 # number of ranks ends with those bytes too. Packing and dropout are on, pages are small, and 5 micro-batches per step do not
-# divide evenly. usage: same_bits.sh TANDEM CHATS SOURCE
+# divide evenly. The same with products in bf16, which are others. usage: same_bits.sh TANDEM CHATS SOURCE
 set -euo pipefail
 tandem=$1 chats=$2 source=$3
 folder=$(mktemp -d)
@@ -61,6 +61,31 @@ for change in "2 1" "1 3" "4 2"; do
     expect_code "$name" 0
     expect_same "$name"
 done
+
+# Products in bf16, for some steps.
+medium=(--set float32_matmul_precision=medium --set max_steps=6)
+fp32_reference=$reference
+run medium1 1 "${medium[@]}"
+expect_code medium1 0
+reference=$(hash_of medium1)
+run short1 1 --set max_steps=6
+expect_code short1 0
+[ "$(hash_of short1)" != "$reference" ] || { echo "FAILED: float32_matmul_precision changes nothing"; exit 1; }
+for ranks in 2 3; do
+    run "medium$ranks" "$ranks" "${medium[@]}"
+    expect_code "medium$ranks" 0
+    expect_same "medium$ranks"
+done
+for change in "1 3" "2 1"; do
+    set -- $change
+    name=medium_from$1to$2
+    run "$name" "$1" "${medium[@]}" --set stop_after_steps=3
+    expect_code "$name" 75
+    run "$name" "$2" "${medium[@]}" --resume auto
+    expect_code "$name" 0
+    expect_same "$name"
+done
+reference=$fp32_reference
 
 # The comparison can fail: another seed gives other bits.
 run other_seed 2 --set seed=43
