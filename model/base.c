@@ -135,16 +135,9 @@ static void close_reader(base_reader *reader) {
     td_hasher_destroy(reader->hasher);
 }
 
-static void hash_identity(base_reader *reader, const td_base_item *item, const td_tensor *view) {
-    td_hasher_add_string(reader->hasher, item->name);
-    td_hasher_add_string(reader->hasher, td_dtype_name(view->dtype));
-}
-
 static td_status find_tensor(void *self, const td_base_item *item, td_tensor *out) {
     base_reader *reader = self;
-    TD_TRY(td_safetensors_require(reader->files, item->name, item->n_dims, item->shape, out));
-    hash_identity(reader, item, out);
-    return TD_OK;
+    return td_safetensors_require(reader->files, item->name, item->n_dims, item->shape, out);
 }
 
 static void fetch_bytes(void *self, const void *data, size_t bytes) {
@@ -152,29 +145,16 @@ static void fetch_bytes(void *self, const void *data, size_t bytes) {
     td_safetensors_fetch(data, bytes);
 }
 
-static void pass_bytes(void *self, const void *data, size_t bytes) {
-    td_hasher_add(((base_reader *)self)->hasher, data, bytes);
+static void pass_hashes(void *self, const td_base_item *item, const td_tensor *view,
+                        const td_hash *hashes, int64_t count) {
+    td_hasher *hasher = ((base_reader *)self)->hasher;
+    td_hasher_add_string(hasher, item->name);
+    td_hasher_add_string(hasher, td_dtype_name(view->dtype));
+    td_hasher_add(hasher, hashes, (size_t)count * sizeof *hashes);
 }
 
-static void hash_stored(base_reader *reader, const td_base_item *item,
-                        const td_nf4_stored *stored) {
-    hash_identity(reader, item, &stored->codes);
-    td_hasher_add(reader->hasher, stored->codes.data, (size_t)stored->codes.shape[0]);
-    td_hasher_add(reader->hasher, stored->absmax.data,
-                  (size_t)stored->absmax.shape[0] * td_dtype_bytes(stored->absmax.dtype));
-    if (!stored->is_nested)
-        return;
-    td_hasher_add(reader->hasher, stored->nested_absmax.data,
-                  (size_t)stored->nested_absmax.shape[0] * sizeof(float));
-    td_hasher_add(reader->hasher, stored->nested_map, sizeof stored->nested_map);
-    td_hasher_add(reader->hasher, &stored->nested_offset, sizeof stored->nested_offset);
-}
-
-static td_status read_nf4(void *self, const td_base_item *item, td_nf4_stored *out) {
-    base_reader *reader = self;
-    TD_TRY(find_nf4(reader, item, out));
-    hash_stored(reader, item, out);
-    return TD_OK;
+static td_status find_stored(void *self, const td_base_item *item, td_nf4_stored *out) {
+    return find_nf4(self, item, out);
 }
 
 static void forget_piece(void *self, const td_tensor *piece) {
@@ -374,9 +354,9 @@ static td_status load_files(base_loading *loading, td_base **out) {
     base_reader *reader = loading->reader;
     const td_base_share *share = loading->share;
     td_base_source source = {.find = find_tensor,
-                             .find_nf4 = read_nf4,
+                             .find_nf4 = find_stored,
                              .fetch = fetch_bytes,
-                             .pass = pass_bytes,
+                             .pass = pass_hashes,
                              .forget = forget_piece,
                              .self = reader};
     td_status status = td_base_create(&loading->prologue.config, &loading->effective,

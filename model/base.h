@@ -1,8 +1,8 @@
 // The frozen base model: embeddings, norms, linear layers in NF4 (or as they are), head.
 //
-// Loading goes tensor by tensor: one is read, quantized, shared with the other ranks of the node,
-// and let go, so that the peak is the 4-bit base plus one tensor. Weights live in one arena whose
-// size is known from the config alone.
+// Loading goes by groups of tensors, or a large one alone: they are read, quantized, shared with
+// the other ranks of the node, and let go, so that the peak is the 4-bit base plus one tensor.
+// Weights live in one arena whose size is known from the config alone.
 #ifndef TANDEM_MODEL_BASE_H
 #define TANDEM_MODEL_BASE_H
 

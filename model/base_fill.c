@@ -1,4 +1,5 @@
 #include <omp.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/dynamic_map.h"
@@ -28,7 +29,7 @@ static size_t max_offsets(const td_base_filler *filler) {
     return (size_t)filler->base->config.n_layers * TD_PROJ_COUNT;
 }
 
-static td_status copy_now(const td_base_filler *filler, void *to, const void *from, size_t bytes) {
+td_status td_base_copy_now(const td_base_filler *filler, void *to, const void *from, size_t bytes) {
     TD_TRY(table_of(filler)->copy(filler->context.stream, to, from, bytes));
     return table_of(filler)->stream_synchronize(filler->context.stream);
 }
@@ -41,14 +42,15 @@ static td_status put_bf16(const td_base_filler *filler, uint16_t *to, int64_t co
         uint16_t bits = td_f32_to_bf16(filler->host[i]);
         memcpy(packed + 2 * i, &bits, sizeof bits);
     }
-    return copy_now(filler, to, packed, (size_t)count * sizeof *to);
+    return td_base_copy_now(filler, to, packed, (size_t)count * sizeof *to);
 }
 
 static td_status put_nf4(const td_base_filler *filler, const td_matrix *matrix, int64_t begin,
                          int64_t count) {
     float *absmax = matrix->absmax ? td_base_writable(matrix->absmax) : filler->absmax;
     if (filler->slice != filler->host)
-        TD_TRY(copy_now(filler, filler->slice, filler->host, (size_t)count * sizeof(float)));
+        TD_TRY(
+            td_base_copy_now(filler, filler->slice, filler->host, (size_t)count * sizeof(float)));
     td_nf4_quantize_args args = {.n_elements = count,
                                  .weight = filler->slice,
                                  .codes = (uint8_t *)td_base_writable(matrix->data) + begin / 2,
@@ -61,8 +63,8 @@ static td_status put_slice(const td_base_filler *filler, const td_base_item *ite
                            int64_t count) {
     if (!td_base_item_is_matrix(item)) {
         const float *vector = *td_base_vector(filler->base, item);
-        return copy_now(filler, (float *)td_base_writable(vector) + begin, filler->host,
-                        (size_t)count * sizeof(float));
+        return td_base_copy_now(filler, (float *)td_base_writable(vector) + begin, filler->host,
+                                (size_t)count * sizeof(float));
     }
     const td_matrix *matrix = td_base_matrix(filler->base, item);
     switch (matrix->format) {
@@ -71,8 +73,8 @@ static td_status put_slice(const td_base_filler *filler, const td_base_item *ite
     case TD_MATRIX_BF16:
         return put_bf16(filler, (uint16_t *)td_base_writable(matrix->data) + begin, count);
     default:
-        return copy_now(filler, (float *)td_base_writable(matrix->data) + begin, filler->host,
-                        (size_t)count * sizeof(float));
+        return td_base_copy_now(filler, (float *)td_base_writable(matrix->data) + begin,
+                                filler->host, (size_t)count * sizeof(float));
     }
 }
 
@@ -92,41 +94,6 @@ static td_status nest_absmax(td_base_filler *filler, const td_base_item *item) {
     return filler->context.ops->absmax_quantize(&filler->context, &args);
 }
 
-// Bytes of the file, by way of the staging buffer.
-static td_status put_bytes(const td_base_filler *filler, const void *to, const td_tensor *from) {
-    unsigned char *target = td_base_writable(to), *source = from->data;
-    int64_t elements;
-    TD_TRY(td_tensor_elements(from, &elements));
-    size_t bytes = (size_t)elements * td_dtype_bytes(from->dtype), step = filler->plan.slice_bytes;
-    for (size_t done = 0; done < bytes; done += step) {
-        size_t count = bytes - done < step ? bytes - done : step;
-        td_progress_tick();
-        memcpy(filler->host, source + done, count);
-        TD_TRY(copy_now(filler, target + done, filler->host, count));
-    }
-    filler->source->forget(filler->source->self, from);
-    return TD_OK;
-}
-
-// Codes and absmax as they are in the folder.
-static td_status store_nf4(td_base_filler *filler, const td_base_item *item) {
-    td_matrix *matrix = td_base_matrix(filler->base, item);
-    td_nf4_stored stored;
-    TD_TRY(filler->source->find_nf4(filler->source->self, item, &stored));
-    TD_TRY(put_bytes(filler, matrix->data, &stored.codes));
-    if (!stored.is_nested)
-        return put_bytes(filler, matrix->absmax, &stored.absmax);
-    TD_TRY(put_bytes(filler, matrix->absmax_codes, &stored.absmax));
-    TD_TRY(put_bytes(filler, matrix->nested_absmax, &stored.nested_absmax));
-    filler->offsets[filler->n_offsets++] = stored.nested_offset;
-    return copy_now(filler, td_base_writable(matrix->nested_map), stored.nested_map,
-                    sizeof stored.nested_map);
-}
-
-static int is_stored_nf4(const td_base_filler *filler, const td_base_item *item) {
-    return filler->source->find_nf4 && td_base_item_is_stored_nf4(&filler->base->config, item);
-}
-
 static td_status store_drawn(const td_base_filler *filler, const td_base_item *item) {
     int64_t step = filler->plan.slice_elements;
     for (int64_t begin = 0; begin < item->n_elements; begin += step) {
@@ -138,14 +105,21 @@ static td_status store_drawn(const td_base_filler *filler, const td_base_item *i
     return TD_OK;
 }
 
-static td_status store(td_base_filler *filler, const td_base_item *item) {
-    if (is_stored_nf4(filler, item))
-        return store_nf4(filler, item);
-    TD_TRY(filler->source->find ? td_base_store_tensor(filler, item) : store_drawn(filler, item));
-    double start = omp_get_wtime();
-    td_status status = is_nested(filler, item) ? nest_absmax(filler, item) : TD_OK;
-    filler->base->times.nest += omp_get_wtime() - start;
-    return status;
+static td_status store_all_drawn(td_base_filler *filler, const td_base_group *group) {
+    for (int i = 0; i < group->n_items; i++) {
+        TD_TRY(store_drawn(filler, &group->items[i]));
+        if (is_nested(filler, &group->items[i]))
+            TD_TRY(nest_absmax(filler, &group->items[i]));
+    }
+    return TD_OK;
+}
+
+static td_status store(td_base_filler *filler, td_base_group *group) {
+    if (!filler->source->find)
+        return store_all_drawn(filler, group);
+    for (int i = 0; i < group->n_items; i++)
+        TD_TRY(td_base_add_streams(filler, group, &group->items[i]));
+    return td_base_store_group(filler, group);
 }
 
 // Device memory that the host cannot see goes through the staging buffer.
@@ -155,9 +129,9 @@ static td_status share_piece(const td_base_filler *filler, unsigned char *piece,
     if (filler->context.device->unified)
         return share->broadcast(share->self, piece, bytes, what);
     if (share->is_reader)
-        TD_TRY(copy_now(filler, filler->host, piece, bytes));
+        TD_TRY(td_base_copy_now(filler, filler->host, piece, bytes));
     TD_TRY(share->broadcast(share->self, filler->host, bytes, what));
-    return share->is_reader ? TD_OK : copy_now(filler, piece, filler->host, bytes);
+    return share->is_reader ? TD_OK : td_base_copy_now(filler, piece, filler->host, bytes);
 }
 
 static td_status share_bytes(const td_base_filler *filler, const void *memory, size_t bytes,
@@ -195,14 +169,31 @@ static td_status share_item(const td_base_filler *filler, const td_base_item *it
 }
 
 // The reader's failure is everybody's before anybody waits for its bytes.
-static td_status fill_item(void *self, const td_base_item *item) {
-    td_base_filler *filler = self;
-    td_status status = td_base_is_reader(filler->share) ? store(filler, item) : TD_OK;
+static td_status fill_group(td_base_filler *filler) {
+    td_base_group *group = filler->group;
+    td_status status = td_base_is_reader(filler->share) ? store(filler, group) : TD_OK;
     double start = omp_get_wtime();
     TD_TRY(td_base_agree(filler->share, status, "reading the base"));
-    status = td_base_is_shared(filler->share) ? share_item(filler, item) : TD_OK;
+    for (int i = 0; i < group->n_items && td_base_is_shared(filler->share); i++)
+        TD_TRY(share_item(filler, &group->items[i]));
     filler->base->times.share += omp_get_wtime() - start;
-    return status;
+    group->n_items = group->n_streams = 0;
+    group->n_elements = group->n_blocks = group->n_hashes = 0;
+    return TD_OK;
+}
+
+// Groups follow from the config alone: they are the same on all ranks.
+static td_status fill_item(void *self, const td_base_item *item) {
+    td_base_filler *filler = self;
+    td_base_group *group = filler->group;
+    int is_full =
+        group->n_items == TD_BASE_GROUP_ITEMS ||
+        (group->n_items > 0 && group->n_elements + item->n_elements > TD_BASE_GROUP_ELEMENTS);
+    if (is_full)
+        TD_TRY(fill_group(filler));
+    group->items[group->n_items++] = *item;
+    group->n_elements += item->n_elements;
+    return TD_OK;
 }
 
 static td_status set_offset(void *self, const td_base_item *item) {
@@ -225,13 +216,19 @@ static td_status settle_offsets(td_base_filler *filler) {
     return td_base_visit(&filler->base->config, set_offset, filler);
 }
 
+static td_status fill(td_base_filler *filler) {
+    TD_TRY(td_base_visit(&filler->base->config, fill_item, filler));
+    TD_TRY(fill_group(filler));
+    return settle_offsets(filler);
+}
+
 static td_status put_nested_map(const td_base_filler *filler) {
     const float *on_device = filler->base->nested_map;
     if (!on_device)
         return TD_OK;
     float map[256];
     td_dynamic_map_signed(map);
-    return copy_now(filler, td_base_writable(on_device), map, sizeof map);
+    return td_base_copy_now(filler, td_base_writable(on_device), map, sizeof map);
 }
 
 size_t td_base_workspace_bytes(const td_ops *ops) {
@@ -256,10 +253,23 @@ static td_status allocate_staging(td_base_filler *filler, const char *purpose) {
     return TD_OK;
 }
 
+// Every array may begin a chunk more, and one that is nested has another hash.
+static td_status allocate_group(td_base_filler *filler) {
+    size_t hashes =
+        (size_t)(filler->plan.group_elements / TD_BASE_CHUNK_ELEMENTS) + 2 * TD_BASE_GROUP_STREAMS;
+    filler->group = calloc(1, sizeof *filler->group);
+    if (filler->group)
+        filler->group->hashes = calloc(hashes, sizeof *filler->group->hashes);
+    if (!filler->group || !filler->group->hashes)
+        return td_fail(TD_ERR_MEMORY, "no memory for the fingerprint of the base model");
+    return TD_OK;
+}
+
 static td_status allocate(td_base_filler *filler) {
     const td_device *device = filler->context.device;
     static const char purpose[] = "buffers while loading";
     void *memory = NULL;
+    TD_TRY(allocate_group(filler));
     TD_TRY(allocate_staging(filler, purpose));
     if (filler->plan.absmax_bytes > 0) {
         TD_TRY(device->table->alloc(device, filler->plan.absmax_bytes, purpose, &memory));
@@ -286,6 +296,9 @@ static void release(td_base_filler *filler) {
         device->table->free_pinned(device, filler->host);
     if (filler->offsets)
         device->table->free_pinned(device, filler->offsets);
+    if (filler->group)
+        free(filler->group->hashes);
+    free(filler->group);
 }
 
 td_status td_base_fill(td_base *base, const td_base_options *options, const td_base_source *source,
@@ -302,9 +315,7 @@ td_status td_base_fill(td_base *base, const td_base_options *options, const td_b
         status = put_nested_map(&filler);
     status = td_base_agree(share, status, "memory for reading the base");
     if (status == TD_OK)
-        status = td_base_visit(&base->config, fill_item, &filler);
-    if (status == TD_OK)
-        status = settle_offsets(&filler);
+        status = fill(&filler);
     release(&filler);
     return status;
 }

@@ -17,7 +17,7 @@
 #include "runtime/core/progress.h"
 
 enum {
-    VERSION = 1, // of the layout of this file and of how weights are quantized
+    VERSION = 2, // of this file's layout, the fingerprint, and how weights are quantized
     PAGE_BYTES = 4096,
     CHUNK_BYTES = 1 << 20, // that one checksum covers
     NAME_CHARS = 48,       // of the model folder's name in the image's

@@ -7,7 +7,15 @@
 #include "model/nf4_folder.h"
 #include "model/safetensors.h"
 
-enum { TD_BASE_NAME_CHARS = 96 };
+enum {
+    TD_BASE_NAME_CHARS = 96,
+    // Of a file that one thread takes at a time: small enough that it is in the thread's cache from
+    // hashing to quantizing. The fingerprint is made of their hashes.
+    TD_BASE_CHUNK_ELEMENTS = 64 << 10,
+    // Tensors are read in groups of so many elements, or one tensor, and of so many items.
+    TD_BASE_GROUP_ELEMENTS = 64 << 20,
+    TD_BASE_GROUP_ITEMS = 64,
+};
 
 typedef enum td_base_kind {
     TD_BASE_EMBEDDING,
@@ -70,8 +78,9 @@ void td_base_lay_out(td_base *base, const td_base_options *options, td_dtype mat
 
 // Buffers that live during loading.
 typedef struct td_base_staging {
-    int64_t slice_elements; // a multiple of two NF4 blocks
-    int64_t n_blocks;       // of the largest quantized matrix; 0 unless double quantization
+    int64_t slice_elements; // a multiple of two chunks
+    int64_t group_elements; // at most
+    int64_t n_blocks;       // of a group's quantized matrices; 0 unless double quantization
     size_t slice_bytes, absmax_bytes;
 } td_base_staging;
 td_base_staging td_base_staging_plan(const td_model_config *config, const td_base_options *options);
@@ -91,9 +100,10 @@ typedef struct td_base_source {
     td_status (*find_nf4)(void *self, const td_base_item *item, td_nf4_stored *out);
     // Bytes of a tensor that will be read at once. Any thread.
     void (*fetch)(void *self, const void *data, size_t bytes);
-    // Bytes of a tensor for the fingerprint: in order, one thread at a time.
-    void (*pass)(void *self, const void *data, size_t bytes);
-    // Called for pieces that were copied.
+    // For the fingerprint: hashes of all that an array holds. In the order of the walk.
+    void (*pass)(void *self, const td_base_item *item, const td_tensor *view, const td_hash *hashes,
+                 int64_t count);
+    // Called for pieces that were copied. Any thread.
     void (*forget)(void *self, const td_tensor *piece);
     void *self;
 } td_base_source;
@@ -106,7 +116,7 @@ td_status td_base_create(const td_model_config *config, const td_base_options *o
 // The arena in memory that somebody else owns.
 void td_base_use_memory(td_base *base, const td_device *device, void *memory, size_t bytes);
 
-// Fills the base from the source, which is asked on the reader only, and shares every item as soon
+// Fills the base from the source, which is asked on the reader only, and shares every group as soon
 // as it is stored. `share` may be NULL. Collective as td_base_load().
 td_status td_base_fill(td_base *base, const td_base_options *options, const td_base_source *source,
                        const td_base_share *share, const td_op_context *context);

@@ -90,28 +90,43 @@ void td_base_lay_out(td_base *base, const td_base_options *options, td_dtype mat
 }
 
 typedef struct largest_items {
-    int64_t elements, linear_elements;
+    int64_t elements;
+    int64_t linear_blocks, all_blocks; // of the largest linear layer, of all
 } largest_items;
 
 static td_status find_largest(void *self, const td_base_item *item) {
     largest_items *largest = self;
     if (item->n_elements > largest->elements)
         largest->elements = item->n_elements;
-    if (item->kind == TD_BASE_LINEAR && item->n_elements > largest->linear_elements)
-        largest->linear_elements = item->n_elements;
+    if (item->kind != TD_BASE_LINEAR)
+        return TD_OK;
+    int64_t blocks = td_nf4_block_count(item->n_elements);
+    largest->all_blocks += blocks;
+    if (blocks > largest->linear_blocks)
+        largest->linear_blocks = blocks;
     return TD_OK;
+}
+
+// Every matrix of a group may begin a block more.
+static int64_t group_blocks(const largest_items *largest) {
+    int64_t blocks = td_nf4_block_count(TD_BASE_GROUP_ELEMENTS) + TD_BASE_GROUP_ITEMS;
+    blocks = blocks > largest->linear_blocks ? blocks : largest->linear_blocks;
+    return blocks < largest->all_blocks ? blocks : largest->all_blocks;
 }
 
 td_base_staging td_base_staging_plan(const td_model_config *config,
                                      const td_base_options *options) {
     largest_items largest = {0};
     td_base_visit(config, find_largest, &largest);
-    int64_t step = 2 * TD_NF4_BLOCK;
-    td_base_staging plan = {.slice_elements = (largest.elements + step - 1) / step * step};
+    int64_t step = 2 * TD_BASE_CHUNK_ELEMENTS;
+    td_base_staging plan = {.slice_elements = (largest.elements + step - 1) / step * step,
+                            .group_elements = largest.elements > TD_BASE_GROUP_ELEMENTS
+                                                  ? largest.elements
+                                                  : TD_BASE_GROUP_ELEMENTS};
     if (plan.slice_elements > max_slice_elements)
         plan.slice_elements = max_slice_elements;
     if (options->quantize && options->double_quantize)
-        plan.n_blocks = td_nf4_block_count(largest.linear_elements);
+        plan.n_blocks = group_blocks(&largest);
     plan.slice_bytes = (size_t)plan.slice_elements * sizeof(float);
     plan.absmax_bytes = (size_t)plan.n_blocks * sizeof(float);
     return plan;

@@ -1,39 +1,56 @@
-// Tensors of files on their way into the base: all threads take chunks of one tensor, and what a
-// device with memory of its own receives travels in the type of the file and is quantized there.
+// Arrays of files on their way into the base. Threads take chunks of all arrays of a group from one
+// queue and meet at its end only: a chunk is brought in, hashed for the fingerprint and quantized
+// while it is in the cache of the thread. What a device with memory of its own receives travels in
+// the type of the file and is quantized there.
 #include <omp.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "model/base_fill_internal.h"
 #include "runtime/core/progress.h"
 
-// Of a chunk, so that what one thread reads for the fingerprint is in its cache when it quantizes;
-// and of a slice, after which mapped pages are let go.
-enum { CHUNK_ELEMENTS = 64 << 10, SLICE_ELEMENTS = 16 << 20, ROUNDING_ELEMENTS = 1024 };
+enum {
+    CHUNK_ELEMENTS = TD_BASE_CHUNK_ELEMENTS,
+    SLICE_CHUNKS = 256, // after which mapped pages are let go
+    ROUNDING_ELEMENTS = 1024,
+};
 
-typedef struct tensor_stream {
-    td_base_filler *filler;
-    const td_base_item *item;
-    td_tensor view;
-    td_dtype travel;       // what values are turned into before they are stored or quantized
-    const td_matrix *nf4;  // or NULL
-    unsigned char *target; // of what is not NF4
-    int adds_one;          // to norms
-    int n_threads;
-} tensor_stream;
+// Elements [begin, begin + count) of an array.
+typedef struct span {
+    td_base_stream *stream;
+    int64_t begin, count;
+    int64_t first_chunk;   // in the queue
+    unsigned char *staged; // buffer on the way to a device; NULL: to where the base has it
+} span;
 
-static const unsigned char *source_at(const tensor_stream *stream, int64_t element) {
+typedef struct queue {
+    const td_base_filler *filler;
+    const span *spans;
+    int n_spans;
+    int64_t n_chunks;
+} queue;
+
+// Seconds of one thread.
+enum { FETCHING, HASHING, STORING, NESTING, TIMES };
+
+static int64_t chunks_of(int64_t elements) {
+    return (elements + CHUNK_ELEMENTS - 1) / CHUNK_ELEMENTS;
+}
+
+static const unsigned char *source_at(const td_base_stream *stream, int64_t element) {
     return (const unsigned char *)stream->view.data +
            (size_t)element * td_dtype_bytes(stream->view.dtype);
 }
 
-static void widen(const tensor_stream *stream, int64_t begin, int64_t count, float *out) {
+static void widen(const td_base_stream *stream, int64_t begin, int64_t count, float *out) {
     td_convert_to_f32(source_at(stream, begin), stream->view.dtype, count, out);
     for (int64_t i = 0; i < count && stream->adds_one; i++)
         out[i] += 1.0f;
 }
 
-static void round_values(const tensor_stream *stream, int64_t begin, int64_t count, uint16_t *out) {
+static void round_values(const td_base_stream *stream, int64_t begin, int64_t count,
+                         uint16_t *out) {
     float wide[ROUNDING_ELEMENTS];
     for (int64_t done = 0; done < count; done += ROUNDING_ELEMENTS) {
         int64_t left = count - done, n = left < ROUNDING_ELEMENTS ? left : ROUNDING_ELEMENTS;
@@ -43,7 +60,7 @@ static void round_values(const tensor_stream *stream, int64_t begin, int64_t cou
     }
 }
 
-static void write_values(const tensor_stream *stream, int64_t begin, int64_t count, void *out) {
+static void write_values(const td_base_stream *stream, int64_t begin, int64_t count, void *out) {
     if (stream->view.dtype == stream->travel && !stream->adds_one)
         memcpy(out, source_at(stream, begin), (size_t)count * td_dtype_bytes(stream->travel));
     else if (stream->travel == TD_F32)
@@ -52,37 +69,106 @@ static void write_values(const tensor_stream *stream, int64_t begin, int64_t cou
         round_values(stream, begin, count, out);
 }
 
-static td_status quantize(const tensor_stream *stream, const void *weight, int64_t begin,
-                          int64_t count) {
-    const td_base_filler *filler = stream->filler;
-    const td_matrix *matrix = stream->nf4;
-    float *absmax = matrix->absmax ? td_base_writable(matrix->absmax) : filler->absmax;
+static td_status quantize(const td_base_filler *filler, const td_base_stream *stream,
+                          const void *weight, int64_t begin, int64_t count) {
     td_nf4_quantize_args args = {.n_elements = count,
                                  .weight = weight,
-                                 .codes = (uint8_t *)td_base_writable(matrix->data) + begin / 2,
-                                 .absmax = absmax + begin / TD_NF4_BLOCK,
+                                 .codes = stream->target + begin / 2,
+                                 .absmax = stream->absmax + begin / TD_NF4_BLOCK,
                                  .weight_dtype = stream->travel};
     return filler->context.ops->nf4_quantize(&filler->context, &args);
 }
 
-// Into host memory that is the base's, or into a buffer on its way to a device.
-static td_status store_chunk(const tensor_stream *stream, int64_t begin, int64_t count,
-                             void *staged) {
-    unsigned char *scratch = (unsigned char *)stream->filler->host +
+static td_status store_chunk(const td_base_filler *filler, const td_base_stream *stream,
+                             int64_t begin, int64_t count, void *staged) {
+    unsigned char *scratch = (unsigned char *)filler->host +
                              (size_t)omp_get_thread_num() * CHUNK_ELEMENTS * sizeof(float);
     if (staged) {
         write_values(stream, begin, count, staged);
         return TD_OK;
     }
-    if (!stream->nf4) {
+    if (!stream->absmax) {
         write_values(stream, begin, count,
                      stream->target + (size_t)begin * td_dtype_bytes(stream->travel));
         return TD_OK;
     }
     if (stream->travel == TD_BF16)
-        return quantize(stream, source_at(stream, begin), begin, count);
+        return quantize(filler, stream, source_at(stream, begin), begin, count);
     write_values(stream, begin, count, scratch);
-    return quantize(stream, scratch, begin, count);
+    return quantize(filler, stream, scratch, begin, count);
+}
+
+static void forget(const td_base_filler *filler, const td_base_stream *stream, int64_t begin,
+                   int64_t count) {
+    td_tensor slice = {.data = (void *)(uintptr_t)source_at(stream, begin),
+                       .dtype = stream->view.dtype,
+                       .n_dims = 1,
+                       .shape = {count}};
+    filler->source->forget(filler->source->self, &slice);
+}
+
+static td_status nest(const td_base_filler *filler, const td_base_stream *stream) {
+    const td_matrix *matrix = stream->nested;
+    td_absmax_quantize_args args = {.n_blocks = td_nf4_block_count(stream->n_elements),
+                                    .absmax = stream->absmax,
+                                    .codes = td_base_writable(matrix->absmax_codes),
+                                    .nested_absmax = td_base_writable(matrix->nested_absmax),
+                                    .offset = stream->offset};
+    return filler->context.ops->absmax_quantize(&filler->context, &args);
+}
+
+static td_status finish(const td_base_filler *filler, const td_base_stream *stream, double *times) {
+    if (!stream->nested)
+        return TD_OK;
+    double start = omp_get_wtime();
+    td_status status = nest(filler, stream);
+    times[NESTING] += omp_get_wtime() - start;
+    return status;
+}
+
+// On the host. Other threads may still be reading the slice that is let go: its pages come back.
+static td_status end_chunk(const td_base_filler *filler, td_base_stream *stream, int64_t begin,
+                           int64_t count, double *times) {
+    int64_t end = begin + count, slice = (int64_t)SLICE_CHUNKS * CHUNK_ELEMENTS, left;
+    if (end % slice == 0 || end == stream->n_elements)
+        forget(filler, stream, (end - 1) / slice * slice, (end - 1) % slice + 1);
+#pragma omp atomic capture seq_cst
+    left = --stream->chunks_left;
+    return left == 0 ? finish(filler, stream, times) : TD_OK;
+}
+
+static td_status run_chunk(const td_base_filler *filler, const span *piece, int64_t chunk,
+                           double *times) {
+    td_base_stream *stream = piece->stream;
+    int64_t first = chunk * CHUNK_ELEMENTS, left = piece->count - first;
+    int64_t begin = piece->begin + first, count = left < CHUNK_ELEMENTS ? left : CHUNK_ELEMENTS;
+    const unsigned char *source = source_at(stream, begin);
+    size_t bytes = (size_t)count * td_dtype_bytes(stream->view.dtype);
+    void *staged =
+        piece->staged ? piece->staged + (size_t)first * td_dtype_bytes(stream->travel) : NULL;
+    double start = omp_get_wtime();
+    filler->source->fetch(filler->source->self, source, bytes);
+    double fetched = omp_get_wtime();
+    stream->hashes[begin / CHUNK_ELEMENTS] = td_hash_bytes(source, bytes);
+    double hashed = omp_get_wtime();
+    TD_TRY(store_chunk(filler, stream, begin, count, staged));
+    td_progress_tick();
+    times[FETCHING] += fetched - start;
+    times[HASHING] += hashed - fetched;
+    times[STORING] += omp_get_wtime() - hashed;
+    return staged ? TD_OK : end_chunk(filler, stream, begin, count, times);
+}
+
+static const span *find_span(const queue *all, int64_t chunk) {
+    int low = 0, high = all->n_spans; // the last one that begins at or before it is in [low, high)
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (all->spans[middle].first_chunk <= chunk)
+            low = middle;
+        else
+            high = middle;
+    }
+    return &all->spans[low];
 }
 
 // What went wrong in a team, for the thread that waits for it: messages belong to threads.
@@ -101,134 +187,177 @@ static void keep_failure(team_failure *first, td_status status) {
         td_error_clear();
 }
 
-static void pass(const tensor_stream *stream, int64_t begin, int64_t count, double *seconds) {
-    const td_base_source *source = stream->filler->source;
-    size_t bytes = (size_t)count * td_dtype_bytes(stream->view.dtype);
-    double start = omp_get_wtime();
-    source->pass(source->self, source_at(stream, begin), bytes);
-    *seconds += omp_get_wtime() - start;
+// As many as there is scratch memory for.
+static int threads_of(const td_base_filler *filler) {
+    int64_t room = filler->plan.slice_elements / CHUNK_ELEMENTS, threads = omp_get_max_threads();
+    return (int)(threads < room ? threads : room);
 }
 
-static td_status run_chunk(const tensor_stream *stream, int64_t begin, int64_t count, void *staged,
-                           double *fetching, double *storing) {
-    const td_base_source *source = stream->filler->source;
-    size_t bytes = (size_t)count * td_dtype_bytes(stream->view.dtype);
-    double start = omp_get_wtime();
-    source->fetch(source->self, source_at(stream, begin), bytes);
-    double fetched = omp_get_wtime();
-    td_status status = store_chunk(stream, begin, count, staged);
-    *fetching += fetched - start;
-    *storing += omp_get_wtime() - fetched;
-    return status;
-}
-
-// Elements [begin, begin + count). The fingerprint wants them in order: with several threads it is
-// one more piece of work, which is several times as fast as the others together; alone, it takes
-// each chunk before that is stored, while it is in the cache.
-static td_status run_chunks(const tensor_stream *stream, int64_t begin, int64_t count,
-                            unsigned char *staged) {
-    int64_t chunks = (count + CHUNK_ELEMENTS - 1) / CHUNK_ELEMENTS;
-    size_t travels = td_dtype_bytes(stream->travel);
-    int is_team = stream->n_threads > 1 && chunks > 2;
-    double fetching = 0, hashing = 0, storing = 0;
+static td_status run_queue(const queue *all) {
+    double times[TIMES] = {0};
     team_failure failure = {.status = TD_OK};
-#pragma omp parallel for schedule(dynamic, 1) num_threads(stream->n_threads)                       \
-    reduction(+ : fetching, hashing, storing) if (is_team)
-    for (int64_t chunk = -1; chunk < chunks; chunk++) {
-        int64_t first = chunk * CHUNK_ELEMENTS, left = count - first;
-        int64_t n = left < CHUNK_ELEMENTS ? left : CHUNK_ELEMENTS;
-        if (chunk < 0) {
-            if (is_team)
-                pass(stream, begin, count, &hashing);
-            continue;
-        }
-        if (!is_team)
-            pass(stream, begin + first, n, &hashing);
-        td_status status =
-            run_chunk(stream, begin + first, n, staged ? staged + (size_t)first * travels : NULL,
-                      &fetching, &storing);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads_of(all->filler))                 \
+    reduction(+ : times[:TIMES]) if (all->n_chunks > 2)
+    for (int64_t chunk = 0; chunk < all->n_chunks; chunk++) {
+        const span *piece = find_span(all, chunk);
+        td_status status = run_chunk(all->filler, piece, chunk - piece->first_chunk, times);
         if (status != TD_OK)
             keep_failure(&failure, status);
     }
-    td_base_times *times = &stream->filler->base->times;
-    times->fetch += fetching;
-    times->fingerprint += hashing;
-    times->store += storing;
+    td_base_times *total = &all->filler->base->times;
+    total->fetch += times[FETCHING];
+    total->fingerprint += times[HASHING];
+    total->store += times[STORING];
+    total->nest += times[NESTING];
     if (failure.status != TD_OK)
         return td_fail(failure.status, "%s", failure.message);
     return TD_OK;
 }
 
-static void forget(const tensor_stream *stream, int64_t begin, int64_t count) {
-    td_tensor slice = {.data = (void *)(uintptr_t)source_at(stream, begin),
-                       .dtype = stream->view.dtype,
-                       .n_dims = 1,
-                       .shape = {count}};
-    stream->filler->source->forget(stream->filler->source->self, &slice);
+// Small ones last, so that nobody waits long for the last one.
+static int by_size(const void *a, const void *b) {
+    const span *left = a, *right = b;
+    if (left->count != right->count)
+        return left->count < right->count ? 1 : -1;
+    return left->stream < right->stream ? -1 : left->stream > right->stream;
 }
 
-static td_status stream_here(const tensor_stream *stream) {
-    for (int64_t begin = 0; begin < stream->item->n_elements; begin += SLICE_ELEMENTS) {
-        int64_t left = stream->item->n_elements - begin;
-        int64_t count = left < SLICE_ELEMENTS ? left : SLICE_ELEMENTS;
-        td_progress_tick();
-        TD_TRY(run_chunks(stream, begin, count, NULL));
-        forget(stream, begin, count);
+static td_status store_here(const td_base_filler *filler, td_base_group *group) {
+    span spans[TD_BASE_GROUP_STREAMS];
+    queue all = {.filler = filler, .spans = spans};
+    for (int i = 0; i < group->n_streams; i++)
+        if (group->streams[i].n_elements > 0)
+            spans[all.n_spans++] =
+                (span){.stream = &group->streams[i], .count = group->streams[i].n_elements};
+    qsort(spans, (size_t)all.n_spans, sizeof *spans, by_size);
+    for (int i = 0; i < all.n_spans; i++) {
+        spans[i].first_chunk = all.n_chunks;
+        all.n_chunks += chunks_of(spans[i].count);
     }
-    return TD_OK;
+    return run_queue(&all);
 }
 
 // One half of the staging buffers: filled while the other one travels.
-static td_status send_half(const tensor_stream *stream, int half, int64_t begin, int64_t count) {
-    const td_base_filler *filler = stream->filler;
+static td_status send_half(const td_base_filler *filler, td_base_stream *stream, int half,
+                           int64_t begin, int64_t count) {
     const td_device_table *device = filler->context.device->table;
     size_t offset = (size_t)half * filler->plan.slice_bytes / 2;
     size_t bytes = (size_t)count * td_dtype_bytes(stream->travel);
     unsigned char *host = (unsigned char *)filler->host + offset;
     unsigned char *slice = (unsigned char *)filler->slice + offset;
     unsigned char *to =
-        stream->nf4 ? slice : stream->target + (size_t)begin * td_dtype_bytes(stream->travel);
+        stream->absmax ? slice : stream->target + (size_t)begin * td_dtype_bytes(stream->travel);
+    span piece = {.stream = stream, .begin = begin, .count = count, .staged = host};
+    queue all = {.filler = filler, .spans = &piece, .n_spans = 1, .n_chunks = chunks_of(count)};
     TD_TRY(device->event_synchronize(filler->sent[half]));
-    TD_TRY(run_chunks(stream, begin, count, host));
+    TD_TRY(run_queue(&all));
     TD_TRY(device->copy(filler->context.stream, to, host, bytes));
     TD_TRY(device->event_record(filler->sent[half], filler->context.stream));
-    return stream->nf4 ? quantize(stream, slice, begin, count) : TD_OK;
+    return stream->absmax ? quantize(filler, stream, slice, begin, count) : TD_OK;
 }
 
-static td_status stream_to_device(const tensor_stream *stream) {
-    int64_t step = stream->filler->plan.slice_elements / 2;
-    int half = 0;
-    for (int64_t begin = 0; begin < stream->item->n_elements; begin += step, half = !half) {
-        int64_t left = stream->item->n_elements - begin, count = left < step ? left : step;
-        td_progress_tick();
-        TD_TRY(send_half(stream, half, begin, count));
-        forget(stream, begin, count);
+static td_status send_stream(td_base_filler *filler, td_base_stream *stream) {
+    int64_t step = filler->plan.slice_elements / 2;
+    for (int64_t begin = 0; begin < stream->n_elements; begin += step) {
+        int64_t left = stream->n_elements - begin, count = left < step ? left : step;
+        TD_TRY(send_half(filler, stream, filler->half, begin, count));
+        forget(filler, stream, begin, count);
+        filler->half = !filler->half;
     }
+    return stream->nested ? nest(filler, stream) : TD_OK;
+}
+
+static td_status send(td_base_filler *filler, td_base_group *group) {
+    for (int i = 0; i < group->n_streams; i++)
+        TD_TRY(send_stream(filler, &group->streams[i]));
     return TD_OK;
 }
 
-// As many as there is scratch memory for.
-static int threads_of(const td_base_filler *filler) {
-    int64_t room = filler->plan.slice_elements / CHUNK_ELEMENTS, threads = omp_get_max_threads();
-    return (int)(threads < room ? threads : room > 1 ? room : 1);
+td_status td_base_store_group(td_base_filler *filler, td_base_group *group) {
+    int is_here = filler->context.device->unified;
+    TD_TRY(is_here ? store_here(filler, group) : send(filler, group));
+    const td_base_source *source = filler->source;
+    for (int i = 0; i < group->n_streams; i++)
+        source->pass(source->self, group->streams[i].item, &group->streams[i].view,
+                     group->streams[i].hashes, group->streams[i].n_hashes);
+    return TD_OK;
 }
 
-td_status td_base_store_tensor(td_base_filler *filler, const td_base_item *item) {
-    tensor_stream stream = {.filler = filler,
-                            .item = item,
-                            .travel = TD_F32,
-                            .adds_one = filler->base->config.family->norm_adds_one &&
-                                        td_base_item_is_norm(item),
-                            .n_threads = threads_of(filler)};
-    TD_TRY(filler->source->find(filler->source->self, item, &stream.view));
+static td_base_stream *add(td_base_group *group, const td_base_item *item, const td_tensor *view) {
+    td_base_stream *stream = &group->streams[group->n_streams++];
+    *stream = (td_base_stream){.item = item, .view = *view, .travel = view->dtype};
+    (void)td_tensor_elements(view, &stream->n_elements); // it was when the file was opened
+    stream->chunks_left = stream->n_hashes = chunks_of(stream->n_elements);
+    stream->hashes = group->hashes + group->n_hashes;
+    group->n_hashes += stream->n_hashes;
+    return stream;
+}
+
+static float *take_offset(td_base_filler *filler) {
+    return &filler->offsets[filler->n_offsets++];
+}
+
+// Absmax that will be quantized are kept for the whole group.
+static void add_quantized(td_base_filler *filler, td_base_group *group, td_base_stream *stream,
+                          const td_matrix *matrix) {
+    stream->absmax = td_base_writable(matrix->absmax);
+    if (stream->absmax)
+        return;
+    stream->absmax = filler->absmax + group->n_blocks;
+    group->n_blocks += td_nf4_block_count(stream->n_elements);
+    stream->nested = matrix;
+    stream->offset = take_offset(filler);
+}
+
+// What a folder holds of a nested matrix beside its arrays.
+static td_hash hash_rest(const td_nf4_stored *stored) {
+    float values[257]; // the map and the offset
+    memcpy(values, stored->nested_map, sizeof stored->nested_map);
+    values[256] = stored->nested_offset;
+    return td_hash_bytes(values, sizeof values);
+}
+
+// Arrays of codes and absmax as they are in the folder.
+static td_status add_stored(td_base_filler *filler, td_base_group *group,
+                            const td_base_item *item) {
+    const td_base_source *source = filler->source;
+    const td_matrix *matrix = td_base_matrix(filler->base, item);
+    td_nf4_stored stored;
+    TD_TRY(source->find_nf4(source->self, item, &stored));
+    add(group, item, &stored.codes)->target = td_base_writable(matrix->data);
+    const void *absmax = stored.is_nested ? (const void *)matrix->absmax_codes : matrix->absmax;
+    add(group, item, &stored.absmax)->target = td_base_writable(absmax);
+    if (!stored.is_nested)
+        return TD_OK;
+    td_base_stream *nested = add(group, item, &stored.nested_absmax);
+    nested->target = td_base_writable(matrix->nested_absmax);
+    nested->hashes[nested->n_hashes++] = hash_rest(&stored);
+    group->n_hashes++;
+    *take_offset(filler) = stored.nested_offset;
+    return td_base_copy_now(filler, td_base_writable(matrix->nested_map), stored.nested_map,
+                            sizeof stored.nested_map);
+}
+
+td_status td_base_add_streams(td_base_filler *filler, td_base_group *group,
+                              const td_base_item *item) {
+    const td_base_source *source = filler->source;
+    td_tensor view;
+    if (source->find_nf4 && td_base_item_is_stored_nf4(&filler->base->config, item))
+        return add_stored(filler, group, item);
+    TD_TRY(source->find(source->self, item, &view));
+    td_base_stream *stream = add(group, item, &view);
+    stream->travel = TD_F32;
     if (!td_base_item_is_matrix(item)) {
-        stream.target = td_base_writable(*td_base_vector(filler->base, item));
-    } else {
-        const td_matrix *matrix = td_base_matrix(filler->base, item);
-        stream.target = td_base_writable(matrix->data);
-        stream.nf4 = matrix->format == TD_MATRIX_NF4 ? matrix : NULL;
-        if (matrix->format == TD_MATRIX_BF16 || (stream.nf4 && stream.view.dtype == TD_BF16))
-            stream.travel = TD_BF16;
+        stream->target = td_base_writable(*td_base_vector(filler->base, item));
+        stream->adds_one = filler->base->config.family->norm_adds_one && td_base_item_is_norm(item);
+        return TD_OK;
     }
-    return filler->context.device->unified ? stream_here(&stream) : stream_to_device(&stream);
+    const td_matrix *matrix = td_base_matrix(filler->base, item);
+    int is_nf4 = matrix->format == TD_MATRIX_NF4;
+    stream->target = td_base_writable(matrix->data);
+    if (is_nf4)
+        add_quantized(filler, group, stream, matrix);
+    if (matrix->format == TD_MATRIX_BF16 || (is_nf4 && view.dtype == TD_BF16))
+        stream->travel = TD_BF16;
+    return TD_OK;
 }
