@@ -14,11 +14,13 @@
 // Of one thread. Rows are those of td_attention_pack_queries().
 typedef struct backward_scratch {
     td_attention_queries queries;
-    float *q, *dout;                    // (block_rows, packed_stride); q is scaled
+    td_attention_packed q, dout;
     float *lse, *delta;                 // (block_rows)
     float *probabilities, *dscores;     // (block_rows, TD_ATTENTION_SCORES)
-    float *keys_across, *values_across; // (head_dim, TD_ATTENTION_SCORES) transposed
-    float *keys;                        // (TD_ATTENTION_KEYS, packed_stride)
+    float *dscore_pairs;                // (block_rows, TD_ATTENTION_PAIRS) in bf16
+    float *keys_across, *values_across; // (depth, TD_ATTENTION_SCORES) transposed
+    float *key_rows;                    // (TD_ATTENTION_KEYS, left_stride) on their way there
+    float *keys;                        // (steps of TD_ATTENTION_KEYS, packed_stride)
     float *dkeys, *dvalues;             // (TD_ATTENTION_KEYS, packed_stride)
     float *dq;                          // (TD_ATTENTION_STRIP, packed_stride)
 } backward_scratch;
@@ -39,21 +41,34 @@ typedef struct key_block {
     int64_t first_key, n_keys;
 } key_block;
 
+static td_attention_packed packed_carve(const td_attention_plan *plan,
+                                        td_attention_carver *carver) {
+    size_t rows = (size_t)plan->block_rows, pairs = (rows + 1) / 2, f = sizeof(float);
+    float *left = td_attention_carve(carver, rows * (size_t)plan->left_stride, f);
+    if (plan->pair == 1)
+        return (td_attention_packed){left, left};
+    return (td_attention_packed){
+        left, td_attention_carve(carver, pairs * (size_t)plan->packed_stride, f)};
+}
+
 static backward_scratch scratch_carve(const td_attention_plan *plan, td_attention_carver *carver) {
     size_t rows = (size_t)plan->block_rows, stride = (size_t)plan->packed_stride;
-    size_t across = (size_t)plan->head_dim * TD_ATTENTION_SCORES;
-    size_t keys = TD_ATTENTION_KEYS * stride, f = sizeof(float);
+    size_t across = (size_t)plan->depth * TD_ATTENTION_SCORES;
+    size_t keys = TD_ATTENTION_KEYS * stride, f = sizeof(float), pair = (size_t)plan->pair;
+    size_t left = (size_t)plan->left_stride;
     return (backward_scratch){
         .queries.visible = td_attention_carve(carver, rows, sizeof(td_cpu_range)),
-        .q = td_attention_carve(carver, rows * stride, f),
-        .dout = td_attention_carve(carver, rows * stride, f),
+        .q = packed_carve(plan, carver),
+        .dout = packed_carve(plan, carver),
         .lse = td_attention_carve(carver, rows, f),
         .delta = td_attention_carve(carver, rows, f),
         .probabilities = td_attention_carve(carver, rows * TD_ATTENTION_SCORES, f),
         .dscores = td_attention_carve(carver, rows * TD_ATTENTION_SCORES, f),
+        .dscore_pairs = td_attention_carve(carver, pair > 1 ? rows * TD_ATTENTION_PAIRS : 0, f),
         .keys_across = td_attention_carve(carver, across, f),
         .values_across = td_attention_carve(carver, across, f),
-        .keys = td_attention_carve(carver, keys, f),
+        .key_rows = td_attention_carve(carver, pair > 1 ? TD_ATTENTION_KEYS * left : 0, f),
+        .keys = td_attention_carve(carver, keys / pair, f),
         .dkeys = td_attention_carve(carver, keys, f),
         .dvalues = td_attention_carve(carver, keys, f),
         .dq = td_attention_carve(carver, TD_ATTENTION_STRIP * stride, f),
@@ -84,11 +99,9 @@ static size_t shared_bytes(const td_attention_plan *plan, int64_t n_tokens) {
     return counter.used;
 }
 
-size_t td_cpu_attention_workspace_bytes(const td_workspace_query *query) {
-    if (query->n_heads <= 0 || query->n_kv_heads <= 0 || query->head_dim <= 0)
-        return 0;
+static size_t workspace_bytes(const td_workspace_query *query, td_dtype product) {
     td_attention_plan plan =
-        td_attention_plan_make(query->n_heads, query->n_kv_heads, query->head_dim);
+        td_attention_plan_make(query->n_heads, query->n_kv_heads, query->head_dim, product);
     size_t threads = (size_t)td_cpu_threads();
     td_attention_plan wide = td_attention_plan_widen(plan);
     size_t forward = td_mul_bytes(threads, td_attention_forward_thread_bytes(&wide));
@@ -98,6 +111,13 @@ size_t td_cpu_attention_workspace_bytes(const td_workspace_query *query) {
     return forward > backward ? forward : backward;
 }
 
+size_t td_cpu_attention_workspace_bytes(const td_workspace_query *query) {
+    if (query->n_heads <= 0 || query->n_kv_heads <= 0 || query->head_dim <= 0)
+        return 0;
+    size_t in_fp32 = workspace_bytes(query, TD_F32), in_bf16 = workspace_bytes(query, TD_BF16);
+    return in_fp32 > in_bf16 ? in_fp32 : in_bf16;
+}
+
 static void keys_begin(const backward_job *job, const key_block *block, backward_scratch *scratch) {
     const td_attention_plan *plan = &job->plan;
     int64_t token = block->task->sequence.k_begin + block->first_key;
@@ -105,9 +125,11 @@ static void keys_begin(const backward_job *job, const key_block *block, backward
         td_attention_keys_at(plan, job->args->k, plan->k_stride, token, block->task->key_head);
     td_attention_tensor values =
         td_attention_keys_at(plan, job->args->v, plan->v_stride, token, block->task->key_head);
-    td_attention_pack_transposed(plan, keys, block->n_keys, scratch->keys_across);
-    td_attention_pack_transposed(plan, values, block->n_keys, scratch->values_across);
-    td_attention_pack_keys(plan, keys, block->n_keys, scratch->keys);
+    td_attention_pack_transposed(plan, job->kernels, keys, block->n_keys, scratch->key_rows,
+                                 scratch->keys_across);
+    td_attention_pack_transposed(plan, job->kernels, values, block->n_keys, scratch->key_rows,
+                                 scratch->values_across);
+    td_attention_pack_keys(plan, job->kernels, keys, block->n_keys, scratch->keys);
     size_t bytes = (size_t)(TD_ATTENTION_KEYS * plan->packed_stride) * sizeof(float);
     memset(scratch->dkeys, 0, bytes);
     memset(scratch->dvalues, 0, bytes);
@@ -123,7 +145,8 @@ static void keys_store(const backward_job *job, const key_block *block,
     float *dv = (float *)job->args->dv + td_attention_offset(plan, token, plan->v_stride, head);
     for (int64_t key = 0; key < block->n_keys; key++) {
         int64_t from = key * plan->packed_stride;
-        memcpy(dk + key * plan->k_stride, scratch->dkeys + from, row_bytes);
+        job->kernels->copy_row(scratch->dkeys + from, plan->head_dim, plan->score_factor,
+                               dk + key * plan->k_stride, plan->head_dim);
         memcpy(dv + key * plan->v_stride, scratch->dvalues + from, row_bytes);
     }
 }
@@ -136,10 +159,10 @@ static void queries_load(const backward_job *job, const td_attention_task *task,
     td_cpu_range tokens = scratch->queries.tokens;
     td_attention_tensor q = {job->args->q, plan->q_stride};
     td_attention_tensor dout = {job->args->dout, plan->out_stride};
-    td_attention_pack_queries(plan, q, sequence->q_begin, task->key_head, tokens, plan->scale,
-                              scratch->q);
-    td_attention_pack_queries(plan, dout, sequence->q_begin, task->key_head, tokens, 1.0f,
-                              scratch->dout);
+    td_attention_pack_queries(plan, job->kernels, q, sequence->q_begin, task->key_head, tokens,
+                              plan->q_factor, scratch->q);
+    td_attention_pack_queries(plan, job->kernels, dout, sequence->q_begin, task->key_head, tokens,
+                              1.0f, scratch->dout);
     int64_t heads = plan->heads_per_key, row = 0;
     for (int64_t token = tokens.begin; token < tokens.end; token++) {
         int64_t from = (sequence->q_begin + token) * plan->n_heads + task->key_head * heads;
@@ -156,9 +179,9 @@ static void strip_product(const backward_job *job, const float *rows, const floa
     job->kernels->multiply(&(td_attention_product){
         .m = strip->n_rows,
         .n = strip->columns.end - strip->columns.begin,
-        .k = job->plan.head_dim,
+        .k = job->plan.depth,
         .a = rows,
-        .a_row = job->plan.packed_stride,
+        .a_row = job->plan.left_stride,
         .a_step = 1,
         .b = across + strip->columns.begin,
         .ldb = TD_ATTENTION_SCORES,
@@ -174,6 +197,7 @@ static void strip_gradient(const backward_job *job, const backward_scratch *scra
         .visible = scratch->queries.visible + rows.begin,
         .first_key = block->first_key,
         .columns = td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys),
+        .scale = job->plan.score_factor,
         .softcap = job->plan.softcap,
         .scores = scratch->probabilities + rows.begin * TD_ATTENTION_SCORES,
     };
@@ -181,25 +205,28 @@ static void strip_gradient(const backward_job *job, const backward_scratch *scra
         .lse = scratch->lse + rows.begin,
         .delta = scratch->delta + rows.begin,
         .dscores = scratch->dscores + rows.begin * TD_ATTENTION_SCORES,
+        .pairs = scratch->dscore_pairs + rows.begin * TD_ATTENTION_PAIRS,
     };
-    int64_t offset = rows.begin * job->plan.packed_stride;
-    strip_product(job, scratch->q + offset, scratch->keys_across, &strip, strip.scores);
-    strip_product(job, scratch->dout + offset, scratch->values_across, &strip, gradient.dscores);
+    int64_t offset = rows.begin * job->plan.left_stride;
+    strip_product(job, scratch->q.left + offset, scratch->keys_across, &strip, strip.scores);
+    strip_product(job, scratch->dout.left + offset, scratch->values_across, &strip,
+                  gradient.dscores);
     job->kernels->gradient(&strip, &gradient);
 }
 
 // sums (TD_LANES keys, packed_cols) += weights^T rows, over the rows that see any of the keys.
 static void keys_accumulate(const backward_job *job, const float *weights, const float *rows,
                             td_cpu_range seen, int64_t column, int64_t n_columns, float *sums) {
-    int64_t stride = job->plan.packed_stride;
+    int64_t stride = job->plan.packed_stride, step = seen.begin / job->plan.pair;
+    int64_t row = step * job->plan.pair;
     job->kernels->multiply(&(td_attention_product){
         .m = n_columns,
         .n = job->plan.packed_cols,
-        .k = seen.end - seen.begin,
-        .a = weights + seen.begin * TD_ATTENTION_SCORES + column,
+        .k = td_attention_steps(&job->plan, seen.end - row),
+        .a = weights + row * TD_ATTENTION_SCORES + column,
         .a_row = 1,
-        .a_step = TD_ATTENTION_SCORES,
-        .b = rows + seen.begin * stride,
+        .a_step = job->plan.pair * TD_ATTENTION_SCORES,
+        .b = rows + step * stride,
         .ldb = stride,
         .c = sums + column * stride,
         .ldc = stride,
@@ -219,9 +246,10 @@ static void keys_gradient(const backward_job *job, const backward_scratch *scrat
             td_attention_rows_that_see(&scratch->queries, (td_cpu_range){key, key + n_columns});
         if (seen.begin >= seen.end)
             continue;
-        keys_accumulate(job, scratch->probabilities, scratch->dout, seen, column, n_columns,
+        keys_accumulate(job, scratch->probabilities, scratch->dout.right, seen, column, n_columns,
                         scratch->dvalues);
-        keys_accumulate(job, scratch->dscores, scratch->q, seen, column, n_columns, scratch->dkeys);
+        keys_accumulate(job, scratch->dscores, scratch->q.right, seen, column, n_columns,
+                        scratch->dkeys);
     }
 }
 
@@ -281,16 +309,19 @@ static void strip_dq(const backward_job *job, const backward_scratch *scratch,
     const td_attention_plan *plan = &job->plan;
     td_cpu_range keys =
         td_attention_keys_seen(&scratch->queries, rows, block->first_key, block->n_keys);
+    int64_t a_row = plan->pair == 1 ? TD_ATTENTION_SCORES : TD_ATTENTION_PAIRS;
+    const float *dscores = plan->pair == 1 ? scratch->dscores : scratch->dscore_pairs;
+    int64_t first = keys.begin / plan->pair;
     if (turn->number > 0)
         dq_copy(job, scratch, block->task, rows, DQ_LOAD, 1.0f);
     job->kernels->multiply(&(td_attention_product){
         .m = rows.end - rows.begin,
         .n = plan->packed_cols,
-        .k = keys.end - keys.begin,
-        .a = scratch->dscores + rows.begin * TD_ATTENTION_SCORES + keys.begin,
-        .a_row = TD_ATTENTION_SCORES,
+        .k = td_attention_steps(plan, keys.end - keys.begin),
+        .a = dscores + rows.begin * a_row + first,
+        .a_row = a_row,
         .a_step = 1,
-        .b = scratch->keys + keys.begin * plan->packed_stride,
+        .b = scratch->keys + first * plan->packed_stride,
         .ldb = plan->packed_stride,
         .c = scratch->dq,
         .ldc = plan->packed_stride,
@@ -304,13 +335,30 @@ static td_cpu_range strip_rows(const td_attention_queries *queries, int64_t begi
     return (td_cpu_range){begin, end < queries->n_rows ? end : queries->n_rows};
 }
 
+// What comes after these rows' products: their part of dq, and of the queries behind this block.
+static void rows_prefetch(const backward_job *job, const td_attention_task *task,
+                          const td_attention_queries *queries, td_cpu_range rows) {
+    const td_attention_plan *plan = &job->plan;
+    td_attention_tensor q = {job->args->q, plan->q_stride}, dq = {job->args->dq, plan->q_stride};
+    td_attention_tensor dout = {job->args->dout, plan->out_stride};
+    int64_t first = task->sequence.q_begin + queries->tokens.begin;
+    td_attention_prefetch_queries(plan, dq, first, task->key_head, rows);
+    int64_t left = (task->sequence.n_q - queries->tokens.end) * plan->heads_per_key;
+    td_cpu_range next = {rows.begin, rows.end < left ? rows.end : left};
+    first = task->sequence.q_begin + queries->tokens.end;
+    td_attention_prefetch_queries(plan, q, first, task->key_head, next);
+    td_attention_prefetch_queries(plan, dout, first, task->key_head, next);
+}
+
 // One block of queries against one block of keys.
 static void tile_process(const backward_job *job, const key_block *block, int64_t query_block,
                          backward_scratch *scratch) {
     queries_load(job, block->task, query_block, scratch);
     const td_attention_queries *queries = &scratch->queries;
-    for (int64_t row = 0; row < queries->n_rows; row += TD_ATTENTION_STRIP)
+    for (int64_t row = 0; row < queries->n_rows; row += TD_ATTENTION_STRIP) {
+        rows_prefetch(job, block->task, queries, strip_rows(queries, row));
         strip_gradient(job, scratch, block, strip_rows(queries, row));
+    }
     keys_gradient(job, scratch, block);
     query_turn turn = turn_of(job, scratch, block);
     turn_wait(&turn);
@@ -349,8 +397,10 @@ static void worker(backward_job *job, void *memory) {
     backward_scratch scratch = scratch_carve(&job->plan, &carver);
     td_attention_cursor cursor = {0};
     td_attention_task task;
+    unsigned before = td_attention_flush(&job->plan);
     while (td_attention_take(&job->queue, &cursor, &task))
         keys_process(job, &task, &scratch);
+    td_attention_restore(before);
 }
 
 static void delta_compute(const backward_job *job, int64_t n_tokens, int threads) {
@@ -366,9 +416,10 @@ static void delta_compute(const backward_job *job, int64_t n_tokens, int threads
 
 td_status td_cpu_attention_backward(const td_op_context *context,
                                     const td_attention_backward_args *args) {
-    backward_job job = {.plan = td_attention_plan_of(&args->shape),
+    td_dtype product = context->ops->product;
+    backward_job job = {.plan = td_attention_plan_of(&args->shape, product),
                         .args = args,
-                        .kernels = td_attention_kernels_find(),
+                        .kernels = td_attention_kernels_find(product),
                         .queue = {.shape = &args->shape, .by_keys = 1, .block = TD_ATTENTION_KEYS}};
     int64_t n_tokens = args->shape.cu_q[args->shape.n_sequences];
     size_t thread_bytes = td_attention_backward_thread_bytes(&job.plan);

@@ -1,9 +1,11 @@
 // How attention is cut into blocks, and the packed copies of them.
+#include <math.h>
 #include <string.h>
 
 #include "kernels/cpu/attention_internal.h"
 
-td_attention_plan td_attention_plan_make(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim) {
+td_attention_plan td_attention_plan_make(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim,
+                                         td_dtype product) {
     td_attention_plan plan = {.n_heads = n_heads, .n_kv_heads = n_kv_heads, .head_dim = head_dim};
     plan.out_stride = n_heads * head_dim;
     plan.heads_per_key = n_heads / n_kv_heads;
@@ -12,14 +14,22 @@ td_attention_plan td_attention_plan_make(int64_t n_heads, int64_t n_kv_heads, in
     plan.block_rows = plan.block_tokens * plan.heads_per_key;
     plan.packed_cols = td_lanes_round_up(head_dim);
     plan.packed_stride = plan.packed_cols | TD_LANES;
+    plan.pair = product == TD_BF16 ? 2 : 1;
+    plan.depth = td_attention_steps(&plan, head_dim);
+    plan.left_stride = plan.pair == 1 ? plan.packed_stride : plan.packed_cols / 2;
     return plan;
 }
 
-td_attention_plan td_attention_plan_of(const td_attention_shape *shape) {
+td_attention_plan td_attention_plan_of(const td_attention_shape *shape, td_dtype product) {
     td_attention_plan plan =
-        td_attention_plan_make(shape->n_heads, shape->n_kv_heads, shape->head_dim);
+        td_attention_plan_make(shape->n_heads, shape->n_kv_heads, shape->head_dim, product);
     plan.window = shape->window;
-    plan.scale = shape->scale;
+    plan.scale = plan.q_factor = shape->scale;
+    plan.score_factor = 1.0f;
+    if (product == TD_BF16 && shape->scale != 0.0f) {
+        plan.q_factor = copysignf(1.0f, shape->scale);
+        plan.score_factor = fabsf(shape->scale);
+    }
     plan.softcap = shape->softcap;
     plan.q_stride = shape->q_stride;
     plan.k_stride = shape->k_stride;
@@ -69,22 +79,52 @@ td_cpu_range td_attention_rows_that_see(const td_attention_queries *queries, td_
     return rows;
 }
 
-void td_attention_pack_queries(const td_attention_plan *plan, td_attention_tensor tensor,
-                               int64_t q_begin, int64_t key_head, td_cpu_range tokens, float factor,
-                               float *packed) {
-    const td_attention_kernels *kernels = td_attention_kernels_find();
-    for (int64_t token = tokens.begin; token < tokens.end; token++) {
-        const float *rows = tensor.base + td_attention_offset(plan, q_begin + token, tensor.stride,
-                                                              key_head * plan->heads_per_key);
-        for (int64_t head = 0; head < plan->heads_per_key; head++, packed += plan->packed_stride)
-            kernels->copy_row(rows + head * plan->head_dim, plan->head_dim, factor, packed,
-                              plan->packed_cols);
+static void pack_pairs(const td_attention_plan *plan, const td_attention_kernels *kernels,
+                       td_attention_tensor rows, int64_t n_rows, float *packed) {
+    for (int64_t row = 0; row < n_rows; row += 2, packed += plan->packed_stride) {
+        const float *first = rows.base + row * rows.stride;
+        kernels->pack_pair(first, row + 1 < n_rows ? first + rows.stride : NULL, plan->head_dim,
+                           1.0f, packed, plan->packed_cols);
     }
 }
 
-void td_attention_pack_keys(const td_attention_plan *plan, td_attention_tensor keys, int64_t n_keys,
-                            float *packed) {
-    const td_attention_kernels *kernels = td_attention_kernels_find();
+// Where row `row` of the queries begins.
+static const float *query_row(const td_attention_plan *plan, td_attention_tensor tensor,
+                              int64_t first_token, int64_t key_head, int64_t row) {
+    int64_t token = first_token + row / plan->heads_per_key;
+    int64_t head = key_head * plan->heads_per_key + row % plan->heads_per_key;
+    return tensor.base + td_attention_offset(plan, token, tensor.stride, head);
+}
+
+void td_attention_prefetch_queries(const td_attention_plan *plan, td_attention_tensor tensor,
+                                   int64_t first_token, int64_t key_head, td_cpu_range rows) {
+    for (int64_t row = rows.begin; row < rows.end; row++)
+        td_attention_prefetch(query_row(plan, tensor, first_token, key_head, row), plan->head_dim);
+}
+
+void td_attention_pack_queries(const td_attention_plan *plan, const td_attention_kernels *kernels,
+                               td_attention_tensor tensor, int64_t q_begin, int64_t key_head,
+                               td_cpu_range tokens, float factor, td_attention_packed packed) {
+    int64_t n_rows = (tokens.end - tokens.begin) * plan->heads_per_key;
+    const float *previous = NULL;
+    for (int64_t row = 0; row < n_rows; row++) {
+        const float *from = query_row(plan, tensor, q_begin + tokens.begin, key_head, row);
+        kernels->pack_row(from, plan->head_dim, factor, packed.left + row * plan->left_stride,
+                          plan->packed_cols);
+        if (plan->pair > 1 && packed.right && (row % 2 || row + 1 == n_rows))
+            kernels->pack_pair(row % 2 ? previous : from, row % 2 ? from : NULL, plan->head_dim,
+                               factor, packed.right + row / 2 * plan->packed_stride,
+                               plan->packed_cols);
+        previous = from;
+    }
+}
+
+void td_attention_pack_keys(const td_attention_plan *plan, const td_attention_kernels *kernels,
+                            td_attention_tensor keys, int64_t n_keys, float *packed) {
+    if (plan->pair > 1) {
+        pack_pairs(plan, kernels, keys, n_keys, packed);
+        return;
+    }
     for (int64_t key = 0; key < n_keys; key++)
         kernels->copy_row(keys.base + key * keys.stride, plan->head_dim, 1.0f,
                           packed + key * plan->packed_stride, plan->packed_cols);
@@ -150,12 +190,20 @@ static void transpose(const transposition *t, int64_t n_rows, int64_t n_cols) {
             t->out[col * t->out_stride + row] = t->rows[row * t->stride + col];
 }
 
-void td_attention_pack_transposed(const td_attention_plan *plan, td_attention_tensor keys,
-                                  int64_t n_keys, float *packed) {
+void td_attention_pack_transposed(const td_attention_plan *plan,
+                                  const td_attention_kernels *kernels, td_attention_tensor keys,
+                                  int64_t n_keys, float *rows, float *packed) {
     transposition whole = {keys.base, keys.stride, packed, TD_ATTENTION_SCORES};
-    transpose(&whole, n_keys, plan->head_dim);
+    if (plan->pair > 1) {
+        for (int64_t key = 0; key < n_keys; key++)
+            kernels->pack_row(keys.base + key * keys.stride, plan->head_dim, 1.0f,
+                              rows + key * plan->left_stride, plan->packed_cols);
+        whole.rows = rows;
+        whole.stride = plan->left_stride;
+    }
+    transpose(&whole, n_keys, plan->depth);
     int64_t padding = td_lanes_round_up(n_keys) - n_keys;
-    for (int64_t col = 0; col < plan->head_dim && padding > 0; col++)
+    for (int64_t col = 0; col < plan->depth && padding > 0; col++)
         memset(packed + col * TD_ATTENTION_SCORES + n_keys, 0, (size_t)padding * sizeof *packed);
 }
 

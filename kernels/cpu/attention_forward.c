@@ -11,11 +11,12 @@
 // Of one thread.
 typedef struct forward_scratch {
     td_attention_queries queries;
-    float *q;             // (block_rows, packed_stride), scaled
+    float *q;             // (block_rows, left_stride), in fp32 scaled
     float *out;           // (block_rows, packed_stride)
     float *largest, *sum; // (block_rows)
-    float *keys;          // (head_dim, TD_ATTENTION_SCORES) transposed
-    float *values;        // (TD_ATTENTION_KEYS, packed_stride)
+    float *keys;          // (depth, TD_ATTENTION_SCORES) transposed
+    float *key_rows;      // (TD_ATTENTION_KEYS, left_stride) on their way there, in bf16
+    float *values;        // (steps of TD_ATTENTION_KEYS, packed_stride)
     float *scores;        // (TD_ATTENTION_STRIP, TD_ATTENTION_SCORES)
 } forward_scratch;
 
@@ -28,15 +29,16 @@ typedef struct forward_job {
 
 static forward_scratch scratch_carve(const td_attention_plan *plan, td_attention_carver *carver) {
     size_t rows = (size_t)plan->block_rows, stride = (size_t)plan->packed_stride;
-    size_t f = sizeof(float);
+    size_t left = (size_t)plan->left_stride, pair = (size_t)plan->pair, f = sizeof(float);
     return (forward_scratch){
         .queries.visible = td_attention_carve(carver, rows, sizeof(td_cpu_range)),
-        .q = td_attention_carve(carver, rows * stride, f),
+        .q = td_attention_carve(carver, rows * left, f),
         .out = td_attention_carve(carver, rows * stride, f),
         .largest = td_attention_carve(carver, rows, f),
         .sum = td_attention_carve(carver, rows, f),
-        .keys = td_attention_carve(carver, (size_t)plan->head_dim * TD_ATTENTION_SCORES, f),
-        .values = td_attention_carve(carver, TD_ATTENTION_KEYS * stride, f),
+        .keys = td_attention_carve(carver, (size_t)plan->depth * TD_ATTENTION_SCORES, f),
+        .key_rows = td_attention_carve(carver, pair > 1 ? TD_ATTENTION_KEYS * left : 0, f),
+        .values = td_attention_carve(carver, TD_ATTENTION_KEYS / pair * stride, f),
         .scores = td_attention_carve(carver, TD_ATTENTION_STRIP * TD_ATTENTION_SCORES, f),
     };
 }
@@ -55,9 +57,10 @@ static void block_begin(const forward_job *job, const td_attention_task *task,
     // at the end.
     td_attention_queries_fill(plan, &task->sequence, task->n_blocks - 1 - task->block,
                               &scratch->queries);
-    td_attention_pack_queries(plan, (td_attention_tensor){job->args->q, plan->q_stride},
+    td_attention_pack_queries(plan, job->kernels,
+                              (td_attention_tensor){job->args->q, plan->q_stride},
                               task->sequence.q_begin, task->key_head, scratch->queries.tokens,
-                              plan->scale, scratch->q);
+                              plan->q_factor, (td_attention_packed){scratch->q, NULL});
     for (int64_t row = 0; row < scratch->queries.n_rows; row++) {
         scratch->largest[row] = -INFINITY;
         scratch->sum[row] = 0.0f;
@@ -84,11 +87,13 @@ static key_block keys_load(const forward_job *job, const td_attention_task *task
         td_attention_keys_at(plan, job->args->k, plan->k_stride, token, task->key_head);
     td_attention_tensor values =
         td_attention_keys_at(plan, job->args->v, plan->v_stride, token, task->key_head);
-    td_attention_pack_transposed(plan, keys, block.n_keys, scratch->keys);
+    td_attention_pack_transposed(plan, job->kernels, keys, block.n_keys, scratch->key_rows,
+                                 scratch->keys);
     // Values that few rows will read are used where they are: decoding reads each just once.
-    int in_place = scratch->queries.n_rows <= 8 && plan->head_dim == plan->packed_cols;
+    int in_place =
+        plan->pair == 1 && scratch->queries.n_rows <= 8 && plan->head_dim == plan->packed_cols;
     if (!in_place)
-        td_attention_pack_keys(plan, values, block.n_keys, scratch->values);
+        td_attention_pack_keys(plan, job->kernels, values, block.n_keys, scratch->values);
     block.values = in_place ? values.base : scratch->values;
     block.values_stride = in_place ? values.stride : plan->packed_stride;
     return block;
@@ -99,9 +104,9 @@ static void strip_scores(const forward_job *job, const forward_scratch *scratch,
     job->kernels->multiply(&(td_attention_product){
         .m = strip->n_rows,
         .n = strip->columns.end - strip->columns.begin,
-        .k = job->plan.head_dim,
-        .a = scratch->q + row * job->plan.packed_stride,
-        .a_row = job->plan.packed_stride,
+        .k = job->plan.depth,
+        .a = scratch->q + row * job->plan.left_stride,
+        .a_row = job->plan.left_stride,
         .a_step = 1,
         .b = scratch->keys + strip->columns.begin,
         .ldb = TD_ATTENTION_SCORES,
@@ -114,14 +119,15 @@ static void strip_values(const forward_job *job, const forward_scratch *scratch,
                          const float *probabilities, const key_block *block) {
     td_cpu_range keys =
         td_attention_keys_seen(&scratch->queries, rows, block->first_key, block->n_keys);
+    int64_t first = keys.begin / job->plan.pair;
     job->kernels->multiply(&(td_attention_product){
         .m = rows.end - rows.begin,
         .n = job->plan.packed_cols,
-        .k = keys.end - keys.begin,
-        .a = probabilities + keys.begin,
+        .k = td_attention_steps(&job->plan, keys.end - keys.begin),
+        .a = probabilities + first,
         .a_row = TD_ATTENTION_SCORES,
         .a_step = 1,
-        .b = block->values + keys.begin * block->values_stride,
+        .b = block->values + first * block->values_stride,
         .ldb = block->values_stride,
         .c = scratch->out + rows.begin * job->plan.packed_stride,
         .ldc = job->plan.packed_stride,
@@ -136,6 +142,7 @@ static void strip_process(const forward_job *job, forward_scratch *scratch, td_c
         .visible = scratch->queries.visible + rows.begin,
         .first_key = block->first_key,
         .columns = td_attention_columns(&scratch->queries, rows, block->first_key, block->n_keys),
+        .scale = job->plan.score_factor,
         .softcap = job->plan.softcap,
         .scores = scratch->scores,
     };
@@ -174,6 +181,24 @@ static void block_store(const forward_job *job, const td_attention_task *task,
                       task->key_head * heads + head);
 }
 
+// A strip's share of the keys and values behind this block.
+static void next_prefetch(const forward_job *job, const td_attention_task *task,
+                          const td_attention_queries *queries, td_cpu_range rows,
+                          int64_t first_key) {
+    const td_attention_plan *plan = &job->plan;
+    int64_t token = task->sequence.k_begin, head = task->key_head;
+    td_attention_tensor keys =
+        td_attention_keys_at(plan, job->args->k, plan->k_stride, token, head);
+    td_attention_tensor values =
+        td_attention_keys_at(plan, job->args->v, plan->v_stride, token, head);
+    int64_t key = first_key + TD_ATTENTION_KEYS * rows.begin / queries->n_rows;
+    int64_t end = first_key + TD_ATTENTION_KEYS * rows.end / queries->n_rows;
+    for (; key < end && key < queries->keys.end; key++) {
+        td_attention_prefetch(keys.base + key * keys.stride, plan->head_dim);
+        td_attention_prefetch(values.base + key * values.stride, plan->head_dim);
+    }
+}
+
 static void block_process(const forward_job *job, const td_attention_task *task,
                           forward_scratch *scratch) {
     block_begin(job, task, scratch);
@@ -183,7 +208,9 @@ static void block_process(const forward_job *job, const td_attention_task *task,
         key_block block = keys_load(job, task, key, scratch);
         for (int64_t row = 0; row < n_rows; row += TD_ATTENTION_STRIP) {
             int64_t end = row + TD_ATTENTION_STRIP;
-            strip_process(job, scratch, (td_cpu_range){row, end < n_rows ? end : n_rows}, &block);
+            td_cpu_range rows = {row, end < n_rows ? end : n_rows};
+            next_prefetch(job, task, &scratch->queries, rows, key + TD_ATTENTION_KEYS);
+            strip_process(job, scratch, rows, &block);
         }
     }
     block_store(job, task, scratch);
@@ -194,14 +221,17 @@ static void worker(forward_job *job, void *memory) {
     forward_scratch scratch = scratch_carve(&job->plan, &carver);
     td_attention_cursor cursor = {0};
     td_attention_task task;
+    unsigned before = td_attention_flush(&job->plan);
     while (td_attention_take(&job->queue, &cursor, &task))
         block_process(job, &task, &scratch);
+    td_attention_restore(before);
 }
 
 // Wide blocks where each thread still gets several: what is left over at the end is small then.
-static td_attention_plan plan_for(const td_attention_shape *shape, int threads) {
+static td_attention_plan plan_for(const td_attention_shape *shape, td_dtype product, int threads) {
     enum { ENOUGH = 6 };
-    td_attention_plan plan = td_attention_plan_of(shape), wide = td_attention_plan_widen(plan);
+    td_attention_plan plan = td_attention_plan_of(shape, product),
+                      wide = td_attention_plan_widen(plan);
     int64_t tasks = 0;
     for (int64_t i = 0; i < shape->n_sequences; i++)
         tasks += td_attention_blocks(shape->cu_q[i + 1] - shape->cu_q[i], wide.block_tokens);
@@ -210,9 +240,10 @@ static td_attention_plan plan_for(const td_attention_shape *shape, int threads) 
 
 td_status td_cpu_attention_forward(const td_op_context *context,
                                    const td_attention_forward_args *args) {
-    forward_job job = {.plan = plan_for(&args->shape, td_cpu_threads()),
+    td_dtype product = context->ops->product;
+    forward_job job = {.plan = plan_for(&args->shape, product, td_cpu_threads()),
                        .args = args,
-                       .kernels = td_attention_kernels_find(),
+                       .kernels = td_attention_kernels_find(product),
                        .queue = {.shape = &args->shape}};
     job.queue.block = job.plan.block_tokens;
     size_t thread_bytes = td_attention_forward_thread_bytes(&job.plan);

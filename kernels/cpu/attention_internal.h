@@ -7,6 +7,11 @@
 // heads of a key head share its packed keys. Packed rows are padded with zeros to whole lanes,
 // which makes every head_dim and every tail an ordinary case. All dot products are one chain of
 // fused multiply-adds in ascending order, so the cut does not show in them either.
+//
+// With products in bf16 an operand's element is a word of two neighbours of the sum
+// (attention_pairs.h), in the same buffers, and a product takes half as many steps. Sums over a
+// sequence's keys or rows pair neighbours counted from the block's start, an odd last one with a
+// zero. The same bits at every level of vector instructions.
 #ifndef TANDEM_KERNELS_CPU_ATTENTION_INTERNAL_H
 #define TANDEM_KERNELS_CPU_ATTENTION_INTERNAL_H
 
@@ -23,12 +28,17 @@ enum {
     TD_ATTENTION_STRIP = 24, // rows that share one range of columns
     TD_ATTENTION_STRIP_LANES = (TD_ATTENTION_STRIP + TD_LANES - 1) / TD_LANES * TD_LANES,
     TD_ATTENTION_SCORES = TD_ATTENTION_KEYS + TD_LANES, // stride of a row of scores
+    TD_ATTENTION_PAIRS = TD_ATTENTION_SCORES / 2,       // the same as words
 };
 
 // Sizes that follow from the shape.
 typedef struct td_attention_plan {
     int64_t n_heads, n_kv_heads, head_dim, window;
     float scale, softcap;
+    // The scale is that of q in fp32, as it is packed, and that of the scores in bf16: what is
+    // rounded to bf16 is q itself. q's factor times that of the scores is the scale, the scores' is
+    // positive.
+    float q_factor, score_factor;
     int64_t q_stride, k_stride, v_stride; // elements from token to token
     int64_t out_stride;                   // n_heads * head_dim
     int64_t heads_per_key;                // query heads of one key head
@@ -36,7 +46,10 @@ typedef struct td_attention_plan {
     int64_t block_rows;                   // block_tokens * heads_per_key
     int64_t packed_cols;                  // head_dim in whole lanes
     int64_t
-        packed_stride; // an odd number of cache lines, so that columns spread over the cache sets
+        packed_stride;   // an odd number of cache lines, so that columns spread over the cache sets
+    int64_t pair;        // elements of one step of a product: 1 in fp32, 2 in bf16
+    int64_t depth;       // head_dim in steps
+    int64_t left_stride; // of rows whose own elements are summed over: packed_stride, or words
 } td_attention_plan;
 
 typedef struct td_attention_sequence {
@@ -51,8 +64,14 @@ typedef struct td_attention_queries {
     td_cpu_range *visible; // (n_rows)
 } td_attention_queries;
 
-td_attention_plan td_attention_plan_make(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim);
-td_attention_plan td_attention_plan_of(const td_attention_shape *shape);
+td_attention_plan td_attention_plan_make(int64_t n_heads, int64_t n_kv_heads, int64_t head_dim,
+                                         td_dtype product);
+td_attention_plan td_attention_plan_of(const td_attention_shape *shape, td_dtype product);
+
+// Steps of n elements.
+static inline int64_t td_attention_steps(const td_attention_plan *plan, int64_t n) {
+    return (n + plan->pair - 1) / plan->pair;
+}
 
 // Query blocks of TD_ATTENTION_WIDE times as many tokens: keys are packed less often.
 static inline td_attention_plan td_attention_plan_widen(td_attention_plan plan) {
@@ -116,20 +135,8 @@ static inline td_attention_tensor td_attention_keys_at(const td_attention_plan *
     return (td_attention_tensor){base, stride};
 }
 
-// Packed copies. `tensor` is q, dout, ... of the whole stream; key_head names the group of query
-// heads.
-void td_attention_pack_queries(const td_attention_plan *plan, td_attention_tensor tensor,
-                               int64_t q_begin, int64_t key_head, td_cpu_range tokens, float factor,
-                               float *packed);
-// n_keys rows of one head, and the same transposed: (head_dim, stride TD_ATTENTION_SCORES), columns
-// zero-padded to whole lanes. keys.base is the first of them.
-void td_attention_pack_keys(const td_attention_plan *plan, td_attention_tensor keys, int64_t n_keys,
-                            float *packed);
-void td_attention_pack_transposed(const td_attention_plan *plan, td_attention_tensor keys,
-                                  int64_t n_keys, float *packed);
-
 // c (m, n) = a b, or += with accumulate. a (i, p) is a[i * a_row + p * a_step]. n is a multiple of
-// TD_LANES.
+// TD_LANES. In bf16 a and b are words and k counts them.
 typedef struct td_attention_product {
     int64_t m, n, k;
     const float *a;
@@ -147,9 +154,16 @@ typedef struct td_attention_strip {
     const td_cpu_range *visible; // (n_rows), keys of the sequence
     int64_t first_key;           // key of column 0
     td_cpu_range columns;
+    float scale;   // of the scores, positive
     float softcap; // 0: none
-    float *scores; // (n_rows, stride TD_ATTENTION_SCORES); becomes the probabilities
+    float *scores; // (n_rows, stride TD_ATTENTION_SCORES); becomes the probabilities, in bf16
+                   // words of two columns
 } td_attention_strip;
+
+// What scores are multiplied with as they enter the softmax.
+static inline float td_attention_factor(const td_attention_strip *strip) {
+    return strip->softcap > 0.0f ? 1.0f : strip->scale;
+}
 
 // State of the online softmax of the strip's rows (Milakov and Gimelshein, 2018; Dao et al.,
 // NeurIPS 2022).
@@ -165,19 +179,73 @@ typedef struct td_attention_gradient {
     const float *delta; // (n_rows) sum of dout * out
     float *dscores; // (n_rows, stride TD_ATTENTION_SCORES): dout V^T, becomes p (dout V^T - delta),
                     // with softcap times 1 - (score / softcap)^2
+    // In bf16 words of scores and dscores are two rows of a column, in the place of the first; and
+    // dscores once more as words of two columns:
+    float *pairs; // (n_rows, stride TD_ATTENTION_PAIRS), or NULL
 } td_attention_gradient;
 
 typedef struct td_attention_kernels {
+    int pair; // elements of a step
     void (*multiply)(const td_attention_product *product);
     void (*softmax)(const td_attention_strip *strip, const td_attention_softmax *softmax);
     void (*gradient)(const td_attention_strip *strip, const td_attention_gradient *gradient);
     void (*row_dots)(int64_t n_rows, int64_t n_cols, const float *a, const float *b, float *out);
     // to = from (n) * factor, and zeros up to n_to.
     void (*copy_row)(const float *from, int64_t n, float factor, float *to, int64_t n_to);
+    // The same as an operand that is summed over along the row.
+    void (*pack_row)(const float *from, int64_t n, float factor, float *to, int64_t n_to);
+    // Two rows as words of both, for sums over rows; second NULL: zeros. NULL in fp32.
+    void (*pack_pair)(const float *first, const float *second, int64_t n, float factor, float *to,
+                      int64_t n_to);
 } td_attention_kernels;
 
-// For td_cpu_simd().
-const td_attention_kernels *td_attention_kernels_find(void);
+// For td_cpu_simd() and td_cpu_has_bf16().
+const td_attention_kernels *td_attention_kernels_find(td_dtype product);
+
+// Denormal numbers are zeros until td_attention_restore(), on the calling thread, with products in
+// bf16 only: VDPBF16PS knows none. Returns what to restore.
+static inline unsigned td_attention_flush(const td_attention_plan *plan) {
+    unsigned before = _mm_getcsr();
+    if (plan->pair > 1)
+        _mm_setcsr(before | _MM_FLUSH_ZERO_ON | 0x40); // results and operands
+    return before;
+}
+
+static inline void td_attention_restore(unsigned before) {
+    _mm_setcsr(before);
+}
+
+// Asks for a row's cache lines ahead of its packing: rows of one head lie too far apart for the
+// processor to foresee, and waiting for them took a sixth of the time.
+static inline void td_attention_prefetch(const float *row, int64_t n) {
+    enum { LINE = 16 };
+    for (int64_t i = 0; i < n; i += LINE)
+        _mm_prefetch((const char *)(row + i), _MM_HINT_T1);
+    _mm_prefetch((const char *)(row + n - 1), _MM_HINT_T1);
+}
+
+// The same for rows [rows.begin, rows.end) of the query heads of key_head, from a token on.
+void td_attention_prefetch_queries(const td_attention_plan *plan, td_attention_tensor tensor,
+                                   int64_t first_token, int64_t key_head, td_cpu_range rows);
+
+// Packed copies of the query heads of key_head. `tensor` is q, dout, ... of the whole stream. left:
+// (rows, left_stride), for sums over a row. right: (steps of rows, packed_stride), for sums over
+// the rows, or NULL; in fp32 it is left itself.
+typedef struct td_attention_packed {
+    float *left, *right;
+} td_attention_packed;
+
+void td_attention_pack_queries(const td_attention_plan *plan, const td_attention_kernels *kernels,
+                               td_attention_tensor tensor, int64_t q_begin, int64_t key_head,
+                               td_cpu_range tokens, float factor, td_attention_packed packed);
+// n_keys rows of one head for sums over them: (steps of keys, packed_stride). For sums over a row
+// the same transposed: (depth, stride TD_ATTENTION_SCORES), columns zero-padded to whole lanes; in
+// bf16 by way of `rows` (n_keys, left_stride). keys.base is the first of them.
+void td_attention_pack_keys(const td_attention_plan *plan, const td_attention_kernels *kernels,
+                            td_attention_tensor keys, int64_t n_keys, float *packed);
+void td_attention_pack_transposed(const td_attention_plan *plan,
+                                  const td_attention_kernels *kernels, td_attention_tensor keys,
+                                  int64_t n_keys, float *rows, float *packed);
 
 // One piece of work: a block of queries or keys of one key head.
 typedef struct td_attention_task {

@@ -2,64 +2,19 @@
 // attention_kernels.c, once per level, with TD_LANES_LEVEL, TILE_ROWS and TILE_LANES set; no
 // include guard on purpose.
 
-#define L(name)      TD_LANES_NAME(td_lanes_##name##_)
-#define LANES        TD_LANES_NAME(td_lanes_)
-#define KERNEL(name) TD_LANES_JOIN(name##_, TD_LANES_LEVEL)
-
-// One tile of c in registers. rows and lanes are constants after inlining.
-TD_LANES_INLINE void KERNEL(tile)(const td_attention_product *p, int rows, int lanes, int64_t row,
-                                  int64_t col) {
-    LANES sum[TILE_ROWS][TILE_LANES];
-    float *c = p->c + row * p->ldc + col;
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < lanes; j++)
-            sum[i][j] = p->accumulate ? L(load)(c + i * p->ldc + j * TD_LANES) : L(set)(0.0f);
-    const float *a = p->a + row * p->a_row, *b = p->b + col;
-    int64_t a_row = p->a_row, a_step = p->a_step, ldb = p->ldb;
-    for (int64_t step = 0; step < p->k; step++, a += a_step, b += ldb) {
-        LANES right[TILE_LANES];
-        for (int j = 0; j < lanes; j++)
-            right[j] = L(load)(b + j * TD_LANES);
-        for (int i = 0; i < rows; i++) {
-            LANES left = L(set)(a[i * a_row]);
-            for (int j = 0; j < lanes; j++)
-                sum[i][j] = L(fma)(left, right[j], sum[i][j]);
-        }
-    }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < lanes; j++)
-            L(store)(c + i * p->ldc + j * TD_LANES, sum[i][j]);
-}
-
-TD_LANES_INLINE void KERNEL(columns)(const td_attention_product *p, int lanes, int64_t col) {
-    int64_t row = 0;
-    for (; row + TILE_ROWS <= p->m; row += TILE_ROWS)
-        KERNEL(tile)(p, TILE_ROWS, lanes, row, col);
-    if (TILE_ROWS > 4 && row + 4 <= p->m) {
-        KERNEL(tile)(p, TILE_ROWS < 4 ? TILE_ROWS : 4, lanes, row, col);
-        row += 4;
-    }
-    if (TILE_ROWS > 2 && row + 2 <= p->m) {
-        KERNEL(tile)(p, 2, lanes, row, col);
-        row += 2;
-    }
-    for (; row < p->m; row++)
-        KERNEL(tile)(p, 1, lanes, row, col);
-}
-
-TD_LANES_TARGET static void KERNEL(multiply)(const td_attention_product *product) {
-    td_attention_product p = *product;
-    int64_t col = 0;
-    for (; col + TILE_LANES * TD_LANES <= p.n; col += TILE_LANES * TD_LANES)
-        KERNEL(columns)(&p, TILE_LANES, col);
-    for (; col < p.n; col += TD_LANES)
-        KERNEL(columns)(&p, 1, col);
-}
+#define PRODUCT         KERNEL
+#define PRODUCT_INLINE  TD_LANES_INLINE
+#define PRODUCT_TARGET  TD_LANES_TARGET
+#define OPERAND         LANES
+#define OPERAND_LOAD(p) L(load)(p)
+#define OPERAND_SET(x)  L(set)(x)
+#define MULTIPLY_ADD    L(fma)
+#include "kernels/cpu/attention_product_template.h"
 
 // Scores as they enter the softmax, before any is masked.
-TD_LANES_INLINE void KERNEL(cap)(float *x, td_cpu_range columns, float softcap) {
-    LANES cap = L(set)(softcap), inverse = L(set)(1.0f / softcap);
-    for (int64_t i = columns.begin; i < columns.end; i += TD_LANES)
+TD_LANES_INLINE void KERNEL(cap)(float *x, const td_attention_strip *strip) {
+    LANES cap = L(set)(strip->softcap), inverse = L(set)(strip->scale / strip->softcap);
+    for (int64_t i = strip->columns.begin; i < strip->columns.end; i += TD_LANES)
         L(store)(x + i, L(mul)(cap, L(tanh)(L(mul)(L(load)(x + i), inverse))));
 }
 
@@ -115,10 +70,10 @@ TD_LANES_INLINE void KERNEL(scale)(float *x, int64_t n, float factor) {
 TD_LANES_INLINE int KERNEL(masked)(const td_attention_strip *strip, int64_t row, float *largest) {
     float *scores = strip->scores + row * TD_ATTENTION_SCORES;
     if (strip->softcap > 0.0f)
-        KERNEL(cap)(scores, strip->columns, strip->softcap);
+        KERNEL(cap)(scores, strip);
     if (!KERNEL(mask)(strip, row, scores))
         return 0;
-    float here = KERNEL(largest_of)(scores, strip->columns);
+    float here = KERNEL(largest_of)(scores, strip->columns) * td_attention_factor(strip);
     *largest = *largest > here ? *largest : here;
     return 1;
 }
@@ -129,32 +84,42 @@ TD_LANES_INLINE void KERNEL(corrections)(const float *before, const float *after
         L(store)(factors + i, L(exp)(L(sub)(L(load)(before + i), L(load)(after + i))));
 }
 
+TD_LANES_INLINE void KERNEL(softmax_begin)(const td_attention_strip *strip,
+                                           const td_attention_softmax *state, softmax_rows *rows) {
+    memset(rows->before, 0, sizeof rows->before);
+    memset(rows->after, 0, sizeof rows->after);
+    for (int64_t row = 0; row < strip->n_rows; row++) {
+        rows->before[row] = rows->after[row] = state->largest[row];
+        rows->seen[row] = KERNEL(masked)(strip, row, &rows->after[row]);
+    }
+    KERNEL(corrections)(rows->before, rows->after, rows->factors);
+}
+
+// sum: of a row's new exponentials.
+TD_LANES_INLINE void KERNEL(softmax_end)(const td_attention_softmax *state,
+                                         const softmax_rows *rows, int64_t row, float sum) {
+    state->largest[row] = rows->after[row];
+    if (rows->before[row] == rows->after[row]) {
+        state->sum[row] += sum;
+        return;
+    }
+    state->sum[row] = state->sum[row] * rows->factors[row] + sum;
+    KERNEL(scale)(state->out + row * state->out_stride, state->out_cols, rows->factors[row]);
+}
+
 // The rows go side by side through each pass, so that no row waits for the sum over another's
 // lanes.
 TD_LANES_TARGET static void KERNEL(softmax)(const td_attention_strip *strip,
                                             const td_attention_softmax *state) {
-    float before[TD_ATTENTION_STRIP_LANES] = {0}, after[TD_ATTENTION_STRIP_LANES] = {0};
-    float factors[TD_ATTENTION_STRIP_LANES];
-    int seen[TD_ATTENTION_STRIP_LANES];
-    for (int64_t row = 0; row < strip->n_rows; row++) {
-        before[row] = after[row] = state->largest[row];
-        seen[row] = KERNEL(masked)(strip, row, &after[row]);
-    }
-    KERNEL(corrections)(before, after, factors);
+    softmax_rows rows;
+    KERNEL(softmax_begin)(strip, state, &rows);
     for (int64_t row = 0; row < strip->n_rows; row++) {
         float *scores = strip->scores + row * TD_ATTENTION_SCORES;
-        if (!seen[row]) {
+        if (!rows.seen[row])
             KERNEL(clear)(scores, strip->columns);
-            continue;
-        }
-        float sum = KERNEL(exponentials)(scores, strip->columns, after[row]);
-        state->largest[row] = after[row];
-        if (before[row] == after[row]) {
-            state->sum[row] += sum;
-            continue;
-        }
-        state->sum[row] = state->sum[row] * factors[row] + sum;
-        KERNEL(scale)(state->out + row * state->out_stride, state->out_cols, factors[row]);
+        else
+            KERNEL(softmax_end)
+        (state, &rows, row, KERNEL(exponentials)(scores, strip->columns, rows.after[row]));
     }
 }
 
@@ -165,7 +130,7 @@ TD_LANES_TARGET static void KERNEL(gradient)(const td_attention_strip *strip,
         float *scores = strip->scores + row * TD_ATTENTION_SCORES;
         float *dscores = state->dscores + row * TD_ATTENTION_SCORES;
         if (strip->softcap > 0.0f)
-            KERNEL(cap)(scores, strip->columns, strip->softcap);
+            KERNEL(cap)(scores, strip);
         KERNEL(mask)(strip, row, scores);
         LANES lse = L(set)(state->lse[row]), delta = L(set)(state->delta[row]);
         for (int64_t i = strip->columns.begin; i < strip->columns.end; i += TD_LANES) {
@@ -218,16 +183,11 @@ TD_LANES_TARGET static void KERNEL(copy_row)(const float *from, int64_t n, float
 }
 
 static const td_attention_kernels KERNEL(kernels) = {
+    .pair = 1,
     .multiply = KERNEL(multiply),
     .softmax = KERNEL(softmax),
     .gradient = KERNEL(gradient),
     .row_dots = KERNEL(row_dots),
     .copy_row = KERNEL(copy_row),
+    .pack_row = KERNEL(copy_row),
 };
-
-#undef L
-#undef LANES
-#undef KERNEL
-#undef TILE_ROWS
-#undef TILE_LANES
-#undef TD_LANES_LEVEL
