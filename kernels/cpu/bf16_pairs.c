@@ -31,13 +31,18 @@ TD_TARGET_AVX2 static inline __m256i join_avx2(__m256 even, __m256 odd) {
     return _mm256_or_si256(_mm256_srli_epi32(round_avx2(even), 16), round_avx2(odd));
 }
 
-static void interleave_scalar(const float *even, const float *odd, int64_t n, uint32_t *out) {
+static void put_word(float *out, uint32_t first, uint32_t second) {
+    uint32_t word = second << 16 | first;
+    memcpy(out, &word, sizeof word);
+}
+
+static void interleave_scalar(const float *even, const float *odd, int64_t n, float *out) {
     for (int64_t i = 0; i < n; i++)
-        out[i] = round_one(odd[i]) << 16 | round_one(even[i]);
+        put_word(out + i, round_one(even[i]), round_one(odd[i]));
 }
 
 TD_TARGET_AVX2 static void interleave_avx2(const float *even, const float *odd, int64_t n,
-                                           uint32_t *out) {
+                                           float *out) {
     int64_t i = 0;
     for (; i + 8 <= n; i += 8)
         _mm256_storeu_si256((__m256i *)(out + i),
@@ -46,7 +51,7 @@ TD_TARGET_AVX2 static void interleave_avx2(const float *even, const float *odd, 
 }
 
 TD_TARGET_BF16 static void interleave_bf16(const float *even, const float *odd, int64_t n,
-                                           uint32_t *out) {
+                                           float *out) {
     for (int64_t i = 0; i < n; i += 16) {
         __mmask16 live = n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff;
         __m512 low = _mm512_maskz_loadu_ps(live, even + i);
@@ -55,7 +60,7 @@ TD_TARGET_BF16 static void interleave_bf16(const float *even, const float *odd, 
     }
 }
 
-void td_bf16_interleave(const float *even, const float *odd, int64_t n, uint32_t *out) {
+void td_bf16_interleave(const float *even, const float *odd, int64_t n, float *out) {
     if (td_cpu_has_bf16())
         interleave_bf16(even, odd, n, out);
     else if (td_cpu_simd() >= TD_CPU_AVX2)
@@ -64,12 +69,12 @@ void td_bf16_interleave(const float *even, const float *odd, int64_t n, uint32_t
         interleave_scalar(even, odd, n, out);
 }
 
-static void pair_up_scalar(const float *in, int64_t n, uint32_t *out) {
+static void pair_up_scalar(const float *in, int64_t n, float *out) {
     for (int64_t i = 0; i < n; i += 2)
-        out[i / 2] = (i + 1 < n ? round_one(in[i + 1]) << 16 : 0) | round_one(in[i]);
+        put_word(out + i / 2, round_one(in[i]), i + 1 < n ? round_one(in[i + 1]) : 0);
 }
 
-TD_TARGET_AVX2 static void pair_up_avx2(const float *in, int64_t n, uint32_t *out) {
+TD_TARGET_AVX2 static void pair_up_avx2(const float *in, int64_t n, float *out) {
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
         __m256i low = round_avx2(_mm256_loadu_ps(in + i));
@@ -80,7 +85,7 @@ TD_TARGET_AVX2 static void pair_up_avx2(const float *in, int64_t n, uint32_t *ou
     pair_up_scalar(in + i, n - i, out + i / 2);
 }
 
-TD_TARGET_BF16 static void pair_up_bf16(const float *in, int64_t n, uint32_t *out) {
+TD_TARGET_BF16 static void pair_up_bf16(const float *in, int64_t n, float *out) {
     int64_t i = 0;
     for (; i + 32 <= n; i += 32)
         _mm512_storeu_si512(out + i / 2, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(in + i + 16),
@@ -93,7 +98,7 @@ TD_TARGET_BF16 static void pair_up_bf16(const float *in, int64_t n, uint32_t *ou
     }
 }
 
-void td_bf16_pair_up(const float *in, int64_t n, uint32_t *out) {
+void td_bf16_pair_up(const float *in, int64_t n, float *out) {
     if (td_cpu_has_bf16())
         pair_up_bf16(in, n, out);
     else if (td_cpu_simd() >= TD_CPU_AVX2)

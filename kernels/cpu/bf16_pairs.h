@@ -1,6 +1,7 @@
-// Operands of products in bf16: a 32-bit word holds two neighbours of a sum, the first in its low
-// half. Rounded to nearest even; numbers below 2^-126 become zero, as in VCVTNE2PS2BF16. The same
-// bits at every level of vector instructions. Not for other folders.
+// Operands of products in bf16: a word of 32 bits, kept where fp32 numbers are, holds two
+// neighbours of a sum, the first in its low half. Rounded to nearest even; numbers below 2^-126
+// become zero, as in VCVTNE2PS2BF16. The same bits at every level of vector instructions. Not for
+// other folders.
 #ifndef TANDEM_KERNELS_CPU_BF16_PAIRS_H
 #define TANDEM_KERNELS_CPU_BF16_PAIRS_H
 
@@ -14,10 +15,10 @@ static inline int64_t td_bf16_words(int64_t n) {
 }
 
 // out[i] = (in[2 i], in[2 i + 1]), past n a zero.
-void td_bf16_pair_up(const float *in, int64_t n, uint32_t *out);
+void td_bf16_pair_up(const float *in, int64_t n, float *out);
 
 // out[i] = (even[i], odd[i]) for i < n.
-void td_bf16_interleave(const float *even, const float *odd, int64_t n, uint32_t *out);
+void td_bf16_interleave(const float *even, const float *odd, int64_t n, float *out);
 
 // The lanes of a word's halves: lane 2 i of the result is lane i of the low half of what
 // _mm512_cvtne2ps_pbh() gives, lane 2 i + 1 that of the high half.

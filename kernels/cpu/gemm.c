@@ -88,18 +88,20 @@ static void pack(const td_gemm_product *product, td_cpu_range columns, td_cpu_ra
                      scratch + depth * TD_GEMM_STRIP, block->strip);
 }
 
-static void multiply_bf16(const td_gemm_product *product, td_cpu_range columns, td_cpu_range k,
-                          float *scratch, td_gemm_block *block) {
+static void multiply_pairs(const td_gemm_product *product, td_cpu_range columns, td_cpu_range k,
+                           float *scratch, td_gemm_block *block) {
     int64_t thin = block->left[1].k, words = td_bf16_words(k.end - k.begin);
-    uint32_t *packed = (uint32_t *)(void *)scratch;
     block->right = scratch;
     block->strip = strip_words(words, td_bf16_words(thin));
-    td_gemm_pack_bf16(&product->right[0], k, columns, packed, block->strip);
+    block->step = TD_GEMM_STRIP;
+    block->rounded = scratch + parts_of(columns.end - columns.begin, TD_GEMM_STRIP) * block->strip;
+    td_gemm_pack_pairs(&product->right[0], k, columns, scratch, block->strip);
     if (thin > 0)
-        td_gemm_pack_bf16(&product->right[1], (td_cpu_range){0, thin}, columns,
-                          packed + words * TD_GEMM_STRIP, block->strip);
-    int64_t strips = parts_of(columns.end - columns.begin, TD_GEMM_STRIP);
-    td_gemm_multiply_bf16(block, packed + strips * block->strip);
+        td_gemm_pack_pairs(&product->right[1], (td_cpu_range){0, thin}, columns,
+                           scratch + words * TD_GEMM_STRIP, block->strip);
+    unsigned before = td_bf16_enter();
+    td_gemm_kernel_find_pairs()(block);
+    td_bf16_leave(before);
 }
 
 static void multiply_fp32(const td_gemm_product *product, td_cpu_range rows, td_cpu_range columns,
@@ -131,7 +133,7 @@ static void multiply_block(const td_gemm_product *product, td_cpu_range rows, td
     if (product->bias && k.begin == 0)
         block.bias = product->bias + columns.begin;
     if (product->bf16)
-        multiply_bf16(product, columns, k, scratch, &block);
+        multiply_pairs(product, columns, k, scratch, &block);
     else
         multiply_fp32(product, rows, columns, k, scratch, &block);
 }

@@ -69,14 +69,17 @@ typedef struct td_gemm_block {
     int64_t ldc;
     const float *bias;
     int accumulate;
+    float *rounded; // where a tile's rows of the left operands are rounded to pairs, or NULL
 } td_gemm_block;
 
 typedef void td_gemm_kernel(const td_gemm_block *block);
 td_gemm_kernel *td_gemm_kernel_find(void);
 
-// The same with products in bf16: what is packed are words of two rows each. rounded: a tile's rows
-// of both left operands, in words of pairs.
-void td_gemm_multiply_bf16(const td_gemm_block *block, uint32_t *rounded);
+// The same of pairs: elements of both operands are words of two bf16 numbers, k counts pairs.
+td_gemm_kernel *td_gemm_kernel_find_pairs(void);
+
+// Rounds `rows` rows of the two left operands to pairs in `rounded`, which they then refer to.
+void td_gemm_round_left(td_gemm_left left[2], int64_t rows, float *rounded);
 
 // Words from row to row of what `rounded` holds: an odd number of cache lines.
 static inline int64_t td_gemm_rounded_row(int64_t words) {
@@ -88,9 +91,9 @@ static inline int64_t td_gemm_rounded_row(int64_t words) {
 void td_gemm_pack(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, float *out,
                   int64_t strip);
 
-// The same in words of two rows; k.begin is even, and a row past k.end zero.
-void td_gemm_pack_bf16(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, uint32_t *out,
-                       int64_t strip);
+// The same in pairs of rows; k.begin is even, and a row past k.end zero.
+void td_gemm_pack_pairs(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, float *out,
+                        int64_t strip);
 
 // out[k][n] = in[n][k], 16 by 16 words of 32 bits; rows of `in` are stride apart.
 void td_gemm_transpose(const float *in, int64_t stride, float *out);

@@ -1,14 +1,15 @@
 // The inner loop of matrix products for one level of vector instructions. Included by
-// gemm_kernel.c, once per level, with TD_LANES_LEVEL, TILE_ROWS and TILE_LANES set; no include
-// guard on purpose.
+// gemm_kernel.c, once per level and type, with NAME, TD_LANES_LEVEL, TARGET, MULTIPLY_ADD (of lanes
+// of fp32 or of pairs), TILE_ROWS and TILE_LANES set; no include guard on purpose.
 
 #define L(name)      TD_LANES_NAME(td_lanes_##name##_)
 #define LANES        TD_LANES_NAME(td_lanes_)
-#define KERNEL(name) TD_LANES_JOIN(name##_, TD_LANES_LEVEL)
+#define KERNEL(name) TD_LANES_JOIN(name##_, NAME)
 
 // One tile of c = from + a b, summed in registers; from may be NULL. rows and lanes are constants
 // after inlining.
-TD_LANES_INLINE void KERNEL(tile)(const td_gemm_tile *tile, int rows, int lanes) {
+TARGET static inline __attribute__((always_inline)) void KERNEL(tile)(const td_gemm_tile *tile,
+                                                                      int rows, int lanes) {
     LANES sum[TILE_ROWS][TILE_LANES];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < lanes; j++)
@@ -25,7 +26,7 @@ TD_LANES_INLINE void KERNEL(tile)(const td_gemm_tile *tile, int rows, int lanes)
             for (int i = 0; i < rows; i++) {
                 LANES value = L(set)(a[i * a_row]);
                 for (int j = 0; j < lanes; j++)
-                    sum[i][j] = L(fma)(value, right[j], sum[i][j]);
+                    sum[i][j] = MULTIPLY_ADD(value, right[j], sum[i][j]);
             }
         }
     }
@@ -39,7 +40,7 @@ TD_LANES_INLINE void KERNEL(tile)(const td_gemm_tile *tile, int rows, int lanes)
 
 // A function for each shape of tile: side by side in one they would share its registers.
 #define TILE(rows, lanes)                                                                          \
-    __attribute__((noinline)) TD_LANES_TARGET static void KERNEL(tile_##rows##x##lanes)(           \
+    __attribute__((noinline)) TARGET static void KERNEL(tile_##rows##x##lanes)(                    \
         const td_gemm_tile *tile) {                                                                \
         KERNEL(tile)(tile, rows, lanes);                                                           \
     }
@@ -58,6 +59,9 @@ static void KERNEL(multiply)(const td_gemm_block *block) {
 #undef LANES
 #undef KERNEL
 #undef EACH_TILE
+#undef NAME
 #undef TD_LANES_LEVEL
+#undef TARGET
+#undef MULTIPLY_ADD
 #undef TILE_ROWS
 #undef TILE_LANES

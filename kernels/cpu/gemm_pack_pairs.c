@@ -14,7 +14,7 @@ static int64_t smaller(int64_t a, int64_t b) {
 }
 
 // One strip of any operand.
-static void pack_strip(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, uint32_t *out) {
+static void pack_strip(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, float *out) {
     static const float zero[STRIP];
     float rows[CHUNK * STRIP] = {0};
     for (int64_t begin = k.begin; begin < k.end; begin += CHUNK) {
@@ -28,7 +28,7 @@ static void pack_strip(const td_gemm_right *right, td_cpu_range k, td_cpu_range 
     }
 }
 
-static void pack_any(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, uint32_t *out,
+static void pack_any(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, float *out,
                      int64_t strip) {
     for (int64_t i = n.begin; i < n.end; i += STRIP, out += strip)
         pack_strip(right, k, (td_cpu_range){i, smaller(i + STRIP, n.end)}, out);
@@ -36,7 +36,7 @@ static void pack_any(const td_gemm_right *right, td_cpu_range k, td_cpu_range n,
 
 // Sixteen rows of the matrix, whose blocks begin where the row does.
 TD_TARGET_BF16 static void nf4_rows_bf16(const td_matrix *matrix, td_cpu_range k, int64_t n,
-                                         uint32_t *out) {
+                                         float *out) {
     static const unsigned shift[8] = {4, 0, 12, 8, 20, 16, 28, 24};
     const __m512 table = _mm512_loadu_ps(td_nf4_code);
     int64_t row_bytes = matrix->cols / 2;
@@ -59,15 +59,14 @@ TD_TARGET_BF16 static void nf4_rows_bf16(const td_matrix *matrix, td_cpu_range k
     }
 }
 
-static void bf16_rows(const td_matrix *matrix, td_cpu_range k, int64_t n, uint32_t *out) {
+static void bf16_rows(const td_matrix *matrix, td_cpu_range k, int64_t n, float *out) {
     const uint16_t *from = (const uint16_t *)matrix->data + n * matrix->cols + k.begin;
     for (int64_t i = 0; i < k.end - k.begin; i += 2 * STRIP, out += STRIP * STRIP)
-        td_gemm_transpose((const float *)(const void *)(from + i), matrix->cols / 2,
-                          (float *)(void *)out);
+        td_gemm_transpose((const float *)(const void *)(from + i), matrix->cols / 2, out);
 }
 
 // Of operands whose columns are rows of the matrix.
-static void pack_rows(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, uint32_t *out,
+static void pack_rows(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, float *out,
                       int64_t strip) {
     const td_matrix *matrix = right->matrix;
     int aligned = matrix->cols % CHUNK == 0 && k.begin % CHUNK == 0 && k.end % CHUNK == 0;
@@ -100,7 +99,7 @@ TD_TARGET_BF16 static inline __m512i nf4_index(const uint8_t *codes) {
 
 // Two rows of the matrix from two elements on: n in whole strips, which lie in one block each.
 TD_TARGET_BF16 static void nf4_row_pair_bf16(const td_matrix *matrix, int64_t even, int64_t odd,
-                                             int64_t n, uint32_t *out, int64_t strip) {
+                                             int64_t n, float *out, int64_t strip) {
     const uint8_t *codes = matrix->data;
     __m512i low = _mm512_setzero_si512(), high = low;
     for (int64_t i = 0; i < n; i += STRIP, out += strip) {
@@ -115,14 +114,14 @@ TD_TARGET_BF16 static void nf4_row_pair_bf16(const td_matrix *matrix, int64_t ev
 }
 
 TD_TARGET_BF16 static void f32_row_pair_bf16(const float *even, const float *odd, int64_t n,
-                                             uint32_t *out, int64_t strip) {
+                                             float *out, int64_t strip) {
     for (int64_t i = 0; i < n; i += STRIP, out += strip)
         _mm512_storeu_si512(
             out, td_bf16_interleave_bf16(_mm512_loadu_ps(even + i), _mm512_loadu_ps(odd + i)));
 }
 
 TD_TARGET_AVX512 static void bf16_row_pair_avx512(const uint16_t *even, const uint16_t *odd,
-                                                  int64_t n, uint32_t *out, int64_t strip) {
+                                                  int64_t n, float *out, int64_t strip) {
     for (int64_t i = 0; i < n; i += STRIP, out += strip) {
         __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(even + i)));
         __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(odd + i)));
@@ -145,7 +144,7 @@ static int has_row_pairs(const td_gemm_right *right, td_cpu_range n) {
     return 0;
 }
 
-static void pack_row_pair(const td_matrix *matrix, int64_t row, td_cpu_range n, uint32_t *out,
+static void pack_row_pair(const td_matrix *matrix, int64_t row, td_cpu_range n, float *out,
                           int64_t strip) {
     int64_t even = row * matrix->cols + n.begin, odd = even + matrix->cols;
     int64_t count = n.end - n.begin;
@@ -165,7 +164,7 @@ static void pack_row_pair(const td_matrix *matrix, int64_t row, td_cpu_range n, 
 }
 
 // Of operands whose columns are columns of the matrix: pairs of rows, and a last one by itself.
-static void pack_columns(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, uint32_t *out,
+static void pack_columns(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, float *out,
                          int64_t strip) {
     int64_t whole = has_row_pairs(right, n) ? k.begin + (k.end - k.begin) / 2 * 2 : k.begin;
     for (int64_t row = k.begin; row < whole; row += 2, out += STRIP)
@@ -174,8 +173,8 @@ static void pack_columns(const td_gemm_right *right, td_cpu_range k, td_cpu_rang
         pack_any(right, (td_cpu_range){whole, k.end}, n, out, strip);
 }
 
-void td_gemm_pack_bf16(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, uint32_t *out,
-                       int64_t strip) {
+void td_gemm_pack_pairs(const td_gemm_right *right, td_cpu_range k, td_cpu_range n, float *out,
+                        int64_t strip) {
     if (right->transposed)
         pack_rows(right, k, n, out, strip);
     else
