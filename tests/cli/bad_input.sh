@@ -230,6 +230,9 @@ check "ranks disagree on the config" 2 'config is not the same on all ranks' tim
     --oversubscribe --bind-to none --allow-run-as-root \
     -n 1 "$tandem" train --set model_name_or_path="$model" --set train_files="$folder/data.jsonl" --set output_dir="$folder/out" : \
     -n 1 "$tandem" train --set model_name_or_path="$model" --set train_files="$folder/data.jsonl" --set output_dir="$folder/out" --set seed=9
+check "ranks disagree on how products are computed" 2 'float32_matmul_precision.* not the same on ranks 0 and 1' timeout 60 mpirun --quiet \
+    --oversubscribe --bind-to none --allow-run-as-root -n 1 "$tandem" evaluate --model "$model" --data "$folder/data.jsonl" : \
+    -n 1 "$tandem" evaluate --model "$model" --data "$folder/data.jsonl" --set float32_matmul_precision=medium
 check "memory plan does not fit" 4 'memory plan' train --set memory_limit_bytes=1000000
 copy_model
 printf '\377\377\377\177' | dd of="$folder/broken/model.safetensors" bs=1 conv=notrunc status=none \

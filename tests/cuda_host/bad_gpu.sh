@@ -100,7 +100,7 @@ for ranks in 1 2; do
 done
 ends "and planned" 2 'float32_matmul_precision "medium" with bf16=false' "$tandem" plan --model "$model" --rows 10 \
     --gpu-memory 80G --set bf16=false --set float32_matmul_precision=medium
-runs "bf16 with medium products" '^NVIDIA H200, bf16$' train 1 --set float32_matmul_precision=medium
+runs "bf16 with medium products" '^NVIDIA .*, bf16$' train 1 --set float32_matmul_precision=medium
 
 # Ranks among themselves.
 ends "fewer GPUs than ranks" 2 'ranks 0 and 2 have the same GPU: 3 ranks on .* see 2 GPUs' env CUDA_HOST_GPUS=2 \
@@ -110,7 +110,7 @@ ends "mixed models" 2 'rank 0 .*H200 .* rank 1 .*A100' env CUDA_HOST_GPUS=2 CUDA
 ends "one rank without a GPU" 2 'rank 1 on .* has no GPU \(the driver sees no GPU.*rank 0 on .* has one' timeout 60 \
     mpirun --quiet --oversubscribe --bind-to none --allow-run-as-root -n 1 "$tandem" "${settings[@]}" : \
     -n 1 env CUDA_HOST_GPUS=0 "$tandem" "${settings[@]}"
-for setting in device=cpu transport=mpi share_gpus=true float32_matmul_precision=medium; do
+for setting in device=cpu transport=mpi share_gpus=true; do
     ends "ranks disagree on $setting" 2 'not the same on ranks 0 and 1' timeout 60 \
         mpirun --quiet --oversubscribe --bind-to none --allow-run-as-root -n 1 "$tandem" "${settings[@]}" : \
         -n 1 "$tandem" "${settings[@]}" --set "$setting"
