@@ -1,10 +1,15 @@
 """The peer of `tandem bench step` on a CPU: one LoRA training step by PyTorch and PEFT.
 
-Variants, each in its own process so that none inherits another's memory:
-  fp32      LoRA on fp32 weights;
-  nf4       LoRA on bitsandbytes NF4 weights with double quantization, fp32 compute;
-  nf4_bf16  the same with bnb_4bit_compute_dtype bf16, a bf16 model and autocast: other numbers than
-            the fp32 step, beside it for information.
+Variants:
+  fp32         LoRA on fp32 weights;
+  nf4          LoRA on bitsandbytes NF4 weights with double quantization, fp32 compute;
+  nf4_bf16     the same with bnb_4bit_compute_dtype bf16, a bf16 model and autocast, as most have it;
+  fp32_medium  fp32 under torch.set_float32_matmul_precision("medium"): products round their operands
+               to bf16 where oneDNN gains by it, everything else stays fp32;
+  nf4_medium   nf4 under the same.
+Each has its own process, so that none inherits another's memory; with --serve a variant and its
+_medium share one, since they differ in a switch only.
+
 Weights are random in the shape of --config (a Hugging Face config.json). A step is forward,
 backward and AdamW on the LoRA parameters of all seven projections; every token is trained, with the
 loss of transformers. tokens/s = batch * seq / median seconds of a step, after a step of warm-up over
@@ -14,8 +19,8 @@ Set up to be fast: SDPA by is_causal without a mask (checked, and its kernel is 
 cache, fused AdamW, gradients freed by setting them to None, huge pages for tensors (tandem asks for
 them too), no clipping. Peak memory is VmHWM during the steps, not while the model was built.
 
-With --serve it says {"ready": ...} and then times N steps for every line N it reads, so that runs of
-several variants can alternate without building their models again.
+With --serve it says {"ready": ...} and then times N steps for every line "N [highest|medium]" that it
+reads, so that runs of several variants can alternate without building their models again.
 
 Needs torch, transformers, peft and bitsandbytes (tests/reference/requirements.txt)."""
 
@@ -32,7 +37,8 @@ import sys
 import time
 import warnings
 
-VARIANTS = ("fp32", "nf4", "nf4_bf16")
+VARIANTS = ("fp32", "nf4", "nf4_bf16", "fp32_medium", "nf4_medium")
+MEDIUM = "_medium"
 GEMM_EXTENT = 2048
 WARM_UP_TOKENS = 512
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -60,6 +66,8 @@ def parse():
         parser.error("--seq, --batch, --rank, --threads and --steps must be at least 1")
     if arguments.serve and len(arguments.variant or ()) != 1:
         parser.error("--serve needs one --variant")
+    if arguments.serve and arguments.variant[0].endswith(MEDIUM):
+        parser.error("--serve: medium is asked for with the steps")
     return arguments
 
 
@@ -101,15 +109,21 @@ def load_config(path):
     return config
 
 
+def dtype_of(variant):
+    import torch
+
+    return torch.bfloat16 if variant == "nf4_bf16" else torch.float32
+
+
 def build(arguments, variant):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     config = load_config(arguments.config)
-    dtype = torch.bfloat16 if variant == "nf4_bf16" else torch.float32
+    dtype = dtype_of(variant)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    if variant != "fp32":
+    if variant.startswith("nf4"):
         quantize(model, dtype)
     model = get_peft_model(model, LoraConfig(
         r=arguments.rank, lora_alpha=2 * arguments.rank, lora_dropout=0.0, bias="none",
@@ -145,7 +159,9 @@ class Trained:
 
         torch.manual_seed(0)
         torch.set_num_threads(arguments.threads)
-        self.variant = variant
+        self.variant = variant.removesuffix(MEDIUM)
+        self.precision = "medium" if variant.endswith(MEDIUM) else "highest"
+        self.warm = set()
         self.model = build(arguments, variant)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
@@ -154,9 +170,22 @@ class Trained:
         self.grad_norm = self.first_loss = self.last_loss = None
         self.resident_before = reset_peak()
         with watched_attention() as self.attention:
-            self.step(self.tokens[:, :WARM_UP_TOKENS])
+            self.warm_up(self.precision)
         if not self.grad_norm > 0:
             raise SystemExit(f"{variant}: gradient norm {self.grad_norm}: nothing is trained")
+
+    def name(self):
+        return self.variant + (MEDIUM if self.precision == "medium" else "")
+
+    def warm_up(self, precision):
+        """From now on with this precision, whose products have been made once."""
+        import torch
+
+        torch.set_float32_matmul_precision(precision)
+        self.precision = precision
+        if precision not in self.warm:
+            self.step(self.tokens[:, :WARM_UP_TOKENS])
+            self.warm.add(precision)
 
     def step(self, tokens):
         import torch
@@ -237,8 +266,10 @@ def serve(arguments):
     trained = prepare(arguments, arguments.variant[0])
     print(json.dumps({"ready": trained.variant}), flush=True)
     for line in sys.stdin:
+        steps, precision = (line.split() + ["highest"])[:2]
+        trained.warm_up(precision)
         reset_peak()
-        seconds = trained.timed(int(line))
+        seconds = trained.timed(int(steps))
         print(json.dumps(report(arguments, trained, seconds)), flush=True)
         reset_peak()
 
@@ -251,9 +282,8 @@ def report(arguments, trained, seconds):
 
     peak = status_bytes("VmHWM")
     median = statistics.median(seconds)
-    dtype = torch.bfloat16 if trained.variant == "nf4_bf16" else torch.float32
     return {
-        "variant": trained.variant, "config": arguments.config, "seq": arguments.seq,
+        "variant": trained.name(), "precision": trained.precision, "config": arguments.config, "seq": arguments.seq,
         "batch": arguments.batch, "rank": arguments.rank, "threads": torch.get_num_threads(),
         "recompute": arguments.recompute,
         "trainable_parameters": sum(p.numel() for p in trained.parameters),
@@ -262,7 +292,7 @@ def report(arguments, trained, seconds):
         "resident_before_bytes": trained.resident_before, "peak_resident_bytes": peak,
         "first_loss": trained.first_loss, "last_loss": trained.last_loss,
         "first_grad_norm": trained.grad_norm, "attention": trained.attention,
-        "gemm_flops": gemm_flops(dtype), "load_average": os.getloadavg()[0], "cpu": cpu_name(),
+        "gemm_flops": gemm_flops(dtype_of(trained.variant)), "load_average": os.getloadavg()[0], "cpu": cpu_name(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__,
                      "peft": peft.__version__, "bitsandbytes": bitsandbytes.__version__}}
 
@@ -294,7 +324,7 @@ def run_child(arguments, variant):
 
 def print_row(found):
     mib = 1 << 20
-    print(f"{found['variant']:8} {found['tokens_per_s']:9.1f} tokens/s   "
+    print(f"{found['variant']:11} {found['tokens_per_s']:9.1f} tokens/s   "
           f"step {found['step_s']:.3f} s (min {found['step_min_s']:.3f}, "
           f"max {found['step_max_s']:.3f})   "
           f"peak {found['peak_resident_bytes'] / mib:.0f} MiB   loss {found['first_loss']:.4f} -> "
