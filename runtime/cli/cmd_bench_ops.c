@@ -5,7 +5,7 @@
 
 typedef struct bench_options {
     int64_t tokens, seq_tokens;
-    const char *shape, *record;
+    const char *shape, *record, *only;
     int json;
     char command[1024];
 } bench_options;
@@ -20,6 +20,8 @@ static td_status parse(const td_command *command, int argc, char **argv, td_conf
         {"--seq", TD_OPTION_INT, &wanted->seq_tokens, "N", "tokens per sequence (512)"},
         {"--tokens", TD_OPTION_INT, &wanted->tokens, "N",
          "tokens per micro-batch (those of one sequence)"},
+        {"--only", TD_OPTION_STRING, &wanted->only, "GROUP",
+         "one group of operations: " TD_BENCH_OPS_GROUPS},
         {"--record", TD_OPTION_STRING, &wanted->record, "FILE", "write the record there"},
         {"--json", TD_OPTION_FLAG, &wanted->json, NULL, "print the record"},
         {"--set", TD_OPTION_LIST, &assignments, "KEY=VALUE",
@@ -51,8 +53,8 @@ static td_status report(const bench_options *wanted, td_bench_ops_result *result
 static td_status bench(const td_config *config, td_comm *comm, void *options) {
     const bench_options *wanted = options;
     td_bench_ops_result result;
-    td_status status =
-        td_bench_ops(config, comm, wanted->tokens, wanted->seq_tokens, wanted->command, &result);
+    td_status status = td_bench_ops(config, comm, wanted->tokens, wanted->seq_tokens, wanted->only,
+                                    wanted->command, &result);
     if (status == TD_OK && td_comm_rank(comm) == 0)
         status = report(wanted, &result);
     td_bench_ops_fini(&result);

@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "runtime/train/bench_ops_internal.h"
 #include "runtime/train/metrics.h"
@@ -110,14 +111,29 @@ static td_workspace_query query_of(const td_model_config *model,
     };
 }
 
+static const struct {
+    const char *name;
+    td_status (*run)(td_ops_bench *bench);
+} groups[] = {
+    {"linear", td_bench_linear_ops}, {"weights", td_bench_weight_ops},
+    {"rows", td_bench_row_ops},      {"attention", td_bench_attention_ops},
+    {"sums", td_bench_sum_ops},
+};
+
+static td_status check_group(const char *only) {
+    for (size_t i = 0; only && i < sizeof groups / sizeof *groups; i++)
+        if (strcmp(only, groups[i].name) == 0)
+            return TD_OK;
+    return only ? td_fail(TD_ERR_USAGE, "--only is one of " TD_BENCH_OPS_GROUPS ", not '%s'", only)
+                : TD_OK;
+}
+
 static td_status run_groups(td_ops_bench *bench) {
-    static td_status (*const groups[])(td_ops_bench *) = {
-        td_bench_linear_ops,    td_bench_weight_ops, td_bench_row_ops,
-        td_bench_attention_ops, td_bench_sum_ops,
-    };
+    const char *only = bench->options->only;
     td_status status = TD_OK;
     for (size_t i = 0; status == TD_OK && i < sizeof groups / sizeof *groups; i++)
-        status = groups[i](bench);
+        if (!only || strcmp(only, groups[i].name) == 0)
+            status = groups[i].run(bench);
     td_bench_release(bench);
     return status;
 }
@@ -172,8 +188,8 @@ static void record_ops(const td_bench_ops_result *result) {
     }
 }
 
-static td_bench_ops_options options_of(const td_config *config, int64_t tokens,
-                                       int64_t seq_tokens) {
+static td_bench_ops_options options_of(const td_config *config, int64_t tokens, int64_t seq_tokens,
+                                       const char *only) {
     return (td_bench_ops_options){
         .tokens = tokens,
         .seq_tokens = seq_tokens,
@@ -183,6 +199,7 @@ static td_bench_ops_options options_of(const td_config *config, int64_t tokens,
         .page_elements = config->page_elements,
         .nested = config->bnb_4bit_use_double_quant,
         .budget_seconds = 0.3,
+        .only = only,
     };
 }
 
@@ -205,10 +222,11 @@ static td_status run_and_record(const td_session *session, const td_bench_ops_op
 }
 
 td_status td_bench_ops(const td_config *config, td_comm *comm, int64_t tokens, int64_t seq_tokens,
-                       const char *command, td_bench_ops_result *out) {
+                       const char *only, const char *command, td_bench_ops_result *out) {
     td_session session = {0};
-    td_bench_ops_options options = options_of(config, tokens, seq_tokens);
+    td_bench_ops_options options = options_of(config, tokens, seq_tokens, only);
     *out = (td_bench_ops_result){0};
+    TD_TRY(check_group(only));
     td_status status = td_session_open(&session, config, comm, 0);
     if (status == TD_OK)
         status =

@@ -18,7 +18,11 @@ typedef struct td_bench_ops_options {
     int64_t page_elements; // of the optimizer
     int nested;            // absmax of weights is quantized too
     double budget_seconds; // of timing one operation, at about
+    const char *only;      // a group of operations (TD_BENCH_OPS_GROUPS); NULL: all of them
 } td_bench_ops_options;
+
+// Names of the groups, for people.
+#define TD_BENCH_OPS_GROUPS "linear, weights, rows, attention, sums"
 
 typedef struct td_bench_op_time {
     char name[64]; // "linear_forward q_proj (4096, 4096)"
@@ -43,9 +47,9 @@ td_status td_bench_ops_run(const td_op_context *context, const td_model_config *
 void td_bench_ops_fini(td_bench_ops_result *result);
 
 // Collective: every rank does the same at the same time. config->model_name_or_path names a folder
-// with a config.json, and config the rank, the page and the rest.
+// with a config.json, and config the rank, the page and the rest. only: a group, or NULL for all.
 td_status td_bench_ops(const td_config *config, td_comm *comm, int64_t tokens, int64_t seq_tokens,
-                       const char *command, td_bench_ops_result *out);
+                       const char *only, const char *command, td_bench_ops_result *out);
 
 void td_bench_ops_print(const td_bench_ops_result *result);
 
