@@ -143,6 +143,7 @@ static const td_ops *table_of(const td_ops *backend) {
         tables[i].table.name = backend->name;
         tables[i].table.activation = backend->activation;
         tables[i].table.product = backend->product;
+        tables[i].table.draw_weights = backend->draw_weights;
         tables[i].table.workspace_bytes = backend->workspace_bytes;
         tables[i].backend = backend;
         return &tables[i].table;

@@ -320,12 +320,33 @@ typedef struct td_adamw_args {
 size_t td_adamw_state_bytes(int64_t page_elements);
 size_t td_adamw_8bit_state_bytes(int64_t page_elements);
 
+enum { TD_DRAW_QUANTILES = 1 << 16, TD_DRAW_BLOCK = 8 };
+
+// Random weights: element e of a tensor is quantiles[h], h the half-word e % 8 of the Philox words
+// of counter (e / 8, tensor), the low half of a word before its high one.
+typedef struct td_draw_weights_args {
+    uint64_t key;
+    uint32_t tensor;
+    int64_t first; // element; a multiple of TD_DRAW_BLOCK
+    int64_t n_elements;
+    const float *quantiles; // (TD_DRAW_QUANTILES) bf16 numbers
+    td_dtype type;          // of out: TD_F32 or TD_BF16
+    void *out;              // (n_elements)
+} td_draw_weights_args;
+
+TD_INLINE td_philox_words td_draw_words(uint64_t key, uint32_t tensor, uint64_t block) {
+    td_philox_words counter = {{(uint32_t)block, (uint32_t)(block >> 32), tensor, 0}};
+    return td_philox(key, counter);
+}
+
 struct td_ops {
     const char *name; // "cpu", "cpu medium", "cuda bf16", "cuda fp32"
     td_dtype activation;
     // What operands of linear_* and attention_* are rounded to before they are multiplied; sums are
     // fp32. BF16 beside fp32 activations is what PyTorch calls float32_matmul_precision "medium".
     td_dtype product;
+    // Not one of the step's; NULL: the caller draws on the host. exact
+    td_status (*draw_weights)(const td_op_context *, const td_draw_weights_args *);
     size_t (*workspace_bytes)(const td_workspace_query *query);
     // tolerance: forward 1e-5 with fp32, 1e-2 with bf16 activations; gradients the same
     td_status (*linear_forward)(const td_op_context *, const td_linear_forward_args *);

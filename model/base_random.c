@@ -3,14 +3,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/base_internal.h"
+#include "kernels/dynamic_map.h"
+#include "model/base_fill_internal.h"
 #include "model/safetensors.h"
 #include "runtime/core/progress.h"
 #include "runtime/core/rng.h"
 
 // A normal number is the quantile at 16 random bits: a table of all of them is an order of
 // magnitude faster than a formula per number, and large models are drawn in seconds.
-enum { QUANTILES = 1 << 16, PER_BLOCK = 8 };
+enum { QUANTILES = TD_DRAW_QUANTILES, PER_BLOCK = TD_DRAW_BLOCK };
 static const double deviation = 0.02;
 
 typedef struct random_source {
@@ -36,9 +37,7 @@ static void fill_quantiles(float *out) {
 }
 
 static void draw(const random_source *source, int64_t block, float out[PER_BLOCK]) {
-    td_philox_words counter = {
-        {(uint32_t)block, (uint32_t)((uint64_t)block >> 32), source->item, 0}};
-    td_philox_words words = td_philox(source->key, counter);
+    td_philox_words words = td_draw_words(source->key, source->item, (uint64_t)block);
     for (int i = 0; i < PER_BLOCK / 2; i++) {
         out[2 * i] = source->quantiles[words.word[i] & (QUANTILES - 1)];
         out[2 * i + 1] = source->quantiles[words.word[i] >> 16];
@@ -46,15 +45,12 @@ static void draw(const random_source *source, int64_t block, float out[PER_BLOCK
 }
 
 // Slices begin at multiples of a block.
-static td_status read_random(void *self, const td_base_item *item, int64_t begin, int64_t count,
-                             float *out) {
-    random_source *source = self;
-    if (begin == 0)
-        source->item++;
+static void draw_slice(const random_source *source, const td_base_item *item, int64_t begin,
+                       int64_t count, float *out) {
     if (td_base_item_is_norm(item)) {
         for (int64_t i = 0; i < count; i++)
             out[i] = 1.0f;
-        return TD_OK;
+        return;
     }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += PER_BLOCK) {
@@ -63,6 +59,14 @@ static td_status read_random(void *self, const td_base_item *item, int64_t begin
         for (int64_t j = i; j < count && j < i + PER_BLOCK; j++)
             out[j] = values[j - i];
     }
+}
+
+static td_status read_random(void *self, const td_base_item *item, int64_t begin, int64_t count,
+                             float *out) {
+    random_source *source = self;
+    if (begin == 0)
+        source->item++;
+    draw_slice(source, item, begin, count, out);
     return TD_OK;
 }
 
@@ -81,12 +85,158 @@ static td_status open_quantiles(random_source *random) {
     return TD_OK;
 }
 
+// A device draws into its own memory what the host would draw and send.
+typedef struct device_filler {
+    td_base *base;
+    const td_base_options *options;
+    random_source *random;
+    td_op_context context; // with a workspace of its own
+    int64_t slice_elements;
+    float *quantiles, *slice, *absmax; // device
+    float *offsets;                    // pinned: of nested absmax, in the order of the walk
+    int64_t n_offsets;
+} device_filler;
+
+static td_status copy_now(const device_filler *self, void *to, const void *from, size_t bytes) {
+    const td_device_table *device = self->context.device->table;
+    TD_TRY(device->copy(self->context.stream, to, from, bytes));
+    return device->stream_synchronize(self->context.stream);
+}
+
+static td_status draw_there(const device_filler *self, int64_t begin, int64_t count, td_dtype type,
+                            void *out) {
+    td_draw_weights_args args = {.key = self->random->key,
+                                 .tensor = self->random->item,
+                                 .first = begin,
+                                 .n_elements = count,
+                                 .quantiles = self->quantiles,
+                                 .type = type,
+                                 .out = out};
+    td_progress_tick();
+    return self->context.ops->draw_weights(&self->context, &args);
+}
+
+// Vectors are small: by way of the host.
+static td_status send_vector(device_filler *self, const td_base_item *item, void *to) {
+    size_t bytes = (size_t)item->n_elements * sizeof(float);
+    float *values = malloc(bytes);
+    if (!values)
+        return td_fail(TD_ERR_MEMORY, "no memory to draw random weights");
+    draw_slice(self->random, item, 0, item->n_elements, values);
+    td_status status = copy_now(self, to, values, bytes);
+    free(values);
+    return status;
+}
+
+static td_status draw_nf4(device_filler *self, const td_base_item *item, const td_matrix *matrix) {
+    float *absmax = matrix->absmax ? td_base_writable(matrix->absmax) : self->absmax;
+    for (int64_t begin = 0; begin < item->n_elements; begin += self->slice_elements) {
+        int64_t left = item->n_elements - begin;
+        int64_t count = left < self->slice_elements ? left : self->slice_elements;
+        TD_TRY(draw_there(self, begin, count, TD_F32, self->slice));
+        td_nf4_quantize_args args = {.n_elements = count,
+                                     .weight = self->slice,
+                                     .codes = (uint8_t *)td_base_writable(matrix->data) + begin / 2,
+                                     .absmax = absmax + begin / TD_NF4_BLOCK};
+        TD_TRY(self->context.ops->nf4_quantize(&self->context, &args));
+    }
+    if (matrix->absmax)
+        return TD_OK;
+    td_absmax_quantize_args args = {.n_blocks = td_nf4_block_count(item->n_elements),
+                                    .absmax = self->absmax,
+                                    .codes = td_base_writable(matrix->absmax_codes),
+                                    .nested_absmax = td_base_writable(matrix->nested_absmax),
+                                    .offset = &self->offsets[self->n_offsets++]};
+    return self->context.ops->absmax_quantize(&self->context, &args);
+}
+
+static td_status draw_item(void *self_pointer, const td_base_item *item) {
+    device_filler *self = self_pointer;
+    self->random->item++;
+    if (!td_base_item_is_matrix(item))
+        return send_vector(self, item, td_base_writable(*td_base_vector(self->base, item)));
+    const td_matrix *matrix = td_base_matrix(self->base, item);
+    if (matrix->format == TD_MATRIX_NF4)
+        return draw_nf4(self, item, matrix);
+    return draw_there(self, 0, item->n_elements,
+                      matrix->format == TD_MATRIX_BF16 ? TD_BF16 : TD_F32,
+                      td_base_writable(matrix->data));
+}
+
+static td_status settle_offset(void *self_pointer, const td_base_item *item) {
+    device_filler *self = self_pointer;
+    if (!td_base_item_is_matrix(item))
+        return TD_OK;
+    td_matrix *matrix = td_base_matrix(self->base, item);
+    if (matrix->format == TD_MATRIX_NF4 && !matrix->absmax)
+        matrix->nested_offset = self->offsets[self->n_offsets++];
+    return TD_OK;
+}
+
+static td_status take_floats(const device_filler *self, size_t bytes, float **out) {
+    const td_device *device = self->context.device;
+    void *memory = NULL;
+    TD_TRY(device->table->alloc(device, bytes, "buffers while loading", &memory));
+    *out = memory;
+    return TD_OK;
+}
+
+static td_status allocate_on_device(device_filler *self) {
+    static const char purpose[] = "buffers while loading";
+    const td_device *device = self->context.device;
+    void *memory = NULL;
+    td_base_staging plan = td_base_staging_plan(&self->base->config, self->options);
+    size_t n_offsets = (size_t)self->base->config.n_layers * TD_PROJ_COUNT;
+    self->slice_elements = plan.slice_elements;
+    self->context.workspace_bytes = td_base_workspace_bytes(self->context.ops);
+    TD_TRY(take_floats(self, QUANTILES * sizeof(float), &self->quantiles));
+    TD_TRY(take_floats(self, plan.slice_bytes, &self->slice));
+    TD_TRY(take_floats(self, plan.absmax_bytes, &self->absmax));
+    TD_TRY(device->table->alloc_pinned(device, n_offsets * sizeof(float), purpose, &memory));
+    self->offsets = memory;
+    return device->table->alloc(device, self->context.workspace_bytes, purpose,
+                                &self->context.workspace);
+}
+
+static td_status draw_all(device_filler *self) {
+    const td_model_config *config = &self->base->config;
+    TD_TRY(copy_now(self, self->quantiles, self->random->quantiles, QUANTILES * sizeof(float)));
+    if (self->base->nested_map) {
+        float map[256];
+        td_dynamic_map_signed(map);
+        TD_TRY(copy_now(self, td_base_writable(self->base->nested_map), map, sizeof map));
+    }
+    TD_TRY(td_base_visit(config, draw_item, self));
+    TD_TRY(self->context.device->table->stream_synchronize(self->context.stream));
+    self->n_offsets = 0;
+    return td_base_visit(config, settle_offset, self);
+}
+
+static td_status fill_by_device(td_base *base, const td_base_options *options,
+                                random_source *random, const td_op_context *context) {
+    device_filler self = {.base = base, .options = options, .random = random, .context = *context};
+    const td_device *device = context->device;
+    self.context.workspace = NULL;
+    td_status status = allocate_on_device(&self);
+    if (status == TD_OK)
+        status = draw_all(&self);
+    (void)device->table->stream_synchronize(context->stream);
+    device->table->free(device, self.quantiles);
+    device->table->free(device, self.slice);
+    device->table->free(device, self.absmax);
+    device->table->free(device, self.context.workspace);
+    device->table->free_pinned(device, self.offsets);
+    return status;
+}
+
 static td_status create(const td_model_config *config, const td_base_options *options,
                         random_source *random, const td_op_context *context, td_base **out) {
     td_base_source source = {.read = read_random, .self = random};
     TD_TRY(open_quantiles(random));
     td_base_options effective = td_base_options_for(config, options);
     TD_TRY(td_base_create(config, &effective, options->stored, context, out));
+    if (context->ops->draw_weights)
+        return fill_by_device(*out, &effective, random, context);
     return td_base_fill(*out, &effective, &source, NULL, context);
 }
 

@@ -13,6 +13,7 @@ extern const td_ops td_ops_cuda_bf16, td_ops_cuda_fp32;
 size_t td_cuda_workspace_bytes_bf16(const td_workspace_query *query);
 size_t td_cuda_workspace_bytes_fp32(const td_workspace_query *query);
 
+td_status td_cuda_draw_weights(const td_op_context *, const td_draw_weights_args *);
 td_status td_cuda_linear_forward(const td_op_context *, const td_linear_forward_args *);
 td_status td_cuda_linear_backward(const td_op_context *, const td_linear_backward_args *);
 td_status td_cuda_nf4_quantize(const td_op_context *, const td_nf4_quantize_args *);

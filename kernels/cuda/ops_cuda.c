@@ -3,6 +3,7 @@
 
 // clang-format off
 #define ENTRIES                                                                                    \
+    .draw_weights = td_cuda_draw_weights,                                                          \
     .linear_forward = td_cuda_linear_forward,                                                      \
     .linear_backward = td_cuda_linear_backward,                                                    \
     .nf4_quantize = td_cuda_nf4_quantize,                                                          \

@@ -26,7 +26,7 @@ typedef struct td_gpu_info {
     int driver, runtime; // versions as CUDA numbers them: 13000
 } td_gpu_info;
 
-enum { TD_GPU_MODULE_VERSION = 1 };
+enum { TD_GPU_MODULE_VERSION = 2 };
 
 typedef struct td_gpu_module {
     int version;

@@ -87,6 +87,9 @@ add_test(NAME cuda_host_ahead_planted COMMAND test_ahead_gpu planted)
 set_tests_properties(cuda_host_ahead_planted PROPERTIES TIMEOUT 60 LABELS cuda_host
   ENVIRONMENT "${cuda_host_environment}")
 
+# Random weights that the GPU draws are those of the host.
+tandem_gpu_test(random_weights_gpu cuda_host/random_weights.c LIBS tandem_model tandem_comm)
+
 tandem_gpu_test(device_comm_gpu comm/device_comm_gpu.c LIBS tandem_comm)
 add_dependencies(test_device_comm_gpu nccl_host)
 set_tests_properties(cuda_host_device_comm_gpu PROPERTIES ENVIRONMENT "${nccl_host_environment}")
