@@ -53,7 +53,7 @@ typedef struct td_base {
 // How the ranks of a node share one reader. With `broadcast` NULL the caller reads everything
 // itself. Otherwise it is a collective among the ranks of the node: the reader's bytes arrive in
 // everybody's `buffer` (host memory). `agree` is collective too and returns TD_OK on all ranks or
-// on none: it comes before every tensor, so that nobody waits for one that failed.
+// on none: it comes before every group, so that nobody waits for one that failed.
 typedef struct td_base_share {
     int is_reader;
     td_status (*broadcast)(void *self, void *buffer, size_t bytes, const char *what);
@@ -87,7 +87,7 @@ typedef struct td_base_sizes {
     // Buffers that live during loading only.
     size_t slice_bytes;  // of a tensor in fp32: on the host, and once more on a device with memory
                          // of its own
-    size_t absmax_bytes; // of the largest matrix, device
+    size_t absmax_bytes; // of a group of matrices, device
 } td_base_sizes;
 
 // What quantizing takes of workspace, device, during loading only.

@@ -126,15 +126,19 @@ static td_status finish(const td_base_filler *filler, const td_base_stream *stre
     return status;
 }
 
-// On the host. Other threads may still be reading the slice that is let go: its pages come back.
+// On the host. Other threads may still be reading chunks of the slice that is let go: their pages
+// come back, and go with the rest when all is done.
 static td_status end_chunk(const td_base_filler *filler, td_base_stream *stream, int64_t begin,
                            int64_t count, double *times) {
-    int64_t end = begin + count, slice = (int64_t)SLICE_CHUNKS * CHUNK_ELEMENTS, left;
-    if (end % slice == 0 || end == stream->n_elements)
-        forget(filler, stream, (end - 1) / slice * slice, (end - 1) % slice + 1);
+    int64_t slice = (int64_t)SLICE_CHUNKS * CHUNK_ELEMENTS, end = begin + count, left;
+    if (end % slice == 0)
+        forget(filler, stream, end - slice, slice);
 #pragma omp atomic capture seq_cst
     left = --stream->chunks_left;
-    return left == 0 ? finish(filler, stream, times) : TD_OK;
+    if (left > 0)
+        return TD_OK;
+    forget(filler, stream, 0, stream->n_elements);
+    return finish(filler, stream, times);
 }
 
 static td_status run_chunk(const td_base_filler *filler, const span *piece, int64_t chunk,

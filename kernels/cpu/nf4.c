@@ -134,11 +134,100 @@ TD_TARGET_AVX512 static float quantize_block_avx512(const td_nf4_quantize_args *
     return absmax;
 }
 
+// BF16 bits as signed integers in the order of their values; its own inverse.
+TD_TARGET_AVX512 static inline __m512i order_words(__m512i bits) {
+    __m512i sign = _mm512_srai_epi16(bits, 15);
+    return _mm512_xor_si512(bits, _mm512_and_si512(sign, _mm512_set1_epi16(0x7fff)));
+}
+
+TD_TARGET_AVX512 static inline __m512i order_floats(__m512i bits) {
+    __m512i sign = _mm512_srai_epi32(bits, 31);
+    return _mm512_xor_si512(bits, _mm512_and_si512(sign, _mm512_set1_epi32(0x7fffffff)));
+}
+
+// For each threshold the largest BF16 number, ordered, whose product with `inverse` is not above
+// it. That is threshold * absmax but for a few roundings of fp32: the number below what is surely
+// not less, or the one before.
+TD_TARGET_AVX512 static inline __m512i bounds_avx512(float absmax, float inverse) {
+    const __m512i top = _mm512_set1_epi32((int)0xffff0000u);
+    const __m512 limit = _mm512_loadu_ps(threshold);
+    __m512i above = order_floats(_mm512_castps_si512(_mm512_mul_ps(limit, _mm512_set1_ps(absmax))));
+    __m512i bound = _mm512_srai_epi32(_mm512_add_epi32(above, _mm512_set1_epi32(8)), 16);
+    __m512i bits = _mm512_and_si512(order_floats(_mm512_slli_epi32(bound, 16)), top);
+    __m512 product = _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(inverse));
+    __mmask16 exceeds = _mm512_cmp_ps_mask(product, limit, _CMP_GT_OQ);
+    return _mm512_mask_sub_epi32(bound, exceeds, bound, _mm512_set1_epi32(1));
+}
+
+// What four steps of a binary search compare with, by the code so far.
+typedef struct search_tables {
+    __m512i eighth, fourth, second, first;
+} search_tables;
+
+TD_TARGET_AVX512 static inline search_tables tables_avx512(float absmax, float inverse) {
+    __m512i words = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(bounds_avx512(absmax, inverse)));
+    __m512i code = _mm512_setr_epi32(0x00010000, 0x00030002, 0x00050004, 0x00070006, 0x00090008,
+                                     0x000b000a, 0x000d000c, 0x000f000e, 0, 0, 0, 0, 0, 0, 0, 0);
+    return (search_tables){
+        .eighth = _mm512_permutexvar_epi16(_mm512_set1_epi16(7), words),
+        .fourth = _mm512_permutexvar_epi16(_mm512_add_epi16(code, _mm512_set1_epi16(3)), words),
+        .second = _mm512_permutexvar_epi16(_mm512_add_epi16(code, _mm512_set1_epi16(1)), words),
+        .first = words};
+}
+
+// Codes of 32 numbers, one per 16-bit lane.
+TD_TARGET_AVX512 static inline __m512i search_avx512(const search_tables *tables, __m512i bits) {
+    __m512i x = order_words(bits);
+    __m512i code = _mm512_maskz_set1_epi16(_mm512_cmpgt_epi16_mask(x, tables->eighth), 8);
+    __m512i middle = _mm512_permutexvar_epi16(code, tables->fourth);
+    code =
+        _mm512_mask_add_epi16(code, _mm512_cmpgt_epi16_mask(x, middle), code, _mm512_set1_epi16(4));
+    middle = _mm512_permutexvar_epi16(code, tables->second);
+    code =
+        _mm512_mask_add_epi16(code, _mm512_cmpgt_epi16_mask(x, middle), code, _mm512_set1_epi16(2));
+    middle = _mm512_permutexvar_epi16(code, tables->first);
+    return _mm512_mask_add_epi16(code, _mm512_cmpgt_epi16_mask(x, middle), code,
+                                 _mm512_set1_epi16(1));
+}
+
+TD_TARGET_AVX512 static inline __m128i pack_avx512(__m512i codes) {
+    __m512i pairs = _mm512_or_si512(_mm512_slli_epi32(codes, 4), _mm512_srli_epi32(codes, 16));
+    return _mm512_cvtepi32_epi8(pairs);
+}
+
+TD_TARGET_AVX512 static inline uint16_t largest_word(__m512i words) {
+    __m256i half =
+        _mm256_max_epu16(_mm512_castsi512_si256(words), _mm512_extracti64x4_epi64(words, 1));
+    __m128i left = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    __m128i least = _mm_minpos_epu16(_mm_xor_si128(left, _mm_set1_epi16(-1)));
+    return (uint16_t)~_mm_extract_epi16(least, 0);
+}
+
+// BF16 are compared as 16-bit integers, with thresholds scaled to the block. Not where scaling
+// would leave the range of fp32: there, and with what is no number, they are compared as fp32.
+TD_TARGET_AVX512 static float quantize_block_bf16(const td_nf4_quantize_args *args, int64_t begin) {
+    enum { SMALLEST = 0x0d80, BEYOND = 0x7080 }; // 2^-100 and 2^98
+    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+    const unsigned char *from = (const unsigned char *)args->weight + 2 * begin;
+    __m512i low = _mm512_loadu_si512(from), high = _mm512_loadu_si512(from + 64);
+    uint16_t largest = largest_word(
+        _mm512_max_epu16(_mm512_and_si512(low, magnitude), _mm512_and_si512(high, magnitude)));
+    if (largest < SMALLEST || largest >= BEYOND)
+        return quantize_block_avx512(args, begin);
+    float absmax = td_bf16_to_f32(largest);
+    search_tables tables = tables_avx512(absmax, inverse_of(absmax));
+    __m128i *codes = (__m128i *)(args->codes + begin / 2);
+    _mm_storeu_si128(codes, pack_avx512(search_avx512(&tables, low)));
+    _mm_storeu_si128(codes + 1, pack_avx512(search_avx512(&tables, high)));
+    return absmax;
+}
+
 static float quantize_block(const td_nf4_quantize_args *args, int64_t begin, int64_t n) {
     td_cpu_simd_level level = n == TD_NF4_BLOCK ? td_cpu_simd() : TD_CPU_SCALAR;
     switch (level) {
     case TD_CPU_AVX512:
-        return quantize_block_avx512(args, begin);
+        return args->weight_dtype == TD_BF16 ? quantize_block_bf16(args, begin)
+                                             : quantize_block_avx512(args, begin);
     case TD_CPU_AVX2:
         return quantize_block_avx2(args, begin);
     case TD_CPU_SCALAR:

@@ -1,8 +1,9 @@
-// What the CPU backend promises below the operations: exp, dropout masks and the dynamic maps are
-// the same at every vector width.
+// What the CPU backend promises below the operations: exp, dropout masks, the dynamic maps and NF4
+// codes are the same at every vector width.
 #include "kernels/cpu/vector_math.h"
 #include "kernels/cpu/weights_internal.h"
 #include "kernels/dynamic_map.h"
+#include "kernels/ops.h"
 #include "kernels/register_peak.h"
 #include "test.h"
 
@@ -195,6 +196,45 @@ static void registers_have_a_peak_where_there_is_an_instruction(void) {
     td_cpu_simd_limit(TD_CPU_AVX512);
 }
 
+enum { NF4_BLOCKS = 37, NF4_NUMBERS = NF4_BLOCKS * TD_NF4_BLOCK };
+
+// Blocks with this absmax, and with every BF16 number down to 2^-9 of it, of both signs.
+static void numbers_below(uint16_t absmax, uint16_t out[NF4_NUMBERS]) {
+    int below = 0;
+    for (int i = 0; i < NF4_NUMBERS; i++) {
+        int magnitude = i % TD_NF4_BLOCK == 0 ? absmax : absmax - below++ / 2;
+        out[i] = (uint16_t)((magnitude > 0 ? magnitude : 0) | (below % 2) << 15);
+    }
+}
+
+static void check_nf4(uint16_t largest) {
+    uint16_t bits[NF4_NUMBERS];
+    float wide[NF4_NUMBERS], absmax[2][NF4_BLOCKS];
+    uint8_t codes[2][NF4_NUMBERS / 2];
+    numbers_below(largest, bits);
+    for (int i = 0; i < NF4_NUMBERS; i++)
+        wide[i] = td_bf16_to_f32(bits[i]);
+    td_nf4_quantize_args expected = {NF4_NUMBERS, wide, codes[0], absmax[0], TD_F32};
+    td_nf4_quantize_args found = {NF4_NUMBERS, bits, codes[1], absmax[1], TD_BF16};
+    td_cpu_simd_limit(TD_CPU_SCALAR);
+    REQUIRE(td_ops_cpu.nf4_quantize(&(td_op_context){0}, &expected) == TD_OK);
+    for (int level = TD_CPU_SCALAR; level <= (int)best; level++) {
+        td_cpu_simd_limit((td_cpu_simd_level)level);
+        REQUIRE(td_ops_cpu.nf4_quantize(&(td_op_context){0}, &found) == TD_OK);
+        CHECK(memcmp(codes[0], codes[1], sizeof *codes) == 0);
+        CHECK(memcmp(absmax[0], absmax[1], sizeof *absmax) == 0);
+    }
+    td_cpu_simd_limit(TD_CPU_AVX512);
+}
+
+// From subnormal blocks to infinite ones, and what is no number.
+static void nf4_codes_of_bf16_are_those_of_fp32(void) {
+    static const int exponents[] = {0, 1, 26, 27, 110, 127, 200, 224, 225, 254, 255};
+    for (size_t i = 0; i < sizeof exponents / sizeof *exponents; i++)
+        for (int mantissa = 0; mantissa < 128; mantissa++)
+            check_nf4((uint16_t)(exponents[i] << 7 | mantissa));
+}
+
 int main(void) {
     best = td_cpu_simd();
     TEST(exp_is_accurate_and_has_one_result);
@@ -205,5 +245,6 @@ int main(void) {
     TEST(registers_have_a_peak_where_there_is_an_instruction);
     TEST(maps_are_ascending_and_whole);
     TEST(nearest_code_and_ties);
+    TEST(nf4_codes_of_bf16_are_those_of_fp32);
     return test_report();
 }
