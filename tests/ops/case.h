@@ -70,6 +70,8 @@ void op_workspace(op_run *run, const td_workspace_query *query);
 // TD_I32 or TD_U8, uniform in [0, limit). Raw: the elements as they are. Output: filled with 0xff
 // bytes, which is NaN or -1.
 op_buffer *op_random(op_run *run, td_dtype dtype, int64_t n, double scale);
+// Random activations that products take as they are, without rounding.
+op_buffer *op_random_operand(op_run *run, int64_t n, double scale);
 op_buffer *op_indices(op_run *run, td_dtype dtype, int64_t n, int64_t limit);
 op_buffer *op_given(op_run *run, td_dtype dtype, int64_t n, const double *values);
 op_buffer *op_raw(op_run *run, td_dtype dtype, int64_t n, const void *elements);
@@ -127,11 +129,6 @@ static inline double op_tolerance(const op_run *run) {
 // Of products, whose operands may be rounded to less than the activations are.
 static inline double op_product_tolerance(const op_run *run) {
     return run->ops->product == TD_F32 ? 1e-5 : 1e-2;
-}
-
-// Whether products take activations as they are.
-static inline int op_products_are_exact(const op_run *run) {
-    return run->ops->product == run->ops->activation;
 }
 
 // Runs every list of cases in every variant; the first one sets the bits. Prints a summary, returns

@@ -1,5 +1,4 @@
 // linear_forward and linear_backward.
-#include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,7 +140,10 @@ static void make_lora(op_run *run, linear_case *layer) {
     const linear_shape *shape = layer->shape;
     td_dtype act = run->ops->activation;
     layer->a = op_random(run, TD_F32, shape->rank * shape->in, 0.1);
-    layer->b = op_random(run, TD_F32, shape->out * shape->rank, 0.1);
+    // With rank 1 and one token all of da hangs on one sum of dy and B. Where that cancels,
+    // rounding B shows; how it is rounded, test_linear_bf16.c checks.
+    int64_t n_b = shape->out * shape->rank;
+    layer->b = act == TD_F32 ? op_random_operand(run, n_b, 0.1) : op_random(run, TD_F32, n_b, 0.1);
     layer->xa = op_output(run, act, shape->n_tokens * shape->rank);
     layer->lora = (td_lora_weights){.a = layer->a->memory,
                                     .b = layer->b->memory,
@@ -156,7 +158,7 @@ static void make_lora(op_run *run, linear_case *layer) {
 static linear_case make_case(op_run *run, const linear_shape *shape) {
     linear_case layer = {.shape = shape};
     layer.weight = op_matrix_random(run, shape->kind, shape->out, shape->in);
-    layer.x = op_random(run, run->ops->activation, shape->n_tokens * shape->in, 1.0);
+    layer.x = op_random_operand(run, shape->n_tokens * shape->in, 1.0);
     layer.bias = shape->bias ? op_random(run, TD_F32, shape->out, 0.5) : NULL;
     layer.reference = (ref_linear){.n_tokens = shape->n_tokens,
                                    .in = shape->in,
@@ -205,8 +207,7 @@ static td_linear_forward_args forward_args(const linear_case *layer, op_buffer *
 // Where operands that the activation type holds exactly are summed in fp32 and kept in fp32,
 // nothing is rounded to bf16.
 static double forward_tolerance(const op_run *run, const linear_shape *shape) {
-    int is_exact = shape->head && shape->kind != OP_F32 && op_products_are_exact(run);
-    return is_exact ? 1e-5 : op_product_tolerance(run);
+    return shape->head && shape->kind != OP_F32 ? 1e-5 : op_product_tolerance(run);
 }
 
 // The outputs of a call before it, and after it the first time. GPU libraries choose their
@@ -360,21 +361,6 @@ static linear_gradients make_gradients(op_run *run, linear_case *layer) {
     return gradients;
 }
 
-// da of one token and rank 1 is one sum of products times x: where that cancels, what its terms
-// were rounded by does not. The typical size of such a sum over its own.
-static double cancellation(const op_run *run, const linear_case *layer) {
-    const linear_shape *shape = layer->shape;
-    double sum = 0, squares = 0;
-    if (op_products_are_exact(run) || shape->n_tokens != 1 || shape->rank != 1)
-        return 1;
-    for (int64_t i = 0; i < shape->out; i++) {
-        double term = layer->dy->values[i] * layer->b->values[i];
-        sum += term;
-        squares += term * term;
-    }
-    return fmax(1, sqrt(squares) / fabs(sum));
-}
-
 static void expect_gradients(op_run *run, linear_case *layer, const linear_gradients *gradients,
                              int want_dx) {
     double tolerance = op_product_tolerance(run);
@@ -384,7 +370,7 @@ static void expect_gradients(op_run *run, linear_case *layer, const linear_gradi
     if (layer->shape->rank == 0)
         return;
     op_expect_gradient(run, "da", gradients->da, layer->a->values, weighted_output, layer,
-                       tolerance * cancellation(run, layer));
+                       tolerance);
     op_expect_gradient(run, "db", gradients->db, layer->b->values, weighted_output, layer,
                        tolerance);
 }
@@ -393,7 +379,8 @@ static void check_backward(op_run *run, const linear_shape *shape, int want_dx) 
     if (!begin(run, "linear_backward", shape, want_dx ? "" : " no dx"))
         return;
     linear_case layer = make_case(run, shape);
-    layer.dy = op_random(run, output_type(run, shape), shape->n_tokens * shape->out, 1.0);
+    int64_t n_dy = shape->n_tokens * shape->out;
+    layer.dy = shape->head ? op_random(run, TD_F32, n_dy, 1.0) : op_random_operand(run, n_dy, 1.0);
     linear_gradients gradients = make_gradients(run, &layer);
     run_forward(run, &layer);
     td_linear_backward_args args = {.n_tokens = shape->n_tokens,

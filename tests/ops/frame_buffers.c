@@ -146,6 +146,16 @@ op_buffer *op_random(op_run *run, td_dtype dtype, int64_t n, double scale) {
     return op_given(run, dtype, n, values);
 }
 
+op_buffer *op_random_operand(op_run *run, int64_t n, double scale) {
+    double *values = op_doubles(run, n);
+    for (int64_t i = 0; i < n; i++) {
+        values[i] = scale * (2.0 * op_uniform(run) - 1.0);
+        if (run->ops->product == TD_BF16)
+            values[i] = td_bf16_to_f32(td_f32_to_bf16((float)values[i]));
+    }
+    return op_given(run, run->ops->activation, n, values);
+}
+
 op_buffer *op_indices(op_run *run, td_dtype dtype, int64_t n, int64_t limit) {
     double *values = op_doubles(run, n);
     for (int64_t i = 0; i < n; i++)
