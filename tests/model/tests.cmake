@@ -2,8 +2,11 @@ foreach(name safetensors config rope lora adapter nf4_folder merge multimodal)
   tandem_test(model_${name} model/${name}.c LIBS tandem_model LABELS model)
 endforeach()
 tandem_test(model_base model/base.c LIBS tandem_model LABELS model)
+tandem_test(model_base_groups model/base_groups.c LIBS tandem_model LABELS model)
 tandem_test(model_base_image model/base_image.c LIBS tandem_model LABELS model)
 tandem_test(families "model/families.c;model/families_checks.c" LIBS tandem_model TIMEOUT 120 LABELS model)
+add_test(NAME families_medium COMMAND test_families medium)
+set_tests_properties(families_medium PROPERTIES TIMEOUT 120 LABELS model ENVIRONMENT OMP_NUM_THREADS=1)
 
 # For tests/reference/check_adapter.py, which needs Python and is run by hand.
 add_executable(adapter_logits model/adapter_logits.c)
