@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Every figure that needs a GPU, in under 8 minutes on an H200: steps of Llama-3.1-8B and Qwen3-1.7B (QLoRA, rank 16 on all seven
 # projections, packed sequences of 2048) with and without recomputation and where their time goes, memory of 8B at 1 x 2048, blocked
-# time of a checkpoint, load, operations, and PyTorch + PEFT in the same run. From an unpacked bundle with its tests
-# (launch/bundle.sh --with-tests) or from a build tree. A part that finds no time, or not what it needs, is skipped with the reason.
+# time of a checkpoint, load, operations, PyTorch + PEFT in the same run, and attention beside FlashAttention's and cuDNN's. From an
+# unpacked bundle with its tests (launch/bundle.sh --with-tests) or from a build tree. A part that finds no time, or not what it
+# needs, is skipped with the reason.
 # Ends with 0 if every part that ran did so without an error; the table says which goals were met.
 # usage: benchmarks/gpu_bench.sh [--out FOLDER] [--python PYTHON] [PART...]    only these parts (names as in the table)
 #   records go to FOLDER (${OUT:-gpu-bench}); PYTHON (python3) has torch, transformers, peft, and bitsandbytes for NF4 peers
@@ -18,7 +19,7 @@ while [ $# -gt 0 ]; do
     case $1 in
     --out) out=${2:?--out needs a folder} && shift ;;
     --python) python=${2:?--python needs a program} && shift ;;
-    -*) sed -n '7,12s/^# //p' "$0" >&2 && exit 2 ;;
+    -*) sed -n '8,13s/^# //p' "$0" >&2 && exit 2 ;;
     *) only+=("$1") ;;
     esac
     shift
@@ -46,13 +47,14 @@ export TANDEM=$tandem
 
 big=configs/shapes/llama-3.1-8b small=configs/shapes/qwen3-1.7b
 seq=2048 steps=5 big_batch="--batch 2 --accumulation 4" small_batch="--batch 4 --accumulation 2" peers="--rounds 2 --steps 3"
+documents="4x2048 1x8192"
 if [ -n "$quick" ]; then
     mkdir -p "$work/llama" "$work/qwen"
     shrink='s/("(hidden_size|intermediate_size)": )[0-9]+/\164/; s/("(num_hidden_layers)": )[0-9]+/\11/; s/("num_attention_heads": )[0-9]+/\14/
         s/("num_key_value_heads": )[0-9]+/\12/; s/("head_dim": )[0-9]+/\116/; s/("vocab_size": )[0-9]+/\164/; s/("(bos|eos)_token_id": )[0-9]+/\11/'
     sed -E "$shrink" $big/config.json >"$work/llama/config.json"
     sed -E "$shrink" $small/config.json >"$work/qwen/config.json"
-    big=$work/llama small=$work/qwen seq=32 steps=1 big_batch="--batch 1 --accumulation 2" small_batch=$big_batch peers="--rounds 1 --steps 1"
+    big=$work/llama small=$work/qwen seq=32 steps=1 big_batch="--batch 1 --accumulation 2" small_batch=$big_batch peers="--rounds 1 --steps 1" documents="4x8 1x32"
 fi
 lora="--set lora_r=16 --set lora_alpha=32 --set lora_dropout=0 --set device=$device"
 [ "$device" = cuda ] || lora+=" --set bf16=false"
@@ -144,6 +146,16 @@ operations() {
     run "$tandem" bench ops --shape "$1" $lora --seq $seq --tokens $((2 * seq)) ${quick:+--set page_elements=500} --record "$record"
     say "$(grep -c . "$out/$part_name.txt") lines in $part_name.txt"
 }
+# Kernels of ours beside those that PyTorch brings: whether cuDNN's attention would be faster.
+attention() {
+    run "$root/benchmarks/peers/gpu_attention.sh" "$out/$part_name.jsonl" --python "$python" --cases "$documents" \
+        ${quick:+--samples 2 --calls 1} --seconds $((ended - SECONDS - 3)) --device "$device" $big $small
+    # SHAPE CASE: FORWARD and BACKWARD, and the ratios of both together.
+    say "$(awk '/causal$/ { printf "%s%s %s:", (NR > 1 ? "; " : ""), $1, $2; next }
+        / forward / { if ($1 == "tandem") printf " %s and %s TFLOP/s", $3, $6; else printf ", / %s = %s", $1, $(NF - 1); next }
+        { printf ", / %s none", $1 }' "$out/$part_name.txt")"
+    grep -q '^  tandem  *forward' "$out/$part_name.txt"
+}
 # peer SHAPE RECOMPUTE BATCH...
 peer() {
     local shape=$1 recompute=$2
@@ -174,6 +186,7 @@ part peer_1.7b 80 peer $small none $small_batch
 part checkpoint_8b 30 checkpoint
 part load_8b 90 load
 part ops_8b 60 operations $big
+part attention 75 attention
 part peer_8b_full 80 peer $big full $big_batch
 part peer_1.7b_full 60 peer $small full $small_batch
 [ -n "$quick" ] || part ops_1.7b 40 operations $small

@@ -247,7 +247,7 @@ if [ -n "$with_tests" ]; then
     cp -R tests/fixtures/train100 tests/fixtures/families tests/fixtures/ops "$root/tests/fixtures/"
     mkdir -p "$root/benchmarks/peers" # benchmarks/gpu_bench.sh and what it runs
     cp benchmarks/gpu_bench.sh "$root/benchmarks/"
-    cp benchmarks/peers/gpu_step.sh benchmarks/peers/gpu_step.py "$root/benchmarks/peers/"
+    cp benchmarks/peers/gpu_step.sh benchmarks/peers/gpu_step.py benchmarks/peers/gpu_attention.sh benchmarks/peers/gpu_attention.py "$root/benchmarks/peers/"
     cp -R configs/shapes "$root/configs/shapes"
     for program in "$build"/tests/test_*_gpu; do
         [ -x "$program" ] || die "$build/tests has no programs for GPUs; build the target gpu_tests first"

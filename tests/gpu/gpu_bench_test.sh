@@ -18,6 +18,10 @@ cat >"$folder/python" <<'END'
 #!/bin/sh
 case "$*" in
 -c*) exit 0 ;;
+*gpu_attention.py*)
+    echo '{"variant": "flash", "config": "'"$3"'", "documents": 4, "seq": 8, "forward_seconds": 1.0, "backward_seconds": 2.0, "forward_flops": 3e12, "backward_flops": 4e12}'
+    echo '{"variant": "cudnn", "config": "'"$3"'", "documents": 4, "seq": 8, "skipped": "no cuDNN"}'
+    ;;
 *"--variant nf4"*) echo '{"variant": "nf4", "skipped": "no bitsandbytes in this Python"}' ;;
 *--recompute*) echo "CUDA error: out of memory" >&2; exit 1 ;;
 *) echo '{"variant": "bf16", "tokens_per_second": 2.0, "peak_bytes": 3e9, "grad_norm": 0.5}' ;;
@@ -40,7 +44,7 @@ says() {
 }
 
 expect 0 190 --python "$folder/python"
-[ "$(grep -cE '^(done|skipped) ' "$folder/out")" = 13 ] || failed "not all 13 parts are in the table"
+[ "$(grep -cE '^(done|skipped) ' "$folder/out")" = 14 ] || failed "not all 14 parts are in the table"
 for part in device step_8b step_8b_full step_1.7b step_1.7b_full memory_8b checkpoint_8b load_8b ops_8b; do
     says done "$part" '[0-9]'
     grep -q '"device": *"[^"]*[^"CPU]' "$folder/records/$part.json" || failed "the record of $part names no GPU"
@@ -50,6 +54,11 @@ grep -q '"recompute": *"block"' "$folder/records/step_8b_full.json" || failed "n
 grep -q '"recompute": *"none"' "$folder/records/step_8b.json" || failed "something was computed again"
 says done peer_8b 'tandem / bf16 = [0-9].*nf4: skipped: no bitsandbytes in this Python'
 says done peer_8b_full 'bf16: skipped: CUDA error: out of memory'
+says done attention 'llama, 4x8: [0-9.]+ and [0-9.]+ TFLOP/s, / flash = [0-9.]+, / cudnn: none; llama, 1x32: .*; qwen, 4x8: [0-9.]+ and'
+grep -qE '^  flash +forward +3.0 TFLOP/s, backward +2.0 TFLOP/s; tandem / flash = ' "$folder/records/attention.txt" || failed "no attention of the peer"
+grep -q '^  cudnn: skipped: no cuDNN$' "$folder/records/attention.txt" || failed "it does not say why there is no cuDNN"
+grep -q '^{"variant": "tandem", "config": "[^"]*", "documents": 1, "seq": 32, "forward_seconds": [0-9]' "$folder/records/attention.jsonl" ||
+    failed "no attention of one document"
 grep -q '^{"variant": "tandem", .*"recompute": *"block"' "$folder/records/peer_8b_full.jsonl" || failed "no step beside the peer"
 [ "$(grep -c '(a trial)' "$folder/records/goals.txt")" -ge 5 ] || failed "the goals look like those of a measurement"
 echo "ok     $(tail -n 1 "$folder/out" | sed 's/;.*//')"
