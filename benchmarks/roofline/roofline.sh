@@ -7,6 +7,8 @@
 #                                        [--fused 0|1] [--passes 2|1] [--accumulation N] [--gemm FLOPS] [--copy BYTES] [--attention FLOPS] [--chunk N]
 #        benchmarks/roofline/roofline.sh --summary    tokens/s of Llama-3.1-8B, Qwen3-1.7B and Qwen3-8B in every mode
 #        benchmarks/roofline/roofline.sh --bounds     GFLOP per token, and the bound when nothing but they took time
+#        benchmarks/roofline/roofline.sh --record     all of it, and the parts of Llama-3.1-8B and Qwen3-1.7B with and without
+#                                                     recomputation and resident copies: benchmarks/results/predicted-h200.txt
 #   SHAPE        folder with a config.json          --tokens   of a micro-batch (8192)       --seq   tokens of a document (2048)
 #   --resident   share of the layers whose bf16 copies stay in GPU memory, so that NF4 is not dequantized at every use (0)
 #   --fused      1: LoRA's share of y and dx is added within the product with the weight (0)   --passes   of attention's backward (2)
@@ -14,7 +16,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 shapes=$here/../../configs/shapes
-usage() { sed -n '6,13s/^# //p' "$0" >&2; exit 2; }
+usage() { sed -n '6,15s/^# //p' "$0" >&2; exit 2; }
 
 # Numbers of a config.json as awk assignments.
 model() {
@@ -58,6 +60,23 @@ case ${1:-} in
             rate() { predict "$shapes/$name" rate recompute=$recompute "$@"; }
             printf '%-14s %-10s %20s %20s %20s %20s\n' "$name" $recompute "$(rate)" "$(rate resident=1)" "$(rate resident=1 fused=1)" \
                 "$(rate resident=1 fused=1 passes=1)"
+        done
+    done
+    ;;
+--record)
+    cd "$here/../.."
+    echo "Predicted, not measured on hardware; made by benchmarks/roofline/roofline.sh --record at commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)." \
+        "Constants: one H200 with 788 TFLOP/s GEMM and 4.3 TB/s copy as measured elsewhere, attention at FlashAttention-2's published" \
+        "298 TFLOP/s. Dequantization under the product before it (dequantize_ahead) gains no more than resident copies do."
+    show() {
+        printf '\n$ benchmarks/roofline/roofline.sh %s\n' "$*"
+        "$here/roofline.sh" "$@"
+    }
+    show --bounds
+    show --summary
+    for name in llama-3.1-8b qwen3-1.7b; do
+        for recompute in none block; do
+            for resident in 1 0; do show "configs/shapes/$name" --recompute $recompute --resident $resident; done
         done
     done
     ;;

@@ -29,5 +29,12 @@ awk 'NR > 2 && $1 != "all" { ms += $(NF - 1); share += $NF }
 rate() { "$roofline" "$shapes/qwen3-1.7b" "$@" | awk '$1 == "all" { print $3 }'; }
 awk -v a="$(rate)" -v b="$(rate --recompute block)" -v c="$(rate --resident 1)" -v d="$(rate --copy 1e20 --attention 788e12)" \
     'BEGIN { exit !(b < a && a < c && c < d && d < 100911) }' || failed "recomputing, resident copies or endless bandwidth have the wrong sign"
+"$roofline" --record >"$folder/record"
+for name in llama-3.1-8b qwen3-1.7b; do
+    for recompute in none block; do
+        [ "$(grep -c "^$name, 8192 tokens in documents of 2048, rank 16, recompute $recompute" "$folder/record")" = 2 ] ||
+            failed "the record has not both tables of $name, recompute $recompute"
+    done
+done
 ! "$roofline" "$folder" >"$folder/out" 2>&1 && grep -q 'no .*config.json' "$folder/out" || failed "a folder without config.json: $(cat "$folder/out")"
 echo "ok     parts add up, and change as they must"
