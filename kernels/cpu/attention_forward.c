@@ -163,12 +163,13 @@ static void strip_process(const forward_job *job, forward_scratch *scratch, td_c
 static void row_store(const forward_job *job, const forward_scratch *scratch, int64_t row,
                       int64_t token, int64_t head) {
     const td_attention_plan *plan = &job->plan;
+    float factor = td_attention_factor(plan->score_factor, plan->softcap);
     float *to = (float *)job->args->out + td_attention_offset(plan, token, plan->out_stride, head);
     job->kernels->copy_row(scratch->out + row * plan->packed_stride, plan->head_dim,
                            1.0f / scratch->sum[row], to, plan->head_dim);
     if (job->args->lse)
         job->args->lse[token * plan->n_heads + head] =
-            scratch->largest[row] + logf(scratch->sum[row]);
+            scratch->largest[row] * factor + logf(scratch->sum[row]);
 }
 
 static void block_store(const forward_job *job, const td_attention_task *task,

@@ -161,14 +161,14 @@ typedef struct td_attention_strip {
 } td_attention_strip;
 
 // What scores are multiplied with as they enter the softmax.
-static inline float td_attention_factor(const td_attention_strip *strip) {
-    return strip->softcap > 0.0f ? 1.0f : strip->scale;
+static inline float td_attention_factor(float scale, float softcap) {
+    return softcap > 0.0f ? 1.0f : scale;
 }
 
 // State of the online softmax of the strip's rows (Milakov and Gimelshein, 2018; Dao et al.,
 // NeurIPS 2022).
 typedef struct td_attention_softmax {
-    float *largest, *sum; // (n_rows)
+    float *largest, *sum; // (n_rows); the largest before td_attention_factor()
     float *out;           // (n_rows, packed_cols), rescaled when the largest score grows
     int64_t out_stride, out_cols;
 } td_attention_softmax;

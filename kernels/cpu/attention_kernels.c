@@ -8,12 +8,15 @@
 #include "kernels/cpu/attention_pairs.h"
 
 // A strip's rows in the online softmax: the largest scores before and after this block of keys,
-// exp(before - after), and whether the row sees any of these keys.
+// exp(before - after), in bf16 the exponent of two to subtract, and whether the row sees any of
+// these keys.
 typedef struct softmax_rows {
     float before[TD_ATTENTION_STRIP_LANES], after[TD_ATTENTION_STRIP_LANES];
-    float factors[TD_ATTENTION_STRIP_LANES];
+    float factors[TD_ATTENTION_STRIP_LANES], shifts[TD_ATTENTION_STRIP_LANES];
     int seen[TD_ATTENTION_STRIP_LANES];
 } softmax_rows;
+
+#define LOG2_E 1.44269504f
 
 #define L(name)      TD_LANES_NAME(td_lanes_##name##_)
 #define LANES        TD_LANES_NAME(td_lanes_)

@@ -73,7 +73,7 @@ TD_LANES_INLINE int KERNEL(masked)(const td_attention_strip *strip, int64_t row,
         KERNEL(cap)(scores, strip);
     if (!KERNEL(mask)(strip, row, scores))
         return 0;
-    float here = KERNEL(largest_of)(scores, strip->columns) * td_attention_factor(strip);
+    float here = KERNEL(largest_of)(scores, strip->columns);
     *largest = *largest > here ? *largest : here;
     return 1;
 }
@@ -92,7 +92,6 @@ TD_LANES_INLINE void KERNEL(softmax_begin)(const td_attention_strip *strip,
         rows->before[row] = rows->after[row] = state->largest[row];
         rows->seen[row] = KERNEL(masked)(strip, row, &rows->after[row]);
     }
-    KERNEL(corrections)(rows->before, rows->after, rows->factors);
 }
 
 // sum: of a row's new exponentials.
@@ -113,13 +112,15 @@ TD_LANES_TARGET static void KERNEL(softmax)(const td_attention_strip *strip,
                                             const td_attention_softmax *state) {
     softmax_rows rows;
     KERNEL(softmax_begin)(strip, state, &rows);
+    KERNEL(corrections)(rows.before, rows.after, rows.factors);
     for (int64_t row = 0; row < strip->n_rows; row++) {
         float *scores = strip->scores + row * TD_ATTENTION_SCORES;
-        if (!rows.seen[row])
+        if (!rows.seen[row]) {
             KERNEL(clear)(scores, strip->columns);
-        else
-            KERNEL(softmax_end)
-        (state, &rows, row, KERNEL(exponentials)(scores, strip->columns, rows.after[row]));
+            continue;
+        }
+        float sum = KERNEL(exponentials)(scores, strip->columns, rows.after[row]);
+        KERNEL(softmax_end)(state, &rows, row, sum);
     }
 }
 

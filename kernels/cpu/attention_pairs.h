@@ -43,6 +43,17 @@ typedef td_lanes_avx512 td_pairs_native;
 //   split(words)           words as multiply_add reads them
 //   multiply_add(a, b, c)  c + a b of both halves
 //   fma(a, b, c)           fused at every level, unlike that of lanes.h
+//   exp2(x)                2^x, for what is rounded to bf16
+
+// 2^x = 2^n 2^r, n = round(x), |r| <= 1/2; 2^r is a polynomial of least relative error, 1.9e-7 with
+// its roundings. From TD_EXP2_LOW down 0, which a flushed result is before.
+#define TD_EXP2_LOW  -150.0f
+#define TD_EXP2_HIGH 128.0f
+#define TD_EXP2_P1   0.693147004f
+#define TD_EXP2_P2   0.240222424f
+#define TD_EXP2_P3   0.0555073358f
+#define TD_EXP2_P4   0.00967151299f
+#define TD_EXP2_P5   0.00132647273f
 
 // Scalar
 
@@ -98,6 +109,26 @@ TD_PAIRS_INLINE_scalar td_lanes_scalar td_pairs_fma_scalar(td_lanes_scalar a, td
     for (int i = 0; i < TD_LANES; i++)
         z[i] = fmaf(x[i], y[i], z[i]);
     return td_lanes_load_scalar(z);
+}
+
+TD_PAIRS_INLINE_scalar float td_pairs_power_scalar(float x) {
+    if (x != x)
+        return x;
+    x = x < TD_EXP2_HIGH ? x : TD_EXP2_HIGH;
+    x = x > TD_EXP2_LOW ? x : TD_EXP2_LOW;
+    float n = rintf(x), r = x - n;
+    float p = fmaf(fmaf(TD_EXP2_P5, r, TD_EXP2_P4), r, TD_EXP2_P3);
+    p = fmaf(fmaf(fmaf(p, r, TD_EXP2_P2), r, TD_EXP2_P1), r, 1.0f);
+    int exponent = (int)n, half = exponent >> 1;
+    return p * td_power_of_two(half) * td_power_of_two(exponent - half);
+}
+
+TD_PAIRS_INLINE_scalar td_lanes_scalar td_pairs_exp2_scalar(td_lanes_scalar x) {
+    float value[TD_LANES];
+    td_lanes_store_scalar(value, x);
+    for (int i = 0; i < TD_LANES; i++)
+        value[i] = td_pairs_power_scalar(value[i]);
+    return td_lanes_load_scalar(value);
 }
 
 TD_PAIRS_INLINE_scalar td_pairs_scalar td_pairs_split_scalar(td_lanes_scalar words) {
@@ -175,6 +206,29 @@ TD_PAIRS_INLINE_avx2 td_lanes_avx2 td_pairs_fma_avx2(td_lanes_avx2 a, td_lanes_a
     return td_lanes_fma_avx2(a, b, c);
 }
 
+TD_PAIRS_INLINE_avx2 __m256 td_pairs_power8_avx2(__m256 x) {
+    // The second operand of min and max is what a NaN leaves.
+    x = _mm256_min_ps(_mm256_set1_ps(TD_EXP2_HIGH), x);
+    x = _mm256_max_ps(_mm256_set1_ps(TD_EXP2_LOW), x);
+    __m256 n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_sub_ps(x, n);
+    __m256 p = _mm256_fmadd_ps(_mm256_set1_ps(TD_EXP2_P5), r, _mm256_set1_ps(TD_EXP2_P4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(TD_EXP2_P3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(TD_EXP2_P2));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(TD_EXP2_P1));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    __m256i exponent = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(exponent, 1);
+    __m256i bias = _mm256_set1_epi32(127), rest = _mm256_sub_epi32(exponent, half);
+    __m256i first = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+    __m256i second = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(first));
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(second));
+}
+
+TD_PAIRS_INLINE_avx2 td_lanes_avx2 td_pairs_exp2_avx2(td_lanes_avx2 x) {
+    return (td_lanes_avx2){td_pairs_power8_avx2(x.low), td_pairs_power8_avx2(x.high)};
+}
+
 TD_PAIRS_INLINE_avx2 __m256 td_pairs_first_avx2(__m256 words) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(words), 16));
 }
@@ -229,6 +283,19 @@ TD_PAIRS_INLINE_avx512 td_lanes_avx512 td_pairs_fma_avx512(td_lanes_avx512 a, td
     return td_lanes_fma_avx512(a, b, c);
 }
 
+TD_PAIRS_INLINE_avx512 td_lanes_avx512 td_pairs_exp2_avx512(td_lanes_avx512 lanes) {
+    __m512 x = _mm512_min_ps(_mm512_set1_ps(TD_EXP2_HIGH), lanes.all);
+    x = _mm512_max_ps(_mm512_set1_ps(TD_EXP2_LOW), x);
+    __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(TD_EXP2_P5), r, _mm512_set1_ps(TD_EXP2_P4));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(TD_EXP2_P3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(TD_EXP2_P2));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(TD_EXP2_P1));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return (td_lanes_avx512){_mm512_scalef_ps(p, n)};
+}
+
 TD_PAIRS_INLINE_avx512 td_pairs_avx512 td_pairs_split_avx512(td_lanes_avx512 words) {
     __m512i bits = _mm512_castps_si512(words.all);
     __m512i second = _mm512_and_si512(bits, _mm512_set1_epi32((int)0xffff0000u));
@@ -265,6 +332,10 @@ TD_PAIRS_INLINE_native td_lanes_avx512 td_pairs_round_native(td_lanes_avx512 x) 
 TD_PAIRS_INLINE_native td_lanes_avx512 td_pairs_fma_native(td_lanes_avx512 a, td_lanes_avx512 b,
                                                            td_lanes_avx512 c) {
     return td_lanes_fma_avx512(a, b, c);
+}
+
+TD_PAIRS_INLINE_native td_lanes_avx512 td_pairs_exp2_native(td_lanes_avx512 x) {
+    return td_pairs_exp2_avx512(x);
 }
 
 TD_PAIRS_INLINE_native td_pairs_native td_pairs_split_native(td_lanes_avx512 words) {

@@ -16,31 +16,45 @@
 #define MULTIPLY_ADD      P(multiply_add)
 #include "kernels/cpu/attention_product_template.h"
 
-// x = exp(factor x - shift), rounded, in the first half of where it was; returns the sum before
+// x = 2^(factor x - shift), rounded, in the first half of where it was; returns the sum before
 // rounding.
 PAIRS_INLINE float PAIRS(exponentials)(float *x, td_cpu_range columns, float factor, float shift) {
-    LANES sum = L(set)(0.0f), by = L(set)(factor), less = L(set)(-shift);
+    LANES sum = L(set)(0.0f), by = L(set)(factor), less = L(set)(shift);
     for (int64_t i = columns.begin; i < columns.end; i += TD_LANES) {
-        LANES p = L(exp)(P(fma)(L(load)(x + i), by, less));
+        LANES p = P(exp2)(L(sub)(L(mul)(L(load)(x + i), by), less));
         P(store)(x + i / 2, p);
         sum = L(add)(sum, p);
     }
     return L(sum)(sum);
 }
 
+// The largest scores as exponents of two, which are 0 apart where the scores are equal, and what
+// the sums so far shrink by.
+PAIRS_INLINE void PAIRS(corrections)(softmax_rows *rows, float factor) {
+    LANES by = L(set)(factor);
+    for (int64_t i = 0; i < TD_ATTENTION_STRIP_LANES; i += TD_LANES) {
+        LANES shift = L(mul)(L(load)(rows->after + i), by);
+        LANES before = L(mul)(L(load)(rows->before + i), by);
+        L(store)(rows->shifts + i, shift);
+        L(store)(rows->factors + i, P(exp2)(L(sub)(before, shift)));
+    }
+}
+
 PAIRS_TARGET static void PAIRS(softmax)(const td_attention_strip *strip,
                                         const td_attention_softmax *state) {
     softmax_rows rows;
+    float factor = td_attention_factor(strip->scale, strip->softcap) * LOG2_E;
     KERNEL(softmax_begin)(strip, state, &rows);
+    PAIRS(corrections)(&rows, factor);
     for (int64_t row = 0; row < strip->n_rows; row++) {
         float *scores = strip->scores + row * TD_ATTENTION_SCORES;
-        if (!rows.seen[row])
+        if (!rows.seen[row]) {
             memset(scores + strip->columns.begin / 2, 0,
                    (size_t)(strip->columns.end - strip->columns.begin) / 2 * sizeof *scores);
-        else
-            KERNEL(softmax_end)
-        (state, &rows, row,
-         PAIRS(exponentials)(scores, strip->columns, td_attention_factor(strip), rows.after[row]));
+            continue;
+        }
+        float sum = PAIRS(exponentials)(scores, strip->columns, factor, rows.shifts[row]);
+        KERNEL(softmax_end)(state, &rows, row, sum);
     }
 }
 
@@ -49,7 +63,8 @@ PAIRS_INLINE void PAIRS(gradient_lanes)(const td_attention_strip *strip, const f
                                         const float *dscores, float lse, float delta,
                                         LANES out[2]) {
     LANES score = L(load)(scores);
-    LANES p = L(exp)(P(fma)(score, L(set)(td_attention_factor(strip)), L(set)(-lse)));
+    LANES factor = L(set)(td_attention_factor(strip->scale, strip->softcap) * LOG2_E);
+    LANES p = P(exp2)(L(sub)(L(mul)(score, factor), L(set)(lse * LOG2_E)));
     LANES change = L(sub)(L(load)(dscores), L(set)(delta));
     if (strip->softcap > 0.0f)
         change = L(mul)(change, KERNEL(slope)(score, L(set)(1.0f / strip->softcap)));
