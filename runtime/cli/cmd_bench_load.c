@@ -78,11 +78,13 @@ static void print_result(const td_bench_load_result *result) {
     printf("read alone:     %s, page cache to memory by all threads, this run; loading has %.1f %% "
            "of it\n",
            td_bench_rate(result->read_rate).text, 100 * rate / result->read_rate);
-    printf("parts alone:    to fp32 %s, fingerprint %s, NF4 %.0f M parameters/s\n",
+    printf("parts alone:    to fp32 %s, fingerprint %s by one thread; NF4 %.0f M parameters/s, new "
+           "memory %s by all threads\n",
            td_bench_rate(result->convert_rate).text, td_bench_rate(result->hash_rate).text,
-           result->quantize_rate * 1e-6);
-    printf("one by one:     %.2f s = bytes / fingerprint + quantized / NF4\n",
-           result->file_bytes / result->hash_rate + params / result->quantize_rate);
+           result->quantize_rate * 1e-6, td_bench_rate(result->touch_rate).text);
+    printf("one by one:     %.2f s = bytes / read + quantized / NF4 + base / new memory\n",
+           result->file_bytes / result->read_rate + params / result->quantize_rate +
+               result->arena_bytes / result->touch_rate);
     print_phases(&result->times);
     if (result->image_load)
         print_image(result);

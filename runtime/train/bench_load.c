@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "runtime/core/files.h"
 #include "runtime/core/tensor.h"
@@ -10,7 +11,8 @@
 #include "runtime/train/metrics.h"
 
 enum { SEED = 1, PART_ELEMENTS = 8 << 20, PART_ROUNDS = 5, READ_ROUNDS = 3 };
-static const size_t slice_bytes = (size_t)64 << 20, max_config_bytes = (size_t)16 << 20;
+static const size_t huge_page_bytes = (size_t)2 << 20, slice_bytes = (size_t)64 << 20,
+                    max_config_bytes = (size_t)16 << 20;
 
 typedef struct bench {
     const td_config *config; // names the shape
@@ -75,6 +77,7 @@ static td_status draw_expected(bench *self, td_session *session) {
     TD_TRY(
         td_base_create_random(&session->model, &options, SEED, &session->context, &session->base));
     TD_TRY(hash_base(session, &self->expected));
+    self->out->arena_bytes = (double)session->base->arena.used_bytes;
     td_bench_step_options step = {.seq_tokens = self->options->seq_tokens,
                                   .sequences = 1,
                                   .micro_batches = self->out->rounds};
@@ -147,6 +150,28 @@ static td_status time_parts(bench *self, parts *all) {
     TD_TRY(time_part(all, convert_part, bytes, &self->out->convert_rate));
     TD_TRY(time_part(all, hash_part, bytes, &self->out->hash_rate));
     return time_part(all, quantize_part, PART_ELEMENTS, &self->out->quantize_rate);
+}
+
+// Pages as the base has them, cleared by the system as they are first written: on a virtual machine
+// whose host gives memory only then, this is much slower than clearing.
+static td_status touch_memory(bench *self) {
+    size_t pages = ((size_t)self->out->arena_bytes + huge_page_bytes - 1) / huge_page_bytes;
+    size_t bytes = pages * huge_page_bytes;
+    size_t mapped = bytes + huge_page_bytes;
+    unsigned char *memory =
+        mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return td_fail(TD_ERR_MEMORY, "no memory for %.0f MiB", (double)mapped / (1 << 20));
+    unsigned char *begin = memory + huge_page_bytes - (uintptr_t)memory % huge_page_bytes;
+    (void)madvise(begin, bytes, MADV_HUGEPAGE);
+    double start = td_seconds_now();
+#pragma omp parallel for schedule(dynamic, 1)
+    for (size_t page = 0; page < bytes; page += huge_page_bytes)
+        for (size_t i = page; i < page + huge_page_bytes; i += 4096)
+            begin[i] = 1;
+    self->out->touch_rate = (double)bytes / (td_seconds_now() - start);
+    munmap(memory, mapped);
+    return TD_OK;
 }
 
 // On the host, also where a GPU quantizes.
@@ -298,6 +323,8 @@ static void make_record(bench *self) {
     td_bench_record_number(record, "convert_bytes_per_second", out->convert_rate);
     td_bench_record_number(record, "hash_bytes_per_second", out->hash_rate);
     td_bench_record_number(record, "quantize_parameters_per_second", out->quantize_rate);
+    td_bench_record_number(record, "base_bytes", out->arena_bytes);
+    td_bench_record_number(record, "new_memory_bytes_per_second", out->touch_rate);
     out->record = record;
 }
 
@@ -319,6 +346,8 @@ static td_status prepare(bench *self) {
         status = td_bench_read_file(self->weights, READ_ROUNDS, &self->out->read_rate);
         if (status == TD_OK)
             status = measure_parts(self);
+        if (status == TD_OK)
+            status = touch_memory(self);
     }
     return td_comm_agree(self->comm, status, "rates");
 }

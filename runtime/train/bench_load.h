@@ -32,6 +32,8 @@ typedef struct td_bench_load_result {
     double convert_rate;  // bytes/s of BF16 to fp32
     double hash_rate;     // bytes/s of the fingerprint
     double quantize_rate; // parameters/s, of BF16
+    double touch_rate;    // bytes/s of new memory of the size of the base, all threads
+    double arena_bytes;   // the base
     cJSON *record;        // rank 0
 } td_bench_load_result;
 
