@@ -34,8 +34,8 @@ static void five_threads(void) {
     td_ops_cpu_set_threads(5);
 }
 
-static void without_bf16(void) {
-    all_levels_two_threads();
+static void five_threads_without_bf16(void) {
+    five_threads();
     td_cpu_bf16_allow(0);
 }
 
@@ -68,9 +68,7 @@ static const op_variant variants[] = {
 // What one instruction multiplies is emulated without it.
 static const op_variant medium_variants[] = {
     {"two threads", all_levels_two_threads, 0, EVERY},
-    {"again, at other addresses", all_levels_two_threads, 1, EVERY},
-    {"five threads", five_threads, 0, EVERY},
-    {"AVX-512 without bf16", without_bf16, 0, EVERY},
+    {"five threads without bf16, at other addresses", five_threads_without_bf16, 1, EVERY},
     {"up to AVX2", two_threads_avx2_with_bf16, 3, EVERY},
     {"scalar", two_threads_scalar, 0, ANY_LEVEL},
 };
