@@ -36,4 +36,9 @@ done
 expect "the GPU in the record" '"device":"NVIDIA [^"]*","driver":"CUDA [0-9.]+","cuda_runtime":"CUDA [0-9.]+","compute_capability"' \
     "$folder/step.json"
 expect "host memory beside the plan" '"host_plan_bytes":[1-9]' "$folder/step.json"
+# The breakdown calls each product by itself, so it has none dequantized ahead.
+timeout 100 "$tandem" bench step --shape "$shape" --seq 16 --steps 2 --accumulation 1 --breakdown --set device=cuda \
+    --set dequantized_cache_bytes=-1 --set dequantize_ahead=on --record "$folder/ahead.json" >"$folder/out" 2>&1
+expect "weights dequantized ahead" '^copies: .*the others are dequantized ahead$' "$folder/out"
+expect "and their breakdown" '"dequantizes_ahead":1,.*"part":"linear layers, backward","calls":[1-9]' "$folder/ahead.json"
 exit "$failed"
