@@ -43,8 +43,8 @@ typedef struct td_bench_step_result {
     int64_t quantized_layers, copied_layers;
     size_t copies_bytes;
     int dequantizes_ahead; // the other layers, under the product before
-    char device[64];     // "CPU", "NVIDIA H200"
-    int is_gpu, is_bf16; // activations in bf16
+    char device[64];       // "CPU", "NVIDIA H200"
+    int is_gpu, is_bf16;   // activations in bf16
     int has_bf16_products;
 } td_bench_step_result;
 
