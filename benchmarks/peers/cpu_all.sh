@@ -12,7 +12,7 @@ mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 
 # SHAPE SEQ STEPS WEIGHT; the weights are those of the seconds that two rounds take with the start (2 cores of a Zen 4)
-runs=("smollm2-135m 512 2 14" "smollm2-135m 2048 1 22" "qwen3-0.6b 512 1 24" "qwen3-0.6b 2048 1 70")
+runs=("smollm2-135m 512 2 12" "smollm2-135m 2048 1 21" "qwen3-0.6b 512 1 22" "qwen3-0.6b 2048 1 72")
 left=0
 for run in "${runs[@]}"; do
     read -r _ _ _ weight <<<"$run"
@@ -20,8 +20,8 @@ for run in "${runs[@]}"; do
 done
 for run in "${runs[@]}"; do
     read -r shape seq steps weight <<<"$run"
-    # cpu_step.sh ends at 6/5 of its limit at the latest: so does the last of all.
-    limit=$(((total - SECONDS) * weight / left * 10 / 12))
+    limit=$(((total - SECONDS) * weight / left))
+    [ "$weight" != "$left" ] || limit=$((limit * 10 / 12)) # cpu_step.sh ends at 6/5 of its limit at the latest
     left=$((left - weight))
     "$here/cpu_step.sh" "$python" "configs/shapes/$shape" "$seq" "$threads" "$rounds" \
         "$folder/cpu-step-$shape-$seq.jsonl" "$steps" "$limit" || echo "cpu_all: $shape $seq was not measured" >&2

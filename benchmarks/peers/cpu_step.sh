@@ -89,20 +89,22 @@ make_room() {
 
 # Starts a process and waits until it has built its model and done a step.
 start() {
-    local name=$1 line=""
+    local name=$1 line="" from=$SECONDS
     mkfifo "$work/$name.in" "$work/$name.out"
     "$python" benchmarks/peers/torch_step.py --config "$shape" --seq "$seq" --rank 16 --threads "$threads" \
         --variant "$name" --serve <"$work/$name.in" >"$work/$name.out" 2>"$work/$name.log" &
     pid[$name]=$!
     exec {ask[$name]}>"$work/$name.in" {answer[$name]}<"$work/$name.out"
     rm "$work/$name.in" "$work/$name.out"
-    read -r -t "$(left)" line <&"${answer[$name]}" && [[ $line == *'"ready"'* ]]
+    read -r -t "$(left)" line <&"${answer[$name]}" && [[ $line == *'"ready"'* ]] || return 1
+    building=$((building + SECONDS - from))
 }
 stop() {
     kill "${pid[$1]}" 2>/dev/null || true
     wait "${pid[$1]}" 2>/dev/null || true
     exec {ask[$1]}>&- {answer[$1]}<&-
     unset "pid[$1]"
+    stopped=1
 }
 # usage: peer VARIANT
 peer() {
@@ -134,15 +136,16 @@ peers_cpu() {
 }
 # usage: ours VARIANT [OPTION...]
 ours() {
-    local variant=$1 load before
+    local variant=$1 load before why
     shift
     [ -z "${left_out[$variant]:-}" ] || return 0
     make_room "" "${peak[tandem]:-$(expected)}" || die "a step takes about $(expected) MiB of memory, $memory are there"
     load=$(cut -d' ' -f1 /proc/loadavg) before=$(peers_cpu)
     if ! timeout --kill-after=5 "$(left)" "$tandem" bench step --shape "$shape" --seq "$seq" --steps "$steps" --json --set device=cpu \
         --set lora_r=16 --set lora_alpha=32 --set lora_dropout=0 --set gradient_checkpointing=none "$@" >"$work/out" 2>"$work/log"; then
-        [ "$variant" != tandem ] || [ "$round" != 1 ] || die "tandem: $(tail -n 3 "$work/log")"
-        leave_out "$variant" "$({ tail -n 1 "$work/log" | grep .; } || echo "it was not done in time")"
+        why=$(grep -a '^error' "$work/log" | tail -n 1) || why="it was not done in time"
+        [ "$variant" != tandem ] || [ "$round" != 1 ] || die "tandem: $why"
+        leave_out "$variant" "$why"
         return
     fi
     tr -s '\n\t' '  ' <"$work/out" | sed "s/^ *{/{\"variant\": \"$variant\", \"round\": $round, \"load_average_then\": $load, \"peers_cpu_seconds\": $(
@@ -192,15 +195,17 @@ ratio() {
         awk -v a="$1" -v b="$2" -v m="$(median "$1" "$memory_key")" -v p="$(median "$2" "$memory_key")" \
             '{printf "  %s / %s = %.2f (%.2f to %.2f), by rounds; memory %.2f of its\n", a, b, $1, $2, $3, m / p}'
 }
+# usage: fastest WHERE PEER...
 fastest() {
-    local variant
+    local variant where=$1
+    shift
     for variant in "$@"; do
         echo "$(median "$variant" "$rate") $variant"
-    done | sort -g | awk 'NF == 2 {name = $2} END {print name}'
+    done | sort -g | awk -v where="$where" 'NF == 2 {n++; name = $2} END {if (n > 1) print "  the fastest peer " where " is " name}'
 }
 
 summary() {
-    local variant full=() half=() name
+    local variant full=() half=()
     echo "$shape, seq $seq, $threads threads, $done rounds of $steps, load $(sed -nE '1s/.*"load_average": ([0-9.]+).*/\1/p' "$record") at the start, idle peers took $(
         { of tandem peers_cpu_seconds && of tandem_medium peers_cpu_seconds; } | awk '{s += $1} END {printf "%.2f", s}') s of CPU; tokens/s = tokens of a step / median step"
     for variant in tandem tandem_medium "${peers[@]}"; do
@@ -210,21 +215,18 @@ summary() {
     done
     for variant in ${full[@]+"${full[@]}"}; do ratio tandem "$variant"; done
     for variant in ${half[@]+"${half[@]}"}; do ratio tandem_medium "$variant"; done
-    name=$(fastest ${full[@]+"${full[@]}"})
-    [ ${#full[@]} -lt 2 ] || echo "  the fastest peer in fp32 is ${name:-none}"
-    name=$(fastest ${half[@]+"${half[@]}"})
-    [ ${#half[@]} -lt 2 ] || echo "  the fastest peer with products in bf16 is ${name:-none}"
+    fastest "in fp32" ${full[@]+"${full[@]}"}
+    fastest "with products in bf16" ${half[@]+"${half[@]}"}
 }
 
 memory=$(awk -v most=$((${CPU_STEP_GIB:-22} * 1024)) '/MemAvailable/ {m = int($2 / 1024); print m < most ? m : most}' /proc/meminfo)
 mkdir -p "$(dirname "$record")"
 machine >"$record"
-done=0
+done=0 building=0 stopped=0
 while [ "$done" -lt "$rounds" ]; do
-    began=$SECONDS round=$((done + 1)) started=0 before=fp32
+    began=$SECONDS round=$((done + 1)) before=fp32 building=0
     ours tandem
     for variant in "${peers[@]}"; do
-        [ -n "${pid[${variant%_medium}]:-}" ] || started=1
         if is_half "$variant" && [ "$before" = fp32 ]; then
             ours tandem_medium --set float32_matmul_precision=medium
             before=bf16
@@ -232,8 +234,9 @@ while [ "$done" -lt "$rounds" ]; do
         peer "$variant"
     done
     done=$((done + 1))
-    # Building models, in the first round, takes longer than what a round may vary by.
-    if [ -n "$limit" ] && [ "$done" -lt "$rounds" ] && [ $((SECONDS + (started ? 10 : 11) * (SECONDS - began) / 10)) -gt "$limit" ]; then
+    # Models are built once, unless there is no room to keep them.
+    [ "$stopped" = 1 ] || began=$((began + building))
+    if [ -n "$limit" ] && [ "$done" -lt "$rounds" ] && [ $((SECONDS + 11 * (SECONDS - began) / 10)) -gt "$limit" ]; then
         echo "cpu_step: $done of $rounds rounds: another one would end later than $limit s" >&2
         break
     fi
