@@ -82,9 +82,9 @@ tandem_gpu_test(model_gpu "cuda_host/model.c;model/families_checks.c" LIBS tande
 tandem_gpu_test(graphs_gpu cuda_host/graphs.c LIBS tandem_model tandem_comm)
 
 # Weights that are dequantized ahead have the bits of those that products dequantize, and without the waits other bits.
-tandem_gpu_test(ahead_gpu cuda_host/ahead.c LIBS tandem_model tandem_comm)
+tandem_gpu_test(ahead_gpu cuda_host/ahead.c LIBS tandem_model tandem_comm TIMEOUT 240)
 add_test(NAME cuda_host_ahead_planted COMMAND test_ahead_gpu planted)
-set_tests_properties(cuda_host_ahead_planted PROPERTIES TIMEOUT 60 LABELS cuda_host
+set_tests_properties(cuda_host_ahead_planted PROPERTIES TIMEOUT 120 LABELS cuda_host
   ENVIRONMENT "${cuda_host_environment}")
 
 # Random weights that the GPU draws are those of the host.
