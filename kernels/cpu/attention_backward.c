@@ -205,7 +205,8 @@ static void strip_gradient(const backward_job *job, const backward_scratch *scra
         .lse = scratch->lse + rows.begin,
         .delta = scratch->delta + rows.begin,
         .dscores = scratch->dscores + rows.begin * TD_ATTENTION_SCORES,
-        .pairs = scratch->dscore_pairs + rows.begin * TD_ATTENTION_PAIRS,
+        .pairs =
+            job->plan.pair > 1 ? scratch->dscore_pairs + rows.begin * TD_ATTENTION_PAIRS : NULL,
     };
     int64_t offset = rows.begin * job->plan.left_stride;
     strip_product(job, scratch->q.left + offset, scratch->keys_across, &strip, strip.scores);

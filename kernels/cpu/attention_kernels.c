@@ -50,9 +50,11 @@ typedef struct softmax_rows {
 #define TILE_ROWS   8
 #define TILE_LANES  2
 #include "kernels/cpu/attention_pairs_template.h"
+// Products take half the time here, so loads count for more: broadcasts serve four vectors each.
 #define PAIRS_LEVEL native
 #define TILE_ROWS   8
-#define TILE_LANES  2
+#define TILE_LANES  4
+#define TILE_SUMS   16
 #include "kernels/cpu/attention_pairs_template.h"
 
 const td_attention_kernels *td_attention_kernels_find(td_dtype product) {

@@ -1,6 +1,10 @@
 // The matrix product of attention for one level of vector instructions and one kind of operands.
 // Included by attention_kernels.c with LANES, L(), PRODUCT(), OPERAND..., TILE_ROWS and TILE_LANES
-// set; no include guard on purpose.
+// set; no include guard on purpose. A tile has at most TILE_SUMS vectors of sums, if not all.
+
+#ifndef TILE_SUMS
+#define TILE_SUMS (TILE_ROWS * TILE_LANES)
+#endif
 
 // One tile of c in registers. rows and lanes are constants after inlining.
 PRODUCT_INLINE void PRODUCT(tile)(const td_attention_product *p, int rows, int lanes, int64_t row,
@@ -28,14 +32,15 @@ PRODUCT_INLINE void PRODUCT(tile)(const td_attention_product *p, int rows, int l
 }
 
 PRODUCT_INLINE void PRODUCT(columns)(const td_attention_product *p, int lanes, int64_t col) {
+    const int most = TILE_SUMS / lanes < TILE_ROWS ? TILE_SUMS / lanes : TILE_ROWS;
     int64_t row = 0;
-    for (; row + TILE_ROWS <= p->m; row += TILE_ROWS)
-        PRODUCT(tile)(p, TILE_ROWS, lanes, row, col);
-    if (TILE_ROWS > 4 && row + 4 <= p->m) {
-        PRODUCT(tile)(p, TILE_ROWS < 4 ? TILE_ROWS : 4, lanes, row, col);
+    for (; row + most <= p->m; row += most)
+        PRODUCT(tile)(p, most, lanes, row, col);
+    if (most > 4 && row + 4 <= p->m) {
+        PRODUCT(tile)(p, most < 4 ? most : 4, lanes, row, col);
         row += 4;
     }
-    if (TILE_ROWS > 2 && row + 2 <= p->m) {
+    if (most > 2 && row + 2 <= p->m) {
         PRODUCT(tile)(p, 2, lanes, row, col);
         row += 2;
     }
@@ -48,6 +53,8 @@ PRODUCT_TARGET static void PRODUCT(multiply)(const td_attention_product *product
     int64_t col = 0;
     for (; col + TILE_LANES * TD_LANES <= p.n; col += TILE_LANES * TD_LANES)
         PRODUCT(columns)(&p, TILE_LANES, col);
+    for (; TILE_LANES > 2 && col + 2 * TD_LANES <= p.n; col += 2 * TD_LANES)
+        PRODUCT(columns)(&p, TILE_LANES > 2 ? 2 : 1, col);
     for (; col < p.n; col += TD_LANES)
         PRODUCT(columns)(&p, 1, col);
 }
@@ -61,3 +68,4 @@ PRODUCT_TARGET static void PRODUCT(multiply)(const td_attention_product *product
 #undef MULTIPLY_ADD
 #undef TILE_ROWS
 #undef TILE_LANES
+#undef TILE_SUMS
