@@ -27,8 +27,8 @@ typedef struct td_transformer_sizes {
     size_t gradients_bytes;   // of activations and of one module's A and B
     size_t tables_bytes;      // inputs, RoPE tables
     size_t workspace_bytes;   // of the operations
-    size_t ahead_bytes;       // weights that are dequantized ahead
     size_t total_bytes;       // of the above: device memory
+    size_t ahead_bytes;       // beside it, weights that are dequantized ahead
     size_t host_bytes;        // beside it, pinned host memory
 } td_transformer_sizes;
 
@@ -94,8 +94,8 @@ typedef struct td_graph_counts {
 td_graph_counts td_transformer_graph_counts(const td_transformer *transformer);
 // Option `dequantize_ahead`: while a product runs, the NF4 weight of the next one is dequantized on
 // a second stream into one of two buffers, each as large as the largest weight. Products read the
-// same numbers, so results have the same bits. Here: weights that were queued so, once each in
-// recorded work.
+// same numbers, so results have the same bits. Where there is no memory for the buffers products
+// dequantize for themselves. Here: weights that were queued so, once each in recorded work.
 int64_t td_transformer_ahead_count(const td_transformer *transformer);
 // The loss alone, without dropout. parameters may be NULL: the base model.
 td_status td_transformer_loss(td_transformer *transformer, const float *parameters,

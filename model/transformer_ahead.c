@@ -8,6 +8,10 @@
 #include <stdlib.h>
 
 #include "model/transformer_internal.h"
+#include "model/weight_copies.h"
+#include "runtime/core/log.h"
+
+enum { N_BUFFERS = 2 };
 
 // A buffer and what it holds. `filled` is recorded on the stream of this file, `read` on the
 // context's.
@@ -32,14 +36,13 @@ struct td_ahead {
     int64_t n_acquired;
     int can_go_on; // the call was not recorded so far
     int64_t count; // of weights queued
-    ahead_buffer buffers[TD_AHEAD_BUFFERS];
+    ahead_buffer buffers[N_BUFFERS];
 };
 
-void td_transformer_take_ahead(td_transformer *transformer) {
+// Of one buffer: the largest weight in the type of the activations.
+static size_t buffer_bytes(const td_transformer *transformer) {
     const td_model_config *config = transformer->config;
     size_t most = 0;
-    if (!transformer->options.dequantize_ahead)
-        return;
     for (int i = 0; i < TD_PROJ_COUNT; i++) {
         if (!td_projection_exists(config, (td_projection)i))
             continue;
@@ -47,9 +50,13 @@ void td_transformer_take_ahead(td_transformer *transformer) {
                                     (size_t)td_projection_out(config, (td_projection)i));
         most = count > most ? count : most;
     }
-    for (int i = 0; i < TD_AHEAD_BUFFERS; i++)
-        transformer->ahead_buffers[i] =
-            td_arena_take(&transformer->arena, most, td_act_bytes(transformer));
+    return td_mul_bytes(most, td_act_bytes(transformer));
+}
+
+size_t td_transformer_ahead_bytes(const td_transformer *transformer) {
+    if (!transformer->options.dequantize_ahead)
+        return 0;
+    return td_mul_bytes(N_BUFFERS, buffer_bytes(transformer));
 }
 
 static void add_use(td_transformer *transformer, int64_t layer, int projection) {
@@ -107,6 +114,19 @@ static td_status list_uses(td_transformer *transformer) {
     return TD_OK;
 }
 
+static td_status take_buffers(td_ahead *ahead, size_t bytes) {
+    const td_device *device = ahead->context.device;
+    for (int i = 0; i < N_BUFFERS; i++) {
+        TD_TRY(td_weight_memory_take(device, bytes, "weights dequantized ahead",
+                                     &ahead->buffers[i].memory));
+        if (!ahead->buffers[i].memory)
+            return TD_OK;
+        TD_TRY(device->table->event_create(device, &ahead->buffers[i].filled));
+        TD_TRY(device->table->event_create(device, &ahead->buffers[i].read));
+    }
+    return TD_OK;
+}
+
 td_status td_transformer_create_ahead(td_transformer *transformer) {
     const td_device *device = transformer->context.device;
     if (!transformer->options.dequantize_ahead)
@@ -117,26 +137,27 @@ td_status td_transformer_create_ahead(td_transformer *transformer) {
     ahead->context = (td_op_context){.ops = transformer->context.ops, .device = device};
     TD_TRY(list_uses(transformer));
     TD_TRY(device->table->stream_create(device, &ahead->context.stream));
-    for (int i = 0; i < TD_AHEAD_BUFFERS; i++) {
-        ahead->buffers[i].memory = transformer->ahead_buffers[i];
-        TD_TRY(device->table->event_create(device, &ahead->buffers[i].filled));
-        TD_TRY(device->table->event_create(device, &ahead->buffers[i].read));
-    }
+    TD_TRY(take_buffers(ahead, buffer_bytes(transformer)));
+    if (ahead->buffers[N_BUFFERS - 1].memory)
+        return TD_OK;
+    td_info("there is no memory left to dequantize weights ahead");
+    td_transformer_destroy_ahead(transformer);
     return TD_OK;
 }
 
 void td_transformer_destroy_ahead(td_transformer *transformer) {
     td_ahead *ahead = transformer->ahead;
-    const td_device_table *device = transformer->context.device->table;
+    const td_device *device = transformer->context.device;
     if (!ahead)
         return;
     if (ahead->context.stream)
-        (void)device->stream_synchronize(ahead->context.stream);
-    for (int i = 0; i < TD_AHEAD_BUFFERS; i++) {
-        device->event_destroy(ahead->buffers[i].filled);
-        device->event_destroy(ahead->buffers[i].read);
+        (void)device->table->stream_synchronize(ahead->context.stream);
+    for (int i = 0; i < N_BUFFERS; i++) {
+        device->table->event_destroy(ahead->buffers[i].filled);
+        device->table->event_destroy(ahead->buffers[i].read);
+        device->table->free(device, ahead->buffers[i].memory);
     }
-    device->stream_destroy(ahead->context.stream);
+    device->table->stream_destroy(ahead->context.stream);
     free(ahead->uses);
     free(ahead->segments);
     free(ahead);
@@ -171,9 +192,9 @@ static td_status start(td_transformer *transformer, int64_t use) {
     const td_device_table *device = transformer->context.device->table;
     ahead->next = ahead->fill = use;
     ahead->n_filled = ahead->n_acquired = 0;
-    for (int i = 0; i < TD_AHEAD_BUFFERS; i++)
+    for (int i = 0; i < N_BUFFERS; i++)
         TD_TRY(device->event_record(ahead->buffers[i].read, transformer->context.stream));
-    for (int i = 0; i < TD_AHEAD_BUFFERS; i++)
+    for (int i = 0; i < N_BUFFERS; i++)
         TD_TRY(fill(ahead, &ahead->buffers[i]));
     return TD_OK;
 }
@@ -206,7 +227,7 @@ td_status td_transformer_acquire_weight(td_transformer *transformer, int64_t lay
     ahead->next++;
     if (weight->resident)
         return TD_OK;
-    ahead_buffer *buffer = &ahead->buffers[ahead->n_acquired++ % TD_AHEAD_BUFFERS];
+    ahead_buffer *buffer = &ahead->buffers[ahead->n_acquired++ % N_BUFFERS];
     *out = &buffer->weight;
     return transformer->context.device->table->event_wait(buffer->filled,
                                                           transformer->context.stream);
@@ -214,7 +235,7 @@ td_status td_transformer_acquire_weight(td_transformer *transformer, int64_t lay
 
 td_status td_transformer_release_weight(td_transformer *transformer, const td_matrix *weight) {
     td_ahead *ahead = transformer->ahead;
-    for (int i = 0; ahead && i < TD_AHEAD_BUFFERS; i++) {
+    for (int i = 0; ahead && i < N_BUFFERS; i++) {
         ahead_buffer *buffer = &ahead->buffers[i];
         if (weight != &buffer->weight)
             continue;

@@ -37,8 +37,6 @@ typedef struct td_layer_state {
 typedef struct td_graphs td_graphs; // transformer_graphs.c
 typedef struct td_ahead td_ahead;   // transformer_ahead.c
 
-enum { TD_AHEAD_BUFFERS = 2 };
-
 struct td_kv_cache {
     int64_t capacity, length; // tokens
     int64_t n_layers;
@@ -97,9 +95,6 @@ struct td_transformer {
     // activations.
     void *rounded;
 
-    // One weight each in the type of the activations; NULL when none is dequantized ahead.
-    void *ahead_buffers[TD_AHEAD_BUFFERS];
-
     // The running call.
     const float *parameters; // or NULL
     td_dropout_key dropout;
@@ -129,8 +124,8 @@ td_status td_transformer_segment(td_transformer *transformer, int64_t segment,
                                  td_status (*queue)(td_transformer *transformer, int64_t layer),
                                  int64_t layer);
 
-// transformer_ahead.c. ahead stays NULL where it is not wanted.
-void td_transformer_take_ahead(td_transformer *transformer);
+// transformer_ahead.c. ahead stays NULL where it is not wanted or has no memory.
+size_t td_transformer_ahead_bytes(const td_transformer *transformer);
 td_status td_transformer_create_ahead(td_transformer *transformer);
 // Nothing may be under way but its own work, which it waits for.
 void td_transformer_destroy_ahead(td_transformer *transformer);

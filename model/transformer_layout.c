@@ -223,10 +223,8 @@ td_status td_transformer_layout(td_transformer *transformer, td_transformer_size
     parts.workspace_bytes = transformer->context.ops->workspace_bytes(&query);
     transformer->context.workspace_bytes = parts.workspace_bytes;
     transformer->context.workspace = td_arena_take(&transformer->arena, parts.workspace_bytes, 1);
-    before = arena->used_bytes;
-    td_transformer_take_ahead(transformer);
-    parts.ahead_bytes = arena->used_bytes - before;
     parts.total_bytes = arena->used_bytes;
+    parts.ahead_bytes = td_transformer_ahead_bytes(transformer);
     parts.host_bytes = td_transformer_host_bytes(transformer);
     if (sizes)
         *sizes = parts;

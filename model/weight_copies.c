@@ -79,14 +79,14 @@ static td_status has_room(const td_device *device, size_t bytes, int *out) {
     return TD_OK;
 }
 
-// *out is NULL when there is no memory.
-static td_status take_memory(const td_device *device, size_t bytes, void **out) {
+td_status td_weight_memory_take(const td_device *device, size_t bytes, const char *purpose,
+                                void **out) {
     int fits;
     *out = NULL;
     TD_TRY(has_room(device, bytes, &fits));
     if (!fits)
         return TD_OK;
-    td_status status = device->table->alloc(device, bytes, "copies of dequantized weights", out);
+    td_status status = device->table->alloc(device, bytes, purpose, out);
     if (status != TD_ERR_MEMORY)
         return status;
     td_error_clear();
@@ -121,7 +121,8 @@ td_status td_weight_copies_make(td_weight_copies *copies, td_base *base,
         size_t bytes = layer_bytes(&base->layers[i], context->ops->activation);
         if (bytes == 0)
             continue;
-        TD_TRY(take_memory(context->device, bytes, &copies->layers[i]));
+        TD_TRY(td_weight_memory_take(context->device, bytes, "copies of dequantized weights",
+                                     &copies->layers[i]));
         if (!copies->layers[i])
             return TD_OK;
         TD_TRY(fill_layer(&base->layers[i], context, copies->layers[i]));

@@ -34,4 +34,9 @@ td_status td_weight_copies_make(td_weight_copies *copies, td_base *base,
 // What is queued must have ended.
 void td_weight_copies_fini(td_weight_copies *copies);
 
+// Device memory for dequantized weights; *out is NULL, which is no failure, when there is none or
+// too little of the device would stay free.
+td_status td_weight_memory_take(const td_device *device, size_t bytes, const char *purpose,
+                                void **out);
+
 #endif

@@ -94,11 +94,43 @@ static void what_cannot_be_recorded_is_queued(void) {
     free(ahead.sums);
 }
 
+// A device that is full.
+static const td_device *behind;
+
+static td_status tell_full(const td_device *device, size_t *free_bytes, size_t *total_bytes) {
+    TD_TRY(behind->table->memory_info(device, free_bytes, total_bytes));
+    *free_bytes = *total_bytes / 64;
+    return TD_OK;
+}
+
+static const td_device *without_memory(const td_device *real) {
+    static td_device device;
+    static td_device_table table;
+    behind = real;
+    table = *real->table;
+    table.memory_info = tell_full;
+    device = *real;
+    device.table = &table;
+    return &device;
+}
+
+static void without_memory_products_dequantize_for_themselves(void) {
+    way how = {.graphs = TD_GRAPHS_OFF, .recompute = TD_RECOMPUTE_BLOCK};
+    outcome within = run_few(how);
+    how.dequantize_ahead = 1;
+    how.device = without_memory;
+    outcome ahead = run_few(how);
+    CHECK(same_calls(&within, &ahead));
+    CHECK_INT(ahead.dequantized_ahead, 0);
+    CHECK_STRING(td_error_message(), "");
+    free(within.sums);
+    free(ahead.sums);
+}
+
 // A device that leaves out waits of the context's stream, which is the first one made, or of the
 // other's.
 static int misses_filled, misses_read;
 static td_stream *first_stream;
-static const td_device *behind;
 
 static td_status noting_stream_create(const td_device *device, td_stream **out) {
     TD_TRY(behind->table->stream_create(device, out));
@@ -167,6 +199,7 @@ int main(int argc, char **argv) {
     TEST(every_policy_has_the_bits_of_weights_dequantized_by_products);
     TEST(copies_are_not_dequantized_again);
     TEST(what_cannot_be_recorded_is_queued);
+    TEST(without_memory_products_dequantize_for_themselves);
     tested = module->ops_fp32;
     TEST(one_policy_has_the_bits_of_weights_dequantized_by_products);
     return test_report();
