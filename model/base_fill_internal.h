@@ -17,6 +17,7 @@ typedef struct td_base_stream {
     float *absmax;           // (blocks) when it is quantized, or NULL
     const td_matrix *nested; // when absmax is quantized too, or NULL
     float *offset;           // of nested
+    int is_nested;           // that is done
     td_hash *hashes;         // (n_hashes) of its chunks, and what else the fingerprint has of it
     int64_t n_hashes;
     int64_t chunks_left;

@@ -12,6 +12,7 @@
 
 enum {
     CHUNK_ELEMENTS = TD_BASE_CHUNK_ELEMENTS,
+    NEST_CHUNKS = 8,    // nesting the scales of so many takes no longer than quantizing one
     SLICE_CHUNKS = 256, // after which mapped pages are let go
     ROUNDING_ELEMENTS = 1024,
 };
@@ -117,34 +118,49 @@ static td_status nest(const td_base_filler *filler, const td_base_stream *stream
     return filler->context.ops->absmax_quantize(&filler->context, &args);
 }
 
-static td_status finish(const td_base_filler *filler, const td_base_stream *stream, double *times) {
-    if (!stream->nested)
-        return TD_OK;
+static td_status timed_nest(const td_base_filler *filler, td_base_stream *stream, double *seconds) {
     double start = omp_get_wtime();
+    stream->is_nested = 1;
     td_status status = nest(filler, stream);
-    times[NESTING] += omp_get_wtime() - start;
+    *seconds += omp_get_wtime() - start;
     return status;
+}
+
+// By one thread while the others have chunks to take. What comes too late for that is left to all
+// of them together.
+static int can_nest(const queue *all, const td_base_stream *stream, int64_t chunk) {
+    int64_t costs = chunks_of(stream->n_elements) / NEST_CHUNKS;
+    return stream->nested && all->n_chunks - chunk >= costs * omp_get_num_threads();
+}
+
+static td_status nest_late(const td_base_filler *filler, td_base_group *group) {
+    for (int i = 0; i < group->n_streams; i++) {
+        td_base_stream *stream = &group->streams[i];
+        if (stream->nested && !stream->is_nested)
+            TD_TRY(timed_nest(filler, stream, &filler->base->times.nest));
+    }
+    return TD_OK;
 }
 
 // On the host. Other threads may still be reading chunks of the slice that is let go: their pages
 // come back, and go with the rest when all is done.
-static td_status end_chunk(const td_base_filler *filler, td_base_stream *stream, int64_t begin,
-                           int64_t count, double *times) {
-    int64_t slice = (int64_t)SLICE_CHUNKS * CHUNK_ELEMENTS, end = begin + count, left;
+static td_status end_chunk(const queue *all, td_base_stream *stream, int64_t chunk, int64_t end,
+                           double *times) {
+    int64_t slice = (int64_t)SLICE_CHUNKS * CHUNK_ELEMENTS, left;
     if (end % slice == 0)
-        forget(filler, stream, end - slice, slice);
+        forget(all->filler, stream, end - slice, slice);
 #pragma omp atomic capture seq_cst
     left = --stream->chunks_left;
     if (left > 0)
         return TD_OK;
-    forget(filler, stream, 0, stream->n_elements);
-    return finish(filler, stream, times);
+    forget(all->filler, stream, 0, stream->n_elements);
+    return can_nest(all, stream, chunk) ? timed_nest(all->filler, stream, &times[NESTING]) : TD_OK;
 }
 
-static td_status run_chunk(const td_base_filler *filler, const span *piece, int64_t chunk,
-                           double *times) {
+static td_status run_chunk(const queue *all, const span *piece, int64_t chunk, double *times) {
+    const td_base_filler *filler = all->filler;
     td_base_stream *stream = piece->stream;
-    int64_t first = chunk * CHUNK_ELEMENTS, left = piece->count - first;
+    int64_t first = (chunk - piece->first_chunk) * CHUNK_ELEMENTS, left = piece->count - first;
     int64_t begin = piece->begin + first, count = left < CHUNK_ELEMENTS ? left : CHUNK_ELEMENTS;
     const unsigned char *source = source_at(stream, begin);
     size_t bytes = (size_t)count * td_dtype_bytes(stream->view.dtype);
@@ -160,7 +176,7 @@ static td_status run_chunk(const td_base_filler *filler, const span *piece, int6
     times[FETCHING] += fetched - start;
     times[HASHING] += hashed - fetched;
     times[STORING] += omp_get_wtime() - hashed;
-    return staged ? TD_OK : end_chunk(filler, stream, begin, count, times);
+    return staged ? TD_OK : end_chunk(all, stream, chunk, begin + count, times);
 }
 
 static const span *find_span(const queue *all, int64_t chunk) {
@@ -203,8 +219,7 @@ static td_status run_queue(const queue *all) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads_of(all->filler))                 \
     reduction(+ : times[:TIMES]) if (all->n_chunks > 2)
     for (int64_t chunk = 0; chunk < all->n_chunks; chunk++) {
-        const span *piece = find_span(all, chunk);
-        td_status status = run_chunk(all->filler, piece, chunk - piece->first_chunk, times);
+        td_status status = run_chunk(all, find_span(all, chunk), chunk, times);
         if (status != TD_OK)
             keep_failure(&failure, status);
     }
@@ -238,7 +253,8 @@ static td_status store_here(const td_base_filler *filler, td_base_group *group) 
         spans[i].first_chunk = all.n_chunks;
         all.n_chunks += chunks_of(spans[i].count);
     }
-    return run_queue(&all);
+    TD_TRY(run_queue(&all));
+    return nest_late(filler, group);
 }
 
 // One half of the staging buffers: filled while the other one travels.
