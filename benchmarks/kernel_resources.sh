@@ -141,6 +141,7 @@ attention_f32_forward|forward_kernel|TD_F32_THREADS|sizeof(forward_shared<@1, @2
 cross_entropy|.*|MOST_THREADS|sizeof(row_shared)
 dequantize|nf4_kernel|THREADS|sizeof(nf4_shared)
 dequantize|convert_kernel|THREADS|0
+draw_weights|draw_kernel|THREADS|0
 dropout|dropout_kernel|THREADS|0
 embedding|embedding_kernel|TD_FLAT_THREADS|0
 fixed|.*sum_squares_kernel|TD_CUDA_REDUCTION_THREADS|TD_CUDA_MOST_WARPS * sizeof(double)
