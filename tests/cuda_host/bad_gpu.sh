@@ -126,13 +126,14 @@ runs "a shared GPU, auto, with NCCL_HOSTID" 'gradients by MPI \(ranks 0 and 1 sh
     "$source/launch/mpirun.sh" 2 "$tandem" "${settings[@]}" --set share_gpus=true
 
 # Every allocation of device or pinned memory fails once, on each number of ranks, until there is none left to fail. Copies of
-# layers are made where there is memory for them, and shortly before the end.
+# layers are made where there is memory for them, and shortly before the end; weights are dequantized ahead where there is
+# memory for both buffers.
 for ranks in 1 2; do
     n=0 got=4 wrong=0
     while [ "$got" -ne 0 ] && [ "$wrong" -eq 0 ] && [ "$n" -lt 200 ]; do
         n=$((n + 1)) got=0
         CUDA_HOST_FAIL_ALLOC=$n train "$ranks" --set share_gpus=true --set dequantized_cache_bytes=-1 \
-            >"$folder/log" 2>&1 || got=$?
+            --set dequantize_ahead=off >"$folder/log" 2>&1 || got=$?
         errors=$(grep -cE '^(\[[0-9]+\] )?error:' "$folder/log")
         lines=$(grep -cE '^error: GPU 0: cannot allocate .* MiB of (device|pinned host) memory for [a-zA-Z]' "$folder/log")
         if [ "$got" -ne 0 ]; then
@@ -150,6 +151,15 @@ for ranks in 1 2; do
     done
     [ "$copies" -eq 2 ]
     report $? "memory for one or no copy of a layer, $ranks ranks: $copies of 2 runs"
+    without=0
+    for ((i = n + 1; i > n - 8; i--)); do
+        CUDA_HOST_FAIL_ALLOC=$i train "$ranks" --set share_gpus=true --set dequantized_cache_bytes=-1 \
+            --set dequantize_ahead=on >"$folder/log" 2>&1 &&
+            grep -qE '(^|\] )there is no memory left to dequantize weights ahead$' "$folder/log" && without=$((without + 1))
+        rm -rf "$folder/out"
+    done
+    [ "$without" -eq 2 ]
+    report $? "memory for one or none of the buffers of weights ahead, $ranks ranks: $without of 2 runs"
 done
 
 # Only rank 1 runs out of memory, while the base is loaded and while the run's vectors are allocated.
