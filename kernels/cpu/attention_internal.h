@@ -9,7 +9,7 @@
 // fused multiply-adds in ascending order, so the cut does not show in them either.
 //
 // With products in bf16 an operand's element is a word of two neighbours of the sum
-// (attention_pairs.h), in the same buffers, and a product takes half as many steps. Sums over a
+// (bf16_pairs.h), in the same buffers, and a product takes half as many steps. Sums over a
 // sequence's keys or rows pair neighbours counted from the block's start, an odd last one with a
 // zero. The same bits at every level of vector instructions.
 #ifndef TANDEM_KERNELS_CPU_ATTENTION_INTERNAL_H
@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/cpu/bf16_pairs.h"
 #include "kernels/cpu/cpu_internal.h"
 #include "kernels/cpu/lanes.h"
 
@@ -205,14 +206,11 @@ const td_attention_kernels *td_attention_kernels_find(td_dtype product);
 // Denormal numbers are zeros until td_attention_restore(), on the calling thread, with products in
 // bf16 only: VDPBF16PS knows none. Returns what to restore.
 static inline unsigned td_attention_flush(const td_attention_plan *plan) {
-    unsigned before = _mm_getcsr();
-    if (plan->pair > 1)
-        _mm_setcsr(before | _MM_FLUSH_ZERO_ON | 0x40); // results and operands
-    return before;
+    return plan->pair > 1 ? td_bf16_enter() : _mm_getcsr();
 }
 
 static inline void td_attention_restore(unsigned before) {
-    _mm_setcsr(before);
+    td_bf16_leave(before);
 }
 
 // Asks for a row's cache lines ahead of its packing: rows of one head lie too far apart for the

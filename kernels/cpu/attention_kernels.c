@@ -5,7 +5,7 @@
 #include <math.h>
 
 #include "kernels/cpu/attention_internal.h"
-#include "kernels/cpu/attention_pairs.h"
+#include "kernels/cpu/bf16_pairs.h"
 
 // A strip's rows in the online softmax: the largest scores before and after this block of keys,
 // exp(before - after), in bf16 the exponent of two to subtract, and whether the row sees any of

@@ -1,5 +1,5 @@
 // The inner loops of attention with products in bf16 for one level of vector instructions: what
-// rounds and pairs the operands (attention_pairs.h). Included by attention_kernels.c once per level
+// rounds and pairs the operands (bf16_pairs.h). Included by attention_kernels.c once per level
 // behind attention_kernels_template.h, with PAIRS_LEVEL set; no include guard on purpose.
 
 #define P(name)      TD_LANES_JOIN(td_pairs_##name##_, PAIRS_LEVEL)

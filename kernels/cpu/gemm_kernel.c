@@ -4,6 +4,7 @@
 // 6 x 64 as fast.
 #include <string.h>
 
+#include "kernels/cpu/bf16_pairs.h"
 #include "kernels/cpu/gemm_internal.h"
 #include "kernels/cpu/lanes.h"
 
@@ -113,40 +114,43 @@ static void multiply(const td_gemm_block *block, int64_t most_rows, int64_t most
 #define EACH_TILE(tile) EACH_ROWS(tile, 1) EACH_ROWS(tile, 2) EACH_ROWS(tile, 3)
 #include "kernels/cpu/gemm_kernel_template.h"
 
+#define PAIRS_MULTIPLY_ADD(level, a, b, sum)                                                       \
+    td_pairs_multiply_add_##level(td_pairs_split_##level(a), td_pairs_split_##level(b), sum)
+
 #define NAME           pairs_scalar
 #define TD_LANES_LEVEL scalar
 #define TARGET
-#define MULTIPLY_ADD    td_lanes_dot_scalar
-#define TILE_ROWS       2
-#define TILE_LANES      1
-#define EACH_TILE(tile) tile(1, 1) tile(2, 1)
+#define MULTIPLY_ADD(a, b, sum) PAIRS_MULTIPLY_ADD(scalar, a, b, sum)
+#define TILE_ROWS               2
+#define TILE_LANES              1
+#define EACH_TILE(tile)         tile(1, 1) tile(2, 1)
 #include "kernels/cpu/gemm_kernel_template.h"
 
-#define NAME            pairs_avx2
-#define TD_LANES_LEVEL  avx2
-#define TARGET          TD_TARGET_AVX2
-#define MULTIPLY_ADD    td_lanes_dot_avx2
-#define TILE_ROWS       4
-#define TILE_LANES      1
-#define EACH_TILE(tile) tile(1, 1) tile(2, 1) tile(3, 1) tile(4, 1)
+#define NAME                    pairs_avx2
+#define TD_LANES_LEVEL          avx2
+#define TARGET                  TD_TARGET_AVX2
+#define MULTIPLY_ADD(a, b, sum) PAIRS_MULTIPLY_ADD(avx2, a, b, sum)
+#define TILE_ROWS               4
+#define TILE_LANES              1
+#define EACH_TILE(tile)         tile(1, 1) tile(2, 1) tile(3, 1) tile(4, 1)
 #include "kernels/cpu/gemm_kernel_template.h"
 
-#define NAME            pairs_avx512
-#define TD_LANES_LEVEL  avx512
-#define TARGET          TD_TARGET_AVX512
-#define MULTIPLY_ADD    td_lanes_dot_avx512
-#define TILE_ROWS       8
-#define TILE_LANES      2
-#define EACH_TILE(tile) EACH_ROWS(tile, 1) EACH_ROWS(tile, 2)
+#define NAME                    pairs_avx512
+#define TD_LANES_LEVEL          avx512
+#define TARGET                  TD_TARGET_AVX512
+#define MULTIPLY_ADD(a, b, sum) PAIRS_MULTIPLY_ADD(avx512, a, b, sum)
+#define TILE_ROWS               8
+#define TILE_LANES              2
+#define EACH_TILE(tile)         EACH_ROWS(tile, 1) EACH_ROWS(tile, 2)
 #include "kernels/cpu/gemm_kernel_template.h"
 
-#define NAME            pairs_bf16
-#define TD_LANES_LEVEL  avx512
-#define TARGET          TD_TARGET_BF16
-#define MULTIPLY_ADD    td_lanes_dot_bf16
-#define TILE_ROWS       8
-#define TILE_LANES      3
-#define EACH_TILE(tile) EACH_ROWS(tile, 1) EACH_ROWS(tile, 2) EACH_ROWS(tile, 3)
+#define NAME                    pairs_bf16
+#define TD_LANES_LEVEL          avx512
+#define TARGET                  TD_TARGET_BF16
+#define MULTIPLY_ADD(a, b, sum) PAIRS_MULTIPLY_ADD(native, a, b, sum)
+#define TILE_ROWS               8
+#define TILE_LANES              3
+#define EACH_TILE(tile)         EACH_ROWS(tile, 1) EACH_ROWS(tile, 2) EACH_ROWS(tile, 3)
 #include "kernels/cpu/gemm_kernel_template.h"
 
 td_gemm_kernel *td_gemm_kernel_find(void) {

@@ -52,9 +52,9 @@ TD_TARGET_BF16 static void nf4_rows_bf16(const td_matrix *matrix, td_cpu_range k
             for (int j = 0; j < 8; j += 2, out += STRIP) {
                 __m512i first = _mm512_srli_epi32(word[i], shift[j]);
                 __m512i second = _mm512_srli_epi32(word[i], shift[j + 1]);
-                __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(first, table), scale);
-                __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(second, table), scale);
-                _mm512_storeu_si512(out, td_bf16_interleave_bf16(even, odd));
+                td_lanes_avx512 even = {_mm512_mul_ps(_mm512_permutexvar_ps(first, table), scale)};
+                td_lanes_avx512 odd = {_mm512_mul_ps(_mm512_permutexvar_ps(second, table), scale)};
+                td_lanes_store_avx512(out, td_pairs_join_native(even, odd));
             }
     }
 }
@@ -116,8 +116,8 @@ TD_TARGET_BF16 static void nf4_row_pair_bf16(const td_matrix *matrix, int64_t ev
 TD_TARGET_BF16 static void f32_row_pair_bf16(const float *even, const float *odd, int64_t n,
                                              float *out, int64_t strip) {
     for (int64_t i = 0; i < n; i += STRIP, out += strip)
-        _mm512_storeu_si512(
-            out, td_bf16_interleave_bf16(_mm512_loadu_ps(even + i), _mm512_loadu_ps(odd + i)));
+        td_lanes_store_avx512(out, td_pairs_join_native(td_lanes_load_avx512(even + i),
+                                                        td_lanes_load_avx512(odd + i)));
 }
 
 TD_TARGET_AVX512 static void bf16_row_pair_avx512(const uint16_t *even, const uint16_t *odd,

@@ -85,21 +85,6 @@ TD_LANES_INLINE_scalar td_lanes_scalar td_lanes_fma_scalar(td_lanes_scalar x, td
     return td_lanes_add_scalar(td_lanes_mul_scalar(x, y), z);
 }
 
-// Lanes as pairs of bf16 (bf16_pairs.h): the first or the second of each pair as fp32, and what
-// VDPBF16PS adds.
-TD_LANES_INLINE_scalar td_lanes_scalar td_lanes_first_scalar(td_lanes_scalar x) {
-    for (int i = 0; i < 4; i++)
-        x.part[i] = _mm_castsi128_ps(_mm_slli_epi32(_mm_castps_si128(x.part[i]), 16));
-    return x;
-}
-
-TD_LANES_INLINE_scalar td_lanes_scalar td_lanes_second_scalar(td_lanes_scalar x) {
-    const __m128 upper = _mm_castsi128_ps(_mm_set1_epi32((int)0xffff0000u));
-    for (int i = 0; i < 4; i++)
-        x.part[i] = _mm_and_ps(x.part[i], upper);
-    return x;
-}
-
 TD_LANES_INLINE_scalar td_lanes_scalar td_lanes_exp_scalar(td_lanes_scalar x) {
     float lane[TD_LANES];
     td_lanes_store_scalar(lane, x);
@@ -163,17 +148,6 @@ TD_LANES_INLINE_avx2 td_lanes_avx2 td_lanes_fma_avx2(td_lanes_avx2 x, td_lanes_a
                            _mm256_fmadd_ps(x.high, y.high, z.high)};
 }
 
-TD_LANES_INLINE_avx2 td_lanes_avx2 td_lanes_first_avx2(td_lanes_avx2 x) {
-    __m256i low = _mm256_castps_si256(x.low), high = _mm256_castps_si256(x.high);
-    return (td_lanes_avx2){_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
-                           _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
-}
-
-TD_LANES_INLINE_avx2 td_lanes_avx2 td_lanes_second_avx2(td_lanes_avx2 x) {
-    const __m256 upper = _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000u));
-    return (td_lanes_avx2){_mm256_and_ps(x.low, upper), _mm256_and_ps(x.high, upper)};
-}
-
 TD_LANES_INLINE_avx2 td_lanes_avx2 td_lanes_exp_avx2(td_lanes_avx2 x) {
     return (td_lanes_avx2){td_exp_avx2(x.low), td_exp_avx2(x.high)};
 }
@@ -234,17 +208,6 @@ TD_LANES_INLINE_avx512 td_lanes_avx512 td_lanes_fma_avx512(td_lanes_avx512 x, td
     return (td_lanes_avx512){_mm512_fmadd_ps(x.all, y.all, z.all)};
 }
 
-TD_LANES_INLINE_avx512 td_lanes_avx512 td_lanes_first_avx512(td_lanes_avx512 x) {
-    return (td_lanes_avx512){
-        _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.all), 16))};
-}
-
-TD_LANES_INLINE_avx512 td_lanes_avx512 td_lanes_second_avx512(td_lanes_avx512 x) {
-    const __m512i upper = _mm512_set1_epi32((int)0xffff0000u);
-    return (td_lanes_avx512){
-        _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x.all), upper))};
-}
-
 TD_LANES_INLINE_avx512 td_lanes_avx512 td_lanes_exp_avx512(td_lanes_avx512 x) {
     return (td_lanes_avx512){td_exp_avx512(x.all)};
 }
@@ -261,25 +224,6 @@ TD_LANES_INLINE_avx512 float td_lanes_sum_avx512(td_lanes_avx512 x) {
 TD_LANES_INLINE_avx512 float td_lanes_largest_avx512(td_lanes_avx512 x) {
     __m256 high = _mm512_extractf32x8_ps(x.all, 1);
     return td_lanes_largest8_avx2(_mm256_max_ps(_mm512_castps512_ps256(x.all), high));
-}
-
-// sum + a b of pairs, the second of each first: VDPBF16PS, and the same bits without it. A product
-// of two bf16 numbers is exact in fp32, so rounding it (the scalar level) changes nothing.
-#define TD_LANES_DOT(level)                                                                        \
-    TD_LANES_INLINE_##level td_lanes_##level td_lanes_dot_##level(                                 \
-        td_lanes_##level a, td_lanes_##level b, td_lanes_##level sum) {                            \
-        sum = td_lanes_fma_##level(td_lanes_second_##level(a), td_lanes_second_##level(b), sum);   \
-        return td_lanes_fma_##level(td_lanes_first_##level(a), td_lanes_first_##level(b), sum);    \
-    }
-TD_LANES_DOT(scalar)
-TD_LANES_DOT(avx2)
-TD_LANES_DOT(avx512)
-#undef TD_LANES_DOT
-
-TD_TARGET_BF16 static inline __attribute__((always_inline, unused)) td_lanes_avx512
-td_lanes_dot_bf16(td_lanes_avx512 a, td_lanes_avx512 b, td_lanes_avx512 sum) {
-    return (td_lanes_avx512){_mm512_dpbf16_ps(sum.all, (__m512bh)_mm512_castps_si512(a.all),
-                                              (__m512bh)_mm512_castps_si512(b.all))};
 }
 
 #endif
