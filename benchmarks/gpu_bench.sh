@@ -120,9 +120,22 @@ step() {
 # One sequence, every block again, and nothing cached that need not be: the least memory.
 memory() {
     run "$tandem" bench step --shape $big --seq $seq --batch 1 --accumulation 1 --steps 2 $lora --set gradient_checkpointing=block \
-        --set memory_limit_bytes=6500000000 --set dequantized_cache_bytes=-1 --set optimizer_cache_bytes=1 --record "$record"
+        --set memory_limit_bytes=6500000000 --set dequantized_cache_bytes=-1 --set dequantize_ahead=off --set optimizer_cache_bytes=1 \
+        --record "$record"
     number peak_bytes | awk '{printf "%.4f\n", $1 * 1e-9}' >"$work/$part_name.value"
     say "peak $(cat "$work/$part_name.value") GB, plan $(number plan_bytes | awk '{printf "%.4f", $1 * 1e-9}') GB"
+}
+# What dequantizing on a second stream gains where no layer has a copy, in turns.
+ahead() {
+    local mode speeds=""
+    for mode in off on off on; do
+        record=$out/$part_name-$mode.json
+        run "$tandem" bench step --shape $big --seq $seq --batch 1 --accumulation 1 --steps $steps $lora --set gradient_checkpointing=none \
+            --set dequantized_cache_bytes=-1 --set dequantize_ahead=$mode --record "$record"
+        speeds+=" $(number tokens_per_second)"
+    done
+    say "$(awk -v s="$speeds" 'BEGIN {split(s, v, " "); printf "off %.0f and %.0f, on %.0f and %.0f tokens/s: %.3f times",
+        v[1], v[3], v[2], v[4], (v[2] + v[4]) / (v[1] + v[3])}')"
 }
 checkpoint() {
     run "$tandem" bench checkpoint --shape $big $lora ${quick:+--saves 2} --record "$record"
@@ -187,6 +200,7 @@ part checkpoint_8b 30 checkpoint
 part load_8b 90 load
 part ops_8b 60 operations $big
 part attention 75 attention
+part ahead_8b 60 ahead
 part peer_8b_full 80 peer $big full $big_batch
 part peer_1.7b_full 60 peer $small full $small_batch
 [ -n "$quick" ] || part ops_1.7b 40 operations $small

@@ -1,3 +1,4 @@
+// Loops of multiply-adds on registers alone.
 #include "kernels/register_peak.h"
 
 #include <immintrin.h>

@@ -44,7 +44,7 @@ says() {
 }
 
 expect 0 190 --python "$folder/python"
-[ "$(grep -cE '^(done|skipped) ' "$folder/out")" = 14 ] || failed "not all 14 parts are in the table"
+[ "$(grep -cE '^(done|skipped) ' "$folder/out")" = 15 ] || failed "not all 15 parts are in the table"
 for part in device step_8b step_8b_full step_1.7b step_1.7b_full memory_8b checkpoint_8b load_8b ops_8b; do
     says done "$part" '[0-9]'
     grep -q '"device": *"[^"]*[^"CPU]' "$folder/records/$part.json" || failed "the record of $part names no GPU"
@@ -54,6 +54,9 @@ grep -q '"recompute": *"block"' "$folder/records/step_8b_full.json" || failed "n
 grep -q '"recompute": *"none"' "$folder/records/step_8b.json" || failed "something was computed again"
 says done peer_8b 'tandem / bf16 = [0-9].*nf4: skipped: no bitsandbytes in this Python'
 says done peer_8b_full 'bf16: skipped: CUDA error: out of memory'
+says done ahead_8b 'off [0-9]+ and [0-9]+, on [0-9]+ and [0-9]+ tokens/s: [0-9.]+ times'
+grep -q '"dequantizes_ahead": *1' "$folder/records/ahead_8b-on.json" || failed "nothing was dequantized ahead"
+grep -q '"dequantizes_ahead": *0' "$folder/records/ahead_8b-off.json" || failed "weights were dequantized ahead"
 says done attention 'llama, 4x8: [0-9.]+ and [0-9.]+ TFLOP/s, / flash = [0-9.]+, / cudnn: none; llama, 1x32: .*; qwen, 4x8: [0-9.]+ and'
 grep -qE '^  flash +forward +3.0 TFLOP/s, backward +2.0 TFLOP/s; tandem / flash = ' "$folder/records/attention.txt" || failed "no attention of the peer"
 grep -q '^  cudnn: skipped: no cuDNN$' "$folder/records/attention.txt" || failed "it does not say why there is no cuDNN"
