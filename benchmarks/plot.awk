@@ -21,6 +21,10 @@ function last_part(path) {
     return path
 }
 
+function products(record) {
+    return field(record, "float32_matmul_precision") == "medium" ? ", products in bf16" : ""
+}
+
 # The median of what `list` holds, numbers between spaces.
 function median(list, sorted, n, i, j, moved) {
     n = split(list, sorted, " ")
@@ -74,7 +78,7 @@ function add_step(line, rate, what) {
         return
     what = field(line, "variant")
     if (what == "")
-        what = "tandem, " last_part(field(line, "shape")) ", seq " field(line, "seq") (line ~ /"command":"[^"]*gradient_checkpointing=block/ ? ", recompute" : "")
+        what = "tandem, " last_part(field(line, "shape")) ", seq " field(line, "seq") products(line) (line ~ /"command":"[^"]*gradient_checkpointing=block/ ? ", recompute" : "")
     if (!((FILENAME, what) in rates)) {
         variants[FILENAME] = variants[FILENAME] (variants[FILENAME] == "" ? "" : "|") what
         if (!(FILENAME in has_steps))
@@ -112,7 +116,7 @@ function draw_steps(i, j, n, names, most, value) {
 }
 
 function draw_breakdown(record, parts, n, i, most, seconds, bound) {
-    heading("ms of a step by part, | is its bound: " last_part(field(record, "shape")) ", seq " field(record, "seq") ", " field(record, "device"))
+    heading("ms of a step by part, | is its bound: " last_part(field(record, "shape")) ", seq " field(record, "seq") products(record) ", " field(record, "device"))
     sub(/.*"parts": ?\[/, "", record)
     n = split(record, parts, /\},?/)
     for (i = 1; i <= n; i++)
