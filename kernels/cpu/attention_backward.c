@@ -430,6 +430,8 @@ td_status td_cpu_attention_backward(const td_op_context *context,
     shared_carve(&job, n_tokens, &carver);
     memset(job.turns, 0, (size_t)(n_tokens * job.plan.n_kv_heads) * sizeof(int32_t));
     int threads = td_attention_team(context, &args->shape, shared, thread_bytes);
+    // A thread's queries, dout and dq of one head stay in the caches from block to block of keys.
+    job.queue.n_together = threads;
     delta_compute(&job, n_tokens, threads);
     char *memory = (char *)context->workspace + shared;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)

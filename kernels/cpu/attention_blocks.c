@@ -226,6 +226,17 @@ void td_attention_pack_transposed(const td_attention_plan *plan,
         memset(packed + col * TD_ATTENTION_SCORES + n_keys, 0, (size_t)padding * sizeof *packed);
 }
 
+// The task of a sequence with that number. The last group may have fewer heads.
+static void place_task(const td_attention_queue *queue, int64_t index, td_attention_task *task) {
+    int64_t n_heads = queue->shape->n_kv_heads, group = queue->n_together;
+    group = group > 0 && group < n_heads ? group : n_heads;
+    int64_t first = index / (task->n_blocks * group) * group;
+    int64_t heads = n_heads - first < group ? n_heads - first : group;
+    int64_t rest = index - first * task->n_blocks;
+    task->block = rest / heads;
+    task->key_head = first + rest % heads;
+}
+
 int td_attention_take(td_attention_queue *queue, td_attention_cursor *cursor,
                       td_attention_task *task) {
     int64_t number = __atomic_fetch_add(&queue->next, 1, __ATOMIC_RELAXED);
@@ -236,8 +247,7 @@ int td_attention_take(td_attention_queue *queue, td_attention_cursor *cursor,
         task->n_blocks = td_attention_blocks(extent, queue->block);
         int64_t index = number - cursor->first_task;
         if (index < task->n_blocks * n_heads) {
-            task->block = index / n_heads;
-            task->key_head = index % n_heads;
+            place_task(queue, index, task);
             return 1;
         }
         cursor->first_task += task->n_blocks * n_heads;

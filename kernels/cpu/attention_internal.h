@@ -251,12 +251,13 @@ typedef struct td_attention_task {
     int64_t block, n_blocks, key_head;
 } td_attention_task;
 
-// All tasks of one call, taken in order by any number of threads: sequence by sequence, block by
-// block, head by head.
+// All tasks of one call, taken in order by any number of threads: sequence by sequence, group of
+// heads by group of heads, block by block, head by head.
 typedef struct td_attention_queue {
     const td_attention_shape *shape;
     int by_keys; // 1: blocks of keys, 0: of queries
     int64_t block;
+    int64_t n_together; // key heads of a group, whose queries should fit the caches; 0: all
     int64_t next; // shared by the threads
 } td_attention_queue;
 

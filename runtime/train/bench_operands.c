@@ -24,7 +24,8 @@ double td_bench_at(const td_operand *operand, int64_t index) {
     if (is_integer(operand->type))
         return floor(unit * operand->scale);
     float value = (float)(operand->scale * (2 * unit - 1));
-    return operand->type == TD_BF16 ? td_bf16_to_f32(td_f32_to_bf16(value)) : value;
+    int is_bf16 = operand->type == TD_BF16 || operand->is_rounded;
+    return is_bf16 ? td_bf16_to_f32(td_f32_to_bf16(value)) : value;
 }
 
 static void put(const td_operand *operand, int64_t index, unsigned char *to) {
@@ -66,6 +67,7 @@ static td_status fill(const td_ops_bench *bench, const td_operand *operand, int6
 td_operand td_bench_take(td_ops_bench *bench, td_dtype type, int64_t count, double scale) {
     const td_device *device = bench->context.device;
     td_operand operand = {.type = type, .scale = scale, .seed = mix(bench->next_seed++)};
+    operand.is_rounded = type == TD_F32 && bench->context.ops->product == TD_BF16;
     if (bench->status != TD_OK)
         return operand;
     if (bench->n_operands == TD_BENCH_MAX_OPERANDS)

@@ -11,6 +11,7 @@ typedef struct td_operand {
     td_dtype type;
     uint64_t seed;
     double scale;
+    int is_rounded; // fp32 that bf16 can hold: rounding it for a product changes nothing
 } td_operand;
 
 enum { TD_BENCH_MAX_OPERANDS = 32 };
