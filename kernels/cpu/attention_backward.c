@@ -130,7 +130,7 @@ static void keys_begin(const backward_job *job, const key_block *block, backward
     td_attention_pack_transposed(plan, job->kernels, values, block->n_keys, scratch->key_rows,
                                  scratch->values_across);
     td_attention_pack_keys(plan, job->kernels, keys, block->n_keys, scratch->keys);
-    size_t bytes = (size_t)(TD_ATTENTION_KEYS * plan->packed_stride) * sizeof(float);
+    size_t bytes = (size_t)(block->n_keys * plan->packed_stride) * sizeof(float);
     memset(scratch->dkeys, 0, bytes);
     memset(scratch->dvalues, 0, bytes);
 }
@@ -266,8 +266,8 @@ static query_turn turn_of(const backward_job *job, const backward_scratch *scrat
                           const key_block *block) {
     const td_attention_queries *queries = &scratch->queries;
     int64_t token = block->task->sequence.q_begin + queries->tokens.begin;
-    int64_t first = queries->keys.begin / TD_ATTENTION_KEYS;
-    int64_t last = (queries->keys.end - 1) / TD_ATTENTION_KEYS;
+    int64_t first = queries->keys.begin / block->task->extent;
+    int64_t last = (queries->keys.end - 1) / block->task->extent;
     return (query_turn){
         .counter = job->turns + token * job->plan.n_kv_heads + block->task->key_head,
         .number = (int32_t)(block->task->block - first),
@@ -382,9 +382,9 @@ static td_cpu_range tokens_that_see(const td_attention_plan *plan, const key_blo
 
 static void keys_process(const backward_job *job, const td_attention_task *task,
                          backward_scratch *scratch) {
-    key_block block = {.task = task, .first_key = task->block * TD_ATTENTION_KEYS};
+    key_block block = {.task = task, .first_key = task->block * task->extent};
     int64_t left = task->sequence.n_k - block.first_key;
-    block.n_keys = left < TD_ATTENTION_KEYS ? left : TD_ATTENTION_KEYS;
+    block.n_keys = left < task->extent ? left : task->extent;
     keys_begin(job, &block, scratch);
     td_cpu_range tokens = tokens_that_see(&job->plan, &block);
     int64_t number = tokens.begin / job->plan.block_tokens;
@@ -421,7 +421,7 @@ td_status td_cpu_attention_backward(const td_op_context *context,
     backward_job job = {.plan = td_attention_plan_of(&args->shape, product),
                         .args = args,
                         .kernels = td_attention_kernels_find(product),
-                        .queue = {.shape = &args->shape, .by_keys = 1, .block = TD_ATTENTION_KEYS}};
+                        .queue = {.shape = &args->shape, .by_keys = 1}};
     int64_t n_tokens = args->shape.cu_q[args->shape.n_sequences];
     size_t thread_bytes = td_attention_backward_thread_bytes(&job.plan);
     size_t shared = shared_bytes(&job.plan, n_tokens);

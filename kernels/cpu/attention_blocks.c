@@ -237,14 +237,21 @@ static void place_task(const td_attention_queue *queue, int64_t index, td_attent
     task->key_head = first + rest % heads;
 }
 
+// Keys of a block that is a task: few of a short sequence, for there to be work for all threads.
+static int64_t keys_together(int64_t n_keys) {
+    return n_keys > TD_ATTENTION_KEYS ? TD_ATTENTION_KEYS : TD_ATTENTION_KEYS / 2;
+}
+
 int td_attention_take(td_attention_queue *queue, td_attention_cursor *cursor,
                       td_attention_task *task) {
     int64_t number = __atomic_fetch_add(&queue->next, 1, __ATOMIC_RELAXED);
     int64_t n_heads = queue->shape->n_kv_heads;
     for (; cursor->sequence < queue->shape->n_sequences; cursor->sequence++) {
         task->sequence = td_attention_sequence_at(queue->shape, cursor->sequence);
-        int64_t extent = queue->by_keys ? task->sequence.n_k : task->sequence.n_q;
-        task->n_blocks = td_attention_blocks(extent, queue->block);
+        int64_t n_keys = task->sequence.n_k;
+        task->extent = queue->by_keys ? keys_together(n_keys) : queue->n_queries;
+        task->n_blocks =
+            td_attention_blocks(queue->by_keys ? n_keys : task->sequence.n_q, task->extent);
         int64_t index = number - cursor->first_task;
         if (index < task->n_blocks * n_heads) {
             place_task(queue, index, task);

@@ -246,7 +246,7 @@ td_status td_cpu_attention_forward(const td_op_context *context,
                        .args = args,
                        .kernels = td_attention_kernels_find(product),
                        .queue = {.shape = &args->shape}};
-    job.queue.block = job.plan.block_tokens;
+    job.queue.n_queries = job.plan.block_tokens;
     size_t thread_bytes = td_attention_forward_thread_bytes(&job.plan);
     TD_TRY(td_cpu_need_workspace(context, "attention_forward", thread_bytes));
     int threads = td_attention_team(context, &args->shape, 0, thread_bytes);

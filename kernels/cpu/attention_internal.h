@@ -25,7 +25,7 @@
 enum {
     TD_ATTENTION_ROWS = 128, // of a query block, unless one token has more heads than that
     TD_ATTENTION_WIDE = 2,   // times as many tokens where there is work enough for all threads
-    TD_ATTENTION_KEYS = 128, // of a key block
+    TD_ATTENTION_KEYS = 256, // of a key block, at most
     TD_ATTENTION_STRIP = 24, // rows that share one range of columns
     TD_ATTENTION_STRIP_LANES = (TD_ATTENTION_STRIP + TD_LANES - 1) / TD_LANES * TD_LANES,
     TD_ATTENTION_SCORES = TD_ATTENTION_KEYS + TD_LANES, // stride of a row of scores
@@ -249,16 +249,17 @@ void td_attention_pack_transposed(const td_attention_plan *plan,
 typedef struct td_attention_task {
     td_attention_sequence sequence;
     int64_t block, n_blocks, key_head;
+    int64_t extent; // queries or keys of a block, the last one of which may have fewer
 } td_attention_task;
 
 // All tasks of one call, taken in order by any number of threads: sequence by sequence, group of
 // heads by group of heads, block by block, head by head.
 typedef struct td_attention_queue {
     const td_attention_shape *shape;
-    int by_keys; // 1: blocks of keys, 0: of queries
-    int64_t block;
+    int by_keys;        // 1: blocks of keys, 0: of queries
+    int64_t n_queries;  // of a block of queries
     int64_t n_together; // key heads of a group, whose queries should fit the caches; 0: all
-    int64_t next; // shared by the threads
+    int64_t next;       // shared by the threads
 } td_attention_queue;
 
 // Where a thread last was in the list of sequences.

@@ -20,9 +20,9 @@ typedef struct attention_case {
     int repeats;    // of the lengths, 0: once
 } attention_case;
 
-// Lengths around the cuts of the CPU backend (blocks of 128 keys, 128 rows of queries, strips of 24
-// rows, 16 lanes), of the CUDA backend (tiles of 16 to 128 rows, widths of 32, 64, 80, 96, 128 and
-// 256, 256 sequences at a time) and odd ones.
+// Lengths around the cuts of the CPU backend (blocks of 256 keys, in backward of 128 up to 256 of
+// them, 128 rows of queries, strips of 24 rows, 16 lanes), of the CUDA backend (tiles of 16 to 128
+// rows, widths of 32, 64, 80, 96, 128 and 256, 256 sequences at a time) and odd ones.
 static const attention_case CASES[] = {
     {2, 1, 8, 0, 0, 1, {5}, {5}, 1.0, 1, 0, 0},
     {3, 1, 16, 3, 0, 2, {6, 3}, {6, 5}, 1.0, 1, 0, 0},
@@ -50,6 +50,10 @@ static const attention_case CASES[] = {
     {2, 1, 32, 0, 0, 4, {3, 0, 1, 2}, {3, 2, 4, 2}, 1.0, 0, 0, 130},
     {2, 1, 10, 0, 0, 1, {70}, {71}, 1.0, 0, 0, 0},   // rows at any even address
     {2, 1, 67, 40, 0, 1, {70}, {103}, 1.0, 0, 0, 0}, // and at odd ones
+    // Three blocks of keys, the last of one key; windows that begin in a later block.
+    {2, 1, 32, 0, 0, 3, {513, 257, 256}, {513, 257, 256}, 1.0, 0, 0, 0},
+    {3, 3, 20, 290, 0, 2, {600, 40}, {620, 300}, 1.0, 0, 0, 0},
+    {4, 1, 16, 100, 0, 1, {640}, {640}, 1.0, 0, 0, 0},
     // Tiles of which one row sees one key or all rows but one see all; few keys have all the
     // weight.
     {2, 1, 64, 128, 0, 1, {230}, {231}, 3.0, 0, 0, 0},
