@@ -56,7 +56,7 @@ static inline td_cpu_range td_cpu_split(int64_t n, int64_t align, int parts, int
 enum { TD_CPU_PARALLEL_ELEMENTS = 16384 };
 
 // Scratch that one call of the operations of that file needs.
-size_t td_cpu_linear_workspace_bytes(const td_workspace_query *query);
+size_t td_cpu_linear_workspace_bytes(const td_workspace_query *query, td_dtype product);
 size_t td_cpu_attention_workspace_bytes(const td_workspace_query *query);
 size_t td_cpu_cross_entropy_workspace_bytes(const td_workspace_query *query);
 

@@ -125,6 +125,8 @@ static void multiply_block(const td_gemm_product *product, td_cpu_range rows, td
                            .accumulate = product->accumulate || k.begin > 0};
     td_gemm_left *left = block.left;
     left[0].data += rows.begin * left[0].row + k.begin * left[0].step;
+    if (left[0].words)
+        left[0].words += rows.begin * left[0].words_row + k.begin / 2;
     left[0].k = k.end - k.begin;
     if (k.end == product->left[0].k && product->left[1].k > 0) {
         left[1] = product->left[1];

@@ -24,6 +24,11 @@ typedef struct td_gemm_left {
     const float *data;
     int64_t row, step;
     int64_t k;
+    // With products in bf16, where step is 1, its rows as pairs, words_row words apart, for more
+    // than one product: the first writes them, those with is_rounded read them. Or NULL.
+    float *words;
+    int64_t words_row;
+    int is_rounded;
 } td_gemm_left;
 
 // The right operand: element (k, n) is scale * matrix[k][n], or scale * matrix[n][k].
@@ -78,7 +83,8 @@ td_gemm_kernel *td_gemm_kernel_find(void);
 // The same of pairs: elements of both operands are words of two bf16 numbers, k counts pairs.
 td_gemm_kernel *td_gemm_kernel_find_pairs(void);
 
-// Rounds `rows` rows of the two left operands to pairs in `rounded`, which they then refer to.
+// Rounds `rows` rows of the two left operands to pairs, which they then refer to: in `words`, and
+// in `rounded` what has none.
 void td_gemm_round_left(td_gemm_left left[2], int64_t rows, float *rounded);
 
 // Words from row to row of what `rounded` holds: an odd number of cache lines.

@@ -26,6 +26,8 @@ static void take_left(const td_gemm_block *block, int64_t row, int64_t rows, td_
         left[part] = block->left[part];
         if (left[part].k > 0)
             left[part].data += row * left[part].row;
+        if (left[part].words)
+            left[part].words += row * left[part].words_row;
     }
     if (block->rounded)
         td_gemm_round_left(left, rows, block->rounded);

@@ -4,6 +4,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "kernels/cpu/bf16_pairs.h"
 #include "kernels/cpu/gemm_internal.h"
 #include "kernels/cpu/weights_internal.h"
 
@@ -29,6 +30,8 @@ typedef struct linear_scratch {
     uint64_t *mask;        // one bit per element of chunk
     float *dyb;            // (T, rank): scaling * dy B
     float *db;             // (rank, out): transposed, not scaled
+    float *words;          // (T, words_row): x or dy rounded to pairs of bf16; or NULL
+    int64_t words_row;
 } linear_scratch;
 
 typedef struct scratch_bytes {
@@ -72,13 +75,24 @@ static scratch_bytes bytes_of(const td_matrix *weight, const td_lora_weights *lo
     return bytes;
 }
 
-size_t td_cpu_linear_workspace_bytes(const td_workspace_query *query) {
+static int64_t words_row(int64_t k) {
+    return td_gemm_rounded_row(td_bf16_words(k));
+}
+
+// For rows of k elements, rounded once for all of a layer's products.
+static size_t words_bytes(int64_t n_tokens, int64_t k) {
+    return td_mul_bytes((size_t)n_tokens, td_mul_bytes((size_t)words_row(k), sizeof(float)));
+}
+
+size_t td_cpu_linear_workspace_bytes(const td_workspace_query *query, td_dtype product) {
     int64_t tokens =
         query->max_tokens > query->max_head_tokens ? query->max_tokens : query->max_head_tokens;
     td_matrix weight = {.rows = query->max_out, .cols = query->max_in};
     td_lora_weights lora = {.rank = query->max_rank, .dropout.threshold = 1};
     scratch_bytes bytes = bytes_of(&weight, query->max_rank > 0 ? &lora : NULL, tokens, 1);
-    return total_bytes(&bytes);
+    int64_t widest = query->max_in > query->max_out ? query->max_in : query->max_out;
+    size_t words = product == TD_BF16 ? words_bytes(query->max_tokens, widest) : 0;
+    return add_bytes(total_bytes(&bytes), words);
 }
 
 static td_status carve(const td_op_context *context, const char *op, const scratch_bytes *bytes,
@@ -96,7 +110,20 @@ static td_status carve(const td_op_context *context, const char *op, const scrat
     out->dyb = (void *)memory;
     memory += bytes->dyb;
     out->db = (void *)memory;
+    out->words = NULL;
+    out->words_row = 0;
     return TD_OK;
+}
+
+// Room for the rows of a left operand as pairs, if the workspace has it: the head's logits are too
+// wide. There it costs little to round them again for the few blocks of columns.
+static void carve_words(const td_op_context *context, const scratch_bytes *bytes, int64_t n_tokens,
+                        int64_t k, linear_scratch *scratch) {
+    size_t used = total_bytes(bytes);
+    if (!scratch->bf16 || words_bytes(n_tokens, k) > context->workspace_bytes - used)
+        return;
+    scratch->words = (void *)((char *)context->workspace + used);
+    scratch->words_row = words_row(k);
 }
 
 // This thread's share of an (m, n) product, within a parallel region.
@@ -117,6 +144,31 @@ static void multiply_on_all(const td_gemm_product *product, int64_t m, int64_t n
                             const linear_scratch *scratch) {
 #pragma omp parallel num_threads(td_cpu_threads()) if (worth_a_team(m, n, product->left[0].k))
     multiply_share(product, m, n, scratch);
+}
+
+// This thread's share of the rows of a thin product, all columns: no row is another thread's too.
+static void multiply_rows(const td_gemm_product *product, int64_t m, int64_t n,
+                          const linear_scratch *scratch) {
+    int thread = omp_get_thread_num();
+    td_cpu_range rows = td_cpu_split(m, TD_GEMM_TILE_ROWS, omp_get_num_threads(), thread);
+    td_gemm_multiply(product, rows, (td_cpu_range){0, n},
+                     scratch->packed + thread * scratch->packed_floats);
+}
+
+// This thread's share of the rows of a left operand into its words, by tiles.
+static void round_rows(const td_gemm_left *left, int64_t n) {
+    td_cpu_range rows =
+        td_cpu_split(n, TD_GEMM_TILE_ROWS, omp_get_num_threads(), omp_get_thread_num());
+    for (int64_t i = rows.begin; i < rows.end; i++)
+        td_bf16_pair_up(left->data + i * left->row, left->k, left->words + i * left->words_row);
+}
+
+// The same operand, its words yet to be written by the first product or round_rows(), or written.
+static td_gemm_left with_words(td_gemm_left left, const linear_scratch *scratch, int is_rounded) {
+    left.words = scratch->words;
+    left.words_row = scratch->words_row;
+    left.is_rounded = is_rounded;
+    return left;
 }
 
 // (rows, cols) fp32 as an operand.
@@ -186,7 +238,7 @@ static void forward(const td_linear_forward_args *args, const linear_scratch *sc
     const td_lora_weights *lora = args->lora;
     int64_t n = args->n_tokens, in = args->weight->cols, out = args->weight->rows;
     td_gemm_product down = {0};
-    td_gemm_product up = {.left = {rows_of(args->x, in)},
+    td_gemm_product up = {.left = {with_words(rows_of(args->x, in), scratch, 1)},
                           .right = {{.matrix = args->weight, .transposed = 1, .scale = 1.0f}},
                           .c = args->y,
                           .ldc = out,
@@ -199,13 +251,18 @@ static void forward(const td_linear_forward_args *args, const linear_scratch *sc
         up.left[1] = rows_of(args->xa, lora->rank);
         up.right[1] = (td_gemm_right){.matrix = &b, .transposed = 1, .scale = lora->scaling};
         down = down_product(args, &a, scratch, args->x, 0);
+        down.left[0] = with_words(down.left[0], scratch, 0);
     }
     if (has_dropout(lora))
         dropped_down(args, &a, scratch);
 #pragma omp parallel num_threads(td_cpu_threads()) if (worth_a_team(n, in, out))
     {
-        if (lora && !has_dropout(lora)) {
-            multiply_share(&down, n, lora->rank, scratch);
+        int has_down = lora && !has_dropout(lora);
+        if (has_down)
+            multiply_rows(&down, n, lora->rank, scratch);
+        else if (scratch->words)
+            round_rows(&up.left[0], n);
+        if (has_down || scratch->words) {
 #pragma omp barrier
         }
         multiply_share(&up, n, out, scratch);
@@ -220,6 +277,7 @@ td_status td_cpu_linear_forward(const td_op_context *context, const td_linear_fo
     linear_scratch scratch;
     scratch_bytes bytes = bytes_of(args->weight, args->lora, args->n_tokens, 0);
     TD_TRY(carve(context, "linear_forward", &bytes, args->lora ? args->lora->rank : 0, &scratch));
+    carve_words(context, &bytes, args->n_tokens, args->weight->cols, &scratch);
     forward(args, &scratch);
     return TD_OK;
 }
@@ -239,7 +297,7 @@ static void lora_products(const td_linear_backward_args *args, const linear_scra
     out->b = matrix_of(lora->b, rows, rank);
     out->x = matrix_of(args->x, n, in);
     out->dy = matrix_of(args->dy, n, rows);
-    out->dyb = (td_gemm_product){.left = {rows_of(args->dy, rows)},
+    out->dyb = (td_gemm_product){.left = {with_words(rows_of(args->dy, rows), scratch, 0)},
                                  .right = {{.matrix = &out->b, .scale = lora->scaling}},
                                  .c = scratch->dyb,
                                  .ldc = rank,
@@ -277,8 +335,12 @@ static void backward(const td_linear_backward_args *args, const backward_product
 #pragma omp parallel num_threads(td_cpu_threads()) if (worth_a_team(n, in, out))
     {
         if (lora) {
-            multiply_share(&products->dyb, n, lora->rank, scratch);
+            multiply_rows(&products->dyb, n, lora->rank, scratch);
             share_db(args, &products->db, scratch);
+        } else if (scratch->words) {
+            round_rows(&products->dx.left[0], n);
+        }
+        if (lora || scratch->words) {
 #pragma omp barrier
         }
         if (args->dx)
@@ -318,8 +380,9 @@ td_status td_cpu_linear_backward(const td_op_context *context,
     linear_scratch scratch;
     scratch_bytes bytes = bytes_of(args->weight, lora, args->n_tokens, 1);
     TD_TRY(carve(context, "linear_backward", &bytes, lora ? lora->rank : 0, &scratch));
+    carve_words(context, &bytes, args->n_tokens, args->weight->rows, &scratch);
     backward_products products = {
-        .dx = {.left = {rows_of(args->dy, args->weight->rows)},
+        .dx = {.left = {with_words(rows_of(args->dy, args->weight->rows), &scratch, 1)},
                .right = {{.matrix = args->weight, .scale = 1.0f}},
                .c = args->dx,
                .ldc = args->weight->cols,
